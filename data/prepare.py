@@ -1,0 +1,314 @@
+"""Make train.tsv, valid.tsv and test.tsv from a public Korean corpus, or from a labelled file of your own.
+
+    python -m data.prepare nsmc                                # 200,000 film reviews, the published test set
+    python -m data.prepare shopping                            # 200,000 Naver shopping reviews
+    python -m data.prepare steam                               # 100,000 Steam game reviews
+    python -m data.prepare seed-mix --drop-leaks               # the three together, 500,000 reviews
+    python -m data.prepare nsmc --from ~/corpora               # files already downloaded, no network
+    python -m data.prepare split reviews.csv --out data/mine   # your own .tsv, .txt, .csv or .jsonl
+
+Label 1 is positive, 0 negative; shopping has 4 and 5 stars as positive, 1 and 2 as negative. nsmc keeps the
+published test set and takes 5 % of the published training set as valid. The others are shuffled: 10 % become
+test, 5 % of the rest valid (rounded up). The same seed gives the same files.
+
+reads   ratings_train.txt, ratings_test.txt (github.com/e9t/nsmc, CC0), naver_shopping.txt, steam.txt
+        (github.com/bab2min/corpus, public domain), downloaded into data/downloads unless they are there; an
+        interrupted download is resumed. Row counts and label balance must be the published ones. Or FILE.
+writes  OUT/train.tsv, valid.tsv, test.tsv: a header, then `id` (where there is one), `text`, `text2` (where
+        there is one) and `label`; UTF-8, tabs, no quoting. All three or none. Blank texts stay rows.
+"""
+
+import argparse
+import contextlib
+import http.client
+import os
+import random
+import re
+import shlex
+from array import array
+from dataclasses import dataclass
+from itertools import chain
+from pathlib import Path
+from urllib.error import HTTPError, URLError
+from urllib.request import Request, urlopen
+
+
+@dataclass
+class Source:
+    """One published file: where it is, and what its README says that it holds."""
+
+    url: str
+    header: bool  # id, document, label under a header; otherwise label, text and no header
+    labels: dict[str, str]  # label in the file -> label written
+    rows: int
+    positives: int
+    slack: int  # by how many rows the positives may differ: 0 where the exact count is published
+
+
+NSMC = "https://raw.githubusercontent.com/e9t/nsmc/master/"
+BAB2MIN = "https://raw.githubusercontent.com/bab2min/corpus/master/sentiment/"
+BINARY = {"0": "0", "1": "1"}
+STARS = {"1": "0", "2": "0", "4": "1", "5": "1"}  # the publisher left 3 stars out
+SOURCES = {  # NSMC only states that a "random guess yields 50% accuracy": its files may differ by 1 % of rows
+    "ratings_train.txt": Source(NSMC + "ratings_train.txt", True, BINARY, 150_000, 75_000, 1_500),
+    "ratings_test.txt": Source(NSMC + "ratings_test.txt", True, BINARY, 50_000, 25_000, 500),
+    "naver_shopping.txt": Source(BAB2MIN + "naver_shopping.txt", False, STARS, 200_000, 99_963, 0),
+    "steam.txt": Source(BAB2MIN + "steam.txt", False, BINARY, 100_000, 49_996, 0),
+}
+CORPORA = {
+    "nsmc": ["ratings_train.txt", "ratings_test.txt"],
+    "shopping": ["naver_shopping.txt"],
+    "steam": ["steam.txt"],
+    "seed-mix": list(SOURCES),
+}
+
+
+def parse_args(argv=None):
+    p = argparse.ArgumentParser(prog="python -m data.prepare", description=__doc__,
+                                formatter_class=argparse.RawDescriptionHelpFormatter)
+    arg = p.add_argument
+    arg("corpus", choices=[*CORPORA, "split"], help="a public corpus, or split for a FILE of your own")
+    arg("file", nargs="?", metavar="FILE", help="the labelled file to split (split only)")
+    # artifacts
+    arg("--out", type=Path, metavar="DIR", help="folder to write into (default: data/CORPUS or FILE's name)")
+    arg("--from", type=Path, metavar="DIR", dest="source_dir", help="use the files in DIR, fetch nothing")
+    arg("--downloads", type=Path, metavar="DIR", default=Path("data/downloads"),
+        help="folder that keeps downloaded files (default: %(default)s)")
+    # method
+    arg("--seed", type=int, default=1, help="seed of the shuffle (default: %(default)s)")
+    arg("--drop-leaks", action="store_true", help="remove train rows whose text is also in valid or test")
+    # columns of FILE
+    arg("--text-column", metavar="NAME", help="its text column (default: text or document)")
+    arg("--text2-column", metavar="NAME", help="its second text (default: text2, if there is one)")
+    arg("--label-column", metavar="NAME", help="its label column (default: label)")
+    args = p.parse_intermixed_args(argv)  # FILE may follow a flag
+    if args.corpus == "split":
+        if not args.file:
+            p.error("split needs a FILE: python -m data.prepare split reviews.csv")
+        if args.source_dir:
+            p.error("--from is for the public corpora; split reads FILE")
+    elif args.file or args.text_column or args.text2_column or args.label_column:
+        p.error(f"FILE and the column flags are for split; {args.corpus} has its own files")
+    args.out = args.out or Path("data") / (Path(args.file).name.split(".")[0] if args.file else args.corpus)
+    return args
+
+
+if __name__ == "__main__":
+    ARGS = parse_args()  # before torch is imported: --help and a wrong flag answer at once
+
+from data.examples import Examples, label_names, read_examples
+from runtime import Progress, UserError, run
+
+TIMEOUT = 30  # seconds without a byte
+UNFIT = str.maketrans("\t\n\r\0", "    ")  # what a field of an unquoted TSV cannot hold
+
+
+# ---- download ----------------------------------------------------------------------------------------------
+
+
+def download(url: str, path: Path) -> None:
+    """Fetch `url` into PATH.partial, which a later call resumes, and rename it when every byte is there.
+
+    Raises UserError when the server is out of reach, refuses or ends early; the partial file then stays.
+    """
+    partial = path.with_name(path.name + ".partial")
+    try:
+        path.parent.mkdir(parents=True, exist_ok=True)
+        have = partial.stat().st_size if partial.exists() else 0
+        request = Request(url, headers={"Range": f"bytes={have}-"} if have else {})
+        try:
+            with urlopen(request, timeout=TIMEOUT) as response:
+                _receive(response, partial, have)
+        except HTTPError as error:
+            if error.code != 416 or not have:
+                raise
+            if error.headers.get("Content-Range") != f"bytes */{have}":  # the start of another version
+                partial.unlink()
+                return download(url, path)
+        os.replace(partial, path)  # 416: the partial file was whole already
+    except (OSError, http.client.HTTPException) as error:  # unreachable, timed out, reset: all are OSError
+        reason = error.reason if type(error) is URLError else error
+        raise UserError(f"{url}: cannot download ({reason}); run again to resume, or use files already "
+                        f"downloaded with --from DIR") from None
+
+
+def _receive(response, partial: Path, have: int) -> None:
+    """Append a 206 answer to the partial file; write any other answer (Range was ignored) over it."""
+    if response.status == 206:
+        found = re.fullmatch(r"bytes (\d+)-\d+/(\d+)", response.headers.get("Content-Range", ""))
+        if not found or int(found[1]) != have:
+            partial.unlink(missing_ok=True)
+            raise OSError("the server sent another part than was asked for; the next run starts from byte 0")
+        total = int(found[2])
+    else:
+        have, total = 0, response.length  # Content-Length, None where there is none
+    with (open(partial, "ab" if have else "wb") as file,
+          contextlib.closing(Progress(partial.stem, (total or 0) - have, "bytes")) as progress):
+        while chunk := response.read(1 << 16):
+            file.write(chunk)
+            have += len(chunk)
+            progress.add(len(chunk))
+    if total is not None and have != total:  # http.client lets a cut connection look like the end of the file
+        raise OSError(f"the connection ended after {have:,} of {total:,} bytes")
+
+
+# ---- read and verify ---------------------------------------------------------------------------------------
+
+
+def load(name: str, args) -> Examples:
+    """One published file as examples labelled 0 and 1, downloaded if need be and held to its README."""
+    source, path = SOURCES[name], (args.source_dir or args.downloads) / name
+    if not path.exists():
+        if args.source_dir:
+            raise UserError(f"{path}: not found; --from needs {' and '.join(CORPORA[args.corpus])} in DIR")
+        print(f"downloading {source.url}")
+        download(source.url, path)
+    examples = read_examples(path, label_column="label") if source.header else _read_headerless(path)
+    hint = "it is damaged or another version: delete or replace it and run again"
+    if len(examples) != source.rows:
+        raise UserError(f"{path}: {len(examples):,} rows, published are {source.rows:,}; {hint}")
+    for line, label in zip(examples.lines, examples.labels, strict=True):
+        if label not in source.labels:
+            raise UserError(f"{path}:{line}: label {label!r} where {' '.join(source.labels)} occur; {hint}")
+    examples.labels = [source.labels[label] for label in examples.labels]
+    positives = examples.labels.count("1")
+    if abs(positives - source.positives) > source.slack:
+        published = f"{source.positives:,}" + (f" ± {source.slack:,}" if source.slack else "")
+        raise UserError(f"{path}: {positives:,} positive rows, published are {published}; {hint}")
+    return examples
+
+
+def _read_headerless(path: Path) -> Examples:
+    """label<TAB>text. Only LF ends a line; the text is everything after the first tab."""
+    examples = Examples(str(path), [], None, [], None, array("Q"))
+    try:
+        with open(path, encoding="utf-8-sig", newline="\n") as file:
+            for number, line in enumerate(file, 1):
+                label, tab, text = line.removesuffix("\n").removesuffix("\r").partition("\t")
+                if not tab:
+                    raise UserError(f"{path}:{number}: no tab; a line must be label<TAB>text")
+                examples.labels.append(label)
+                examples.texts.append(text)
+                examples.lines.append(number)
+    except UnicodeDecodeError as error:
+        raise UserError(f"{path}: not UTF-8 ({error.reason}) after line {len(examples):,}") from None
+    return examples
+
+
+# ---- split and write ---------------------------------------------------------------------------------------
+
+
+def table(examples: Examples) -> tuple[list[str], list[tuple]]:
+    """The names of the columns that are there, and the rows with every field made fit for an unquoted TSV."""
+    columns = {"id": examples.ids, "text": examples.texts, "text2": examples.texts2, "label": examples.labels}
+    columns = {name: values for name, values in columns.items() if values is not None}
+    fit = ([value.translate(UNFIT) for value in values] for values in columns.values())
+    return list(columns), list(zip(*fit, strict=True))
+
+
+def shuffle(rows: list, seed: int) -> list:
+    """Sorted by random(): the one method of which Python promises equal numbers in every version."""
+    generator = random.Random(seed)
+    keys = [generator.random() for _ in rows]
+    return [rows[i] for i in sorted(range(len(rows)), key=keys.__getitem__)]
+
+
+def cut(rows: list, percent: int) -> tuple[list, list]:
+    """(The first `percent` of the rows, the rest), in whole numbers and rounded up: no part is empty."""
+    size = -(-len(rows) * percent // 100)
+    return rows[:size], rows[size:]
+
+
+def report_leaks(splits: dict, header: list[str], drop: bool) -> None:
+    """Print how many train rows have a text that valid or test has too; take them out of train if `drop`."""
+    texts = [i for i, name in enumerate(header) if name in ("text", "text2")]
+    keys = {name: [tuple(row[i].strip() for i in texts) for row in rows] for name, rows in splits.items()}
+    train, leaks = splits["train"], set()
+    for name in ("valid", "test"):
+        seen = set(keys[name])
+        found = [i for i, key in enumerate(keys["train"]) if key in seen]
+        leaks.update(found)
+        print(f"leaks: {len(found):,} of {len(train):,} train rows ({len(found) / len(train):.2%}) "
+              f"have a text that is also in {name}")
+    if drop:
+        splits["train"] = [row for i, row in enumerate(train) if i not in leaks]
+        print(f"leaks: {len(leaks):,} rows removed from train")
+        if not splits["train"]:
+            raise UserError("--drop-leaks would leave no row in train: every text is also in valid or test")
+    elif leaks:
+        print("leaks: kept; --drop-leaks removes them from train")
+
+
+def write(out: Path, header: list[str], splits: dict) -> None:
+    """Write all three files to temporaries, set earlier ones aside, rename. A failure puts everything back.
+
+    Since all earlier files go before the first new one comes, not even a killed run leaves a mixture of sets.
+    """
+    files = [out / f"{name}.tsv" for name in splits]
+    new, old = ([out / f".{file.name}.{os.getpid()}.{kind}" for file in files] for kind in ("partial", "old"))
+    try:
+        out.mkdir(parents=True, exist_ok=True)
+        for path, rows in zip(new, splits.values(), strict=True):
+            with open(path, "w", encoding="utf-8", newline="\n") as file:
+                file.writelines("\t".join(row) + "\n" for row in (header, *rows))
+                file.flush()
+                os.fsync(file.fileno())
+        try:
+            for file, aside in zip(files, old, strict=True):
+                if file.is_file():
+                    os.replace(file, aside)
+            for path, file in zip(new, files, strict=True):
+                os.replace(path, file)
+        except BaseException:  # Ctrl-C too
+            for path, file, aside in zip(new, files, old, strict=True):
+                if not path.exists():
+                    file.unlink()
+                if aside.exists():
+                    os.replace(aside, file)
+            raise
+        new += old  # the set is in place: what it replaces can go
+    except (OSError, UnicodeEncodeError) as error:  # the latter: half an emoji, which a .jsonl can hold
+        raise UserError(f"{out}: cannot write the three files ({error}); nothing was changed") from None
+    finally:
+        for path in new:  # and never `old` after a failure: it may be all that is left
+            with contextlib.suppress(OSError):
+                path.unlink()
+
+
+def summary(out: Path, splits: dict, names: list[str]) -> None:
+    titles = ["negative", "positive"] if names == ["0", "1"] else names[:8]
+    print(f"{'split':5} {'rows':>10}", *(f"{title:>10}" for title in titles), " file")
+    for split, rows in splits.items():
+        counts = [sum(row[-1] == name for row in rows) for name in names[:8]]  # the label is the last column
+        print(f"{split:5} {len(rows):>10,}", *(f"{count:>10,}" for count in counts), f" {out / split}.tsv")
+    print(f"next: python train_tokenizer.py --texts {shlex.quote(str(out / 'train.tsv'))}")
+
+
+def main(args) -> None:
+    if args.corpus == "split":
+        parts = [read_examples(args.file, args.text_column, args.text2_column, args.label_column)]
+        if len(parts[0]) < 3:
+            raise UserError(f"{args.file}: {len(parts[0])} rows; train, valid and test need at least 3")
+        for file in (args.out / f"{split}.tsv" for split in ("train", "valid", "test")):
+            if file.exists() and file.samefile(args.file):
+                raise UserError(f"{file}: is the FILE to split and would be overwritten; give another --out")
+    else:
+        parts = [load(name, args) for name in CORPORA[args.corpus]]
+    names = label_names(parts)  # refuses a file without labels
+    if args.corpus == "seed-mix":
+        for part in parts:
+            part.ids = None  # NSMC alone has them
+    headers, rows = zip(*map(table, parts), strict=True)
+    if args.corpus == "nsmc":
+        rest, test = shuffle(rows[0], args.seed), rows[1]
+    else:
+        test, rest = cut(shuffle(list(chain(*rows)), args.seed), 10)
+    valid, train = cut(rest, 5)
+    splits = {"train": train, "valid": valid, "test": test}
+    report_leaks(splits, headers[0], args.drop_leaks)
+    write(args.out, headers[0], splits)
+    summary(args.out, splits, names)
+
+
+if __name__ == "__main__":
+    run(main, ARGS, errors=(OSError,))

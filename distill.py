@@ -1,0 +1,375 @@
+"""Train BiLSTM students on a teacher's logits, on labels, or on both; keep the epoch best on validation.
+
+    python distill.py --train data/nsmc/train.tsv --logits logits/train.pt --valid data/nsmc/valid.tsv \\
+        --tokenizer tokenizer/vocab_size_3000
+    python distill.py --train train.tsv unlabeled.tsv --logits logits/train.pt logits/unlabeled.pt …
+    python distill.py --train train.tsv --alpha 1 …                       # labels only, no teacher
+    python distill.py … --size base small tiny --seed 0 1 2               # the whole grid, then one table
+
+reads   training files, for each the logits that dump_logits.py (or any (N, C) tensor) gives its rows,
+        a labelled validation file, a folder with tokenizer.json
+writes  OUTPUT_DIR/NAME/student.pt (best epoch), last.pt (for --resume), log.jsonl; for a grid also summary.tsv
+next    python evaluate.py students/base/student.pt --data data/nsmc/test.tsv
+
+A grid flag, marked +, takes several values; every combination is trained.
+"""
+
+import argparse
+
+# Flag, and what it adds to the name of a student's folder when the grid has several values of it.
+GRID = {"tokenizer": "", "size": "", "embedding_dim": "e", "hidden_dim": "h", "num_layers": "l", "dropout": "d",
+        "pooling": "", "head": "", "loss": "", "alpha": "alpha", "temperature": "T", "lr": "lr", "seed": "seed"}
+
+
+def parse_args(argv=None):
+    p = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    arg = p.add_argument
+
+    def grid(flag, *, default, help, **options):
+        arg(flag, nargs="+", default=[default], help=f"+ {help} (default: {default})", **options)
+
+    # data
+    arg("--train", required=True, nargs="+", metavar="FILE", help="texts; a label column may be there or not")
+    arg("--logits", nargs="+", metavar="FILE", help="logits of each --train file, in the same order")
+    arg("--valid", required=True, metavar="FILE", help="labelled texts that choose the best epoch")
+    arg("--text-column", metavar="NAME", help="default: text or document")
+    arg("--text2-column", metavar="NAME", help="second text of a pair; default: text2 if there")
+    arg("--label-column", metavar="NAME", help="default: label if there")
+    # artifacts
+    arg("--tokenizer", required=True, nargs="+", metavar="DIR", help="+ folder with tokenizer.json")
+    arg("--output-dir", default="students", metavar="DIR", help="default: %(default)s")
+    arg("--resume", action="store_true", help="continue from last.pt where there is one")
+    # student
+    grid("--size", default="base", choices=["large", "base", "small", "mini", "tiny"],
+         help="embedding/hidden: large 128/256, base 64/128, small 32/64, mini 16/16, tiny 8/16")
+    grid("--embedding-dim", type=int, default=None, metavar="N", help="instead of the size's")
+    grid("--hidden-dim", type=int, default=None, metavar="N", help="of each direction, instead of the size's")
+    grid("--num-layers", type=int, default=1, metavar="N", help="LSTM layers")
+    grid("--dropout", type=float, default=0.1, metavar="P", help="on embeddings and before the head")
+    grid("--pooling", default="last", choices=["last", "max", "mean", "attention"], help="states to one vector")
+    grid("--head", default="linear", choices=["linear", "relu"], help="relu: one hidden layer, the paper's")
+    arg("--max-length", type=int, default=128, help="tokens of a row, cut beyond (default: %(default)s)")
+    # method
+    grid("--loss", default="kl", choices=["kl", "mse"], help="soft part: T²·KL, or the paper's squared error")
+    grid("--alpha", type=float, default=0.1, metavar="A", help="weight of the labels; 1: labels alone, no logits")
+    grid("--temperature", type=float, default=2.0, metavar="T", help="softens both distributions of the KL")
+    # optimisation
+    arg("--epochs", type=int, default=10, help="default: %(default)s")
+    grid("--lr", type=float, default=3e-3, metavar="R", help="peak learning rate")
+    arg("--max-tokens", type=int, default=4096, help="tokens of a batch, padding counted (default: %(default)s)")
+    arg("--warmup", type=float, default=0.05, help="share of the run with rising rate (default: %(default)s)")
+    arg("--weight-decay", type=float, default=0.01, help="default: %(default)s")
+    arg("--clip", type=float, default=1.0, help="largest gradient norm (default: %(default)s)")
+    # machine
+    arg("--device", default="auto", choices=["auto", "cpu", "cuda", "mps"], help="default: %(default)s")
+    arg("--precision", default="auto", choices=["auto", "fp32", "bf16"],
+        help="auto takes bf16 where a trial shows it faster (default: %(default)s)")
+    grid("--seed", type=int, default=0, metavar="N", help="of weights, order and dropout")
+    arg("--tensorboard", action="store_true", help="also log to OUTPUT_DIR/NAME/tensorboard")
+    args = p.parse_args(argv)
+    if args.logits is None and min(args.alpha) < 1:
+        p.error("--logits are needed, one for each --train file (or --alpha 1 to train on labels alone)")
+    if args.logits is not None and len(args.logits) != len(args.train):
+        p.error(f"{len(args.train)} --train files but {len(args.logits)} --logits; give one for each, in order")
+    if not all(0 <= alpha <= 1 for alpha in args.alpha) or min(args.temperature) <= 0:
+        p.error("--alpha must be in [0, 1], --temperature positive")
+    if args.epochs < 1 or args.max_tokens < 1 or args.max_length < 1:
+        p.error("--epochs, --max-tokens and --max-length must be at least 1")
+    if min(args.lr) <= 0 or args.clip <= 0 or not 0 <= args.warmup < 1 or args.weight_decay < 0:
+        p.error("--lr and --clip must be positive, --warmup in [0, 1), --weight-decay at least 0")
+    return args
+
+
+if __name__ == "__main__":
+    ARGS = parse_args()  # before torch is imported: --help and a wrong flag answer at once
+
+import itertools
+import sys
+from dataclasses import dataclass
+from pathlib import Path
+
+import numpy as np
+import torch
+import torch.nn.functional as F
+from tokenizers import Tokenizer
+
+import runtime
+from data.batching import encode, logits_in_order, token_batches
+from data.examples import Examples, label_names, read_examples
+from runtime import UserError
+from student import SIZES, Student, StudentConfig, StudentError
+
+FORMAT = 1
+# Beside the grid's values: a run resumed with others of these would be neither the old run nor a new one.
+MUST_MATCH = ("epochs", "max_length", "max_tokens", "warmup", "weight_decay", "clip")
+
+
+def distill_loss(student_logits, teacher_logits, labels, alpha: float, temperature: float, kind: str = "kl"):
+    """The method: mean over rows of alpha · CE(label) + (1 − alpha) · soft; a row without label (-1) is all soft.
+
+    kl   soft = T² · KL(softmax(teacher / T) ‖ softmax(student / T)), Hinton et al. (2015, arXiv 1503.02531): T²
+         keeps the gradient's scale independent of T
+    mse  soft = ‖teacher − student‖², Tang et al. (2019, arXiv 1903.12136), section 3.2
+    student_logits, teacher_logits (B, C), labels (B,); teacher_logits None: labels alone.
+    """
+    hard = F.cross_entropy(student_logits, labels.clamp(min=0), reduction="none")  # (B,)
+    if teacher_logits is None:
+        return hard.mean()
+    if kind == "mse":
+        soft = (teacher_logits - student_logits).square().sum(1)  # (B,)
+    else:
+        log_p = F.log_softmax(teacher_logits / temperature, 1)
+        log_q = F.log_softmax(student_logits / temperature, 1)
+        soft = temperature**2 * (log_p.exp() * (log_p - log_q)).sum(1)  # (B,)
+    alpha = alpha * (labels >= 0)  # (B,)
+    return (alpha * hard + (1 - alpha) * soft).mean()
+
+
+# ---- data -------------------------------------------------------------------------------------------------
+
+
+@dataclass
+class TrainingSet:
+    """All training files in a row. Row i has labels[i] (-1: none) and logits[i]."""
+
+    texts: list[str]
+    texts2: list[str] | None
+    labels: torch.Tensor  # (N,) int64
+    logits: torch.Tensor | None  # (N, C) float32
+    label_names: list[str]
+    fingerprint: list[str]  # of texts and logits, for --resume
+
+
+def read_logits(path: str, examples: Examples) -> tuple[torch.Tensor, list[str] | None]:
+    """Logits (N, C) float32 for the rows of `examples`, and the label names if the file has them.
+
+    The file is what dump_logits.py writes, or a bare (N, C) tensor from any other system. Logits of other texts
+    are refused: they would train a student that looks fine and is wrong.
+    """
+    remake = f"make the right ones: python dump_logits.py --teacher … --data {examples.path}"
+    artifact = runtime.load_weights(path)
+    if torch.is_tensor(artifact):
+        logits, names = artifact, None
+    else:
+        artifact = runtime.load(path, "logits", 1)
+        if artifact["texts"] != examples.fingerprint():
+            raise UserError(f"{path}: these are logits of other texts than {examples.path}; {remake}")
+        logits, names = artifact["logits"], artifact["label_names"]
+    if logits.dim() != 2 or len(logits) != len(examples) or not logits.is_floating_point():
+        raise UserError(f"{path}: {list(logits.shape)} {logits.dtype} where {examples.path} has {len(examples)} "
+                        f"rows: a float tensor (rows, classes) is needed; {remake}")
+    if not logits.isfinite().all():
+        row = int((~logits.isfinite()).any(1).nonzero()[0])
+        raise UserError(f"{path}: the logits of row {row} are not finite; {remake}")
+    return logits.float(), names
+
+
+def read_training_set(args) -> tuple[TrainingSet, Examples, torch.Tensor]:
+    """The training files, the validation file and its labels (N,)."""
+    columns = args.text_column, args.text2_column, args.label_column
+    files = [read_examples(file, *columns) for file in args.train]
+    valid = read_examples(args.valid, *columns)
+    if len({part.texts2 is None for part in [*files, valid]}) > 1:
+        raise UserError("some files have a column text2 and some have not; all or none must be pairs")
+    logits, names = None, None
+    if args.logits:
+        pairs = [read_logits(path, part) for path, part in zip(args.logits, files, strict=True)]
+        for path, (tensor, found) in zip(args.logits, pairs, strict=True):
+            if tensor.size(1) != pairs[0][0].size(1) or (found and names and found != names):
+                raise UserError(f"{path}: its classes are not those of the other logits; one teacher for all files")
+            names = names or found
+        logits = torch.cat([tensor for tensor, _ in pairs])
+    names = names or label_names([*files, valid])
+    if logits is not None and logits.size(1) != len(names):
+        raise UserError(f"{args.logits[0]}: {logits.size(1)} classes, but the labels are {names}")
+    labels = torch.tensor([label for part in files for label in part.label_ids(names)])
+    valid_labels = torch.tensor(valid.label_ids(names))
+    if (valid_labels < 0).any():
+        row = int((valid_labels < 0).nonzero()[0])
+        raise UserError(f"{valid.path}:{valid.lines[row]}: no label; every row of --valid needs one")
+    if 1 in args.alpha and (labels < 0).all():
+        raise UserError("--alpha 1 trains on labels alone, but no --train file has any")
+    texts = [text for part in files for text in part.texts]
+    texts2 = None if valid.texts2 is None else [text for part in files for text in part.texts2]
+    fingerprint = [part.fingerprint() for part in files]
+    if logits is not None:
+        fingerprint.append(runtime.fingerprint(logits))
+    return TrainingSet(texts, texts2, labels, logits, names, fingerprint), valid, valid_labels
+
+
+def read_tokenizer(folder: str) -> Tokenizer:
+    path = Path(folder) / "tokenizer.json" if Path(folder).is_dir() else Path(folder)
+    try:
+        tokenizer = Tokenizer.from_str(path.read_text(encoding="utf-8"))
+    except OSError as error:
+        raise UserError(f"{path}: cannot read ({error.strerror}); make one with train_tokenizer.py") from None
+    except Exception as error:  # the Rust library raises bare Exception
+        raise UserError(f"{path}: not a tokenizer file ({error})") from None
+    for token in ("[PAD]", "[UNK]"):
+        if tokenizer.token_to_id(token) is None:
+            raise UserError(f"{path}: the tokenizer has no {token}; make one with train_tokenizer.py")
+    return tokenizer
+
+
+# ---- one student --------------------------------------------------------------------------------------------
+
+
+def train_student(settings: dict, folder: Path, tokenizer, encoded, encoded_valid, data, valid_labels, args) -> dict:
+    """Train one student, write it to `folder`, return its row of the summary. `settings` has the GRID's keys."""
+    device = runtime.pick_device(args.device)
+    runtime.seed_everything(settings["seed"])
+    alpha, temperature, loss_kind = settings["alpha"], settings["temperature"], settings["loss"]
+
+    # model
+    embedding_dim, hidden_dim = SIZES[settings["size"]]
+    config = StudentConfig(
+        tokenizer.get_vocab_size(), len(data.label_names), settings["embedding_dim"] or embedding_dim,
+        settings["hidden_dim"] or hidden_dim, settings["num_layers"], settings["dropout"], settings["pooling"],
+        settings["head"], args.max_length, tokenizer.token_to_id("[PAD]"), tokenizer.token_to_id("[UNK]"),
+    )  # fmt: skip
+    student = Student(config, tokenizer, data.label_names).to(device)
+    count = sum(p.numel() for p in student.parameters())
+    optimizer = torch.optim.AdamW(student.parameters(), settings["lr"], weight_decay=args.weight_decay,
+                                  fused=device.type in ("cpu", "cuda"))
+    labels = data.labels.to(device)
+    teacher_logits = None if data.logits is None or alpha == 1 else data.logits.to(device)
+    rows_used = np.arange(len(labels))
+    if teacher_logits is None:
+        rows_used = np.flatnonzero(data.labels.numpy() >= 0)
+
+    def trial_step():
+        rows = rows_used[np.argsort(encoded.lengths[rows_used])[-128:]]
+        F.cross_entropy(student(**encoded.batch(rows, device)).float(), labels[rows].clamp(min=0)).backward()
+        optimizer.zero_grad()
+
+    precision = runtime.pick_precision(args.precision, device, trial_step)
+
+    # resume
+    first_epoch, best, seconds = 0, {"valid_accuracy": -1.0}, 0.0
+    made_by = runtime.made_by(args) | {"settings": settings}
+    if args.resume and (folder / "last.pt").exists():
+        state = runtime.load(folder / "last.pt", "student-resume", FORMAT)
+        before = state["made_by"]["arguments"] | state["made_by"]["settings"]
+        differing = [name for name in MUST_MATCH if before[name] != getattr(args, name)]
+        differing += [name for name in GRID if before[name] != settings[name]]
+        if state["fingerprint"] != data.fingerprint:
+            differing.append("the texts or logits of --train")
+        if differing:
+            raise UserError(f"{folder / 'last.pt'}: was made with other values of {', '.join(differing)}; use those, "
+                            f"or leave out --resume")
+        student.load_state_dict(state["weights"])
+        optimizer.load_state_dict(state["optimizer"])
+        runtime.set_rng_state(state["rng"], device)
+        first_epoch, best, seconds = state["epoch"], state["best"], state["seconds"]
+        precision = state["precision"]
+        print(f"resuming {folder} after epoch {first_epoch}")
+    log = runtime.Log(folder / "log.jsonl", args.tensorboard)
+    log.write(**made_by, **runtime.machine(device), precision=precision, train=data.fingerprint)
+    print(f"{folder}: {count:,} parameters, {len(rows_used):,} rows, "
+          + ("labels alone" if teacher_logits is None else f"alpha {alpha:g}, {loss_kind}, T {temperature:g}"))
+
+    # loop
+    for epoch in range(first_epoch, args.epochs):
+        student.train()
+        batches = [rows_used[rows] for rows in
+                   token_batches(encoded.lengths[rows_used], args.max_tokens, (settings["seed"], epoch))]
+        total_loss = torch.zeros((), device=device)
+        progress = runtime.Progress(f"epoch {epoch + 1}/{args.epochs}", len(rows_used), "texts")
+        for i, rows in enumerate(batches):
+            with runtime.autocast(device, precision):
+                logits = student(**encoded.batch(rows, device))  # (B, C)
+            index = torch.from_numpy(rows).to(device)
+            soft = None if teacher_logits is None else teacher_logits[index]
+            loss = distill_loss(logits.float(), soft, labels[index], alpha, temperature, loss_kind)
+            loss.backward()
+            total_loss += loss.detach() * len(rows)
+            done = (epoch + (i + 1) / len(batches)) / args.epochs  # (0, 1]
+            scale = min(done / max(args.warmup, 1e-9), (1 - done) / (1 - args.warmup))
+            for group in optimizer.param_groups:
+                group["lr"] = settings["lr"] * scale
+            torch.nn.utils.clip_grad_norm_(student.parameters(), args.clip)
+            optimizer.step()
+            optimizer.zero_grad()
+            progress.add(len(rows), total_loss)
+        epoch_seconds = progress.close()
+        seconds += epoch_seconds
+        train_loss = total_loss.item() / len(rows_used)
+        if not np.isfinite(train_loss):
+            raise UserError(f"the loss of epoch {epoch + 1} is {train_loss}: lower --lr; "
+                            f"{folder / 'student.pt'} is the best epoch before")
+
+        logits = logits_in_order(student, encoded_valid, 4 * args.max_tokens, device, precision)
+        accuracy = (logits.argmax(1) == valid_labels).float().mean().item()
+        scores = {"valid_loss": F.cross_entropy(logits, valid_labels).item(), "valid_accuracy": accuracy}
+        if accuracy > best["valid_accuracy"]:
+            best = {**scores, "epoch": epoch + 1}
+            student.save(folder / "student.pt", scores=best, made_by=made_by)
+        runtime.save({"kind": "student-resume", "format": FORMAT, "weights": student.state_dict(),
+                      "optimizer": optimizer.state_dict(), "rng": runtime.rng_state(device), "epoch": epoch + 1,
+                      "best": best, "seconds": seconds, "precision": precision, "fingerprint": data.fingerprint,
+                      "made_by": made_by}, folder / "last.pt")
+        log.write(epoch + 1, train_loss=train_loss, **scores, seconds=round(epoch_seconds, 2))
+        print(f"epoch {epoch + 1}/{args.epochs}: train loss {train_loss:.4f}, validation loss "
+              f"{scores['valid_loss']:.4f}, accuracy {accuracy:.2%} (best {best['valid_accuracy']:.2%}), "
+              f"{len(rows_used) / epoch_seconds:,.0f} texts/s {precision}, {runtime.clock(epoch_seconds)}")
+        sys.stdout.flush()
+    log.close()
+    return {"parameters": count, **best, "seconds": round(seconds, 1), "folder": str(folder)}
+
+
+# ---- the grid -----------------------------------------------------------------------------------------------
+
+
+def grid_settings(args) -> list[tuple[str, dict]]:
+    """(folder name, settings) of every combination. The name tells sizes, and what differs within the grid."""
+    grid = []
+    for values in itertools.product(*(getattr(args, name) for name in GRID)):
+        settings = dict(zip(GRID, values, strict=True))
+        parts = [settings["size"]]
+        for name, prefix in GRID.items():
+            own_size = name in ("embedding_dim", "hidden_dim") and settings[name] is not None
+            if name != "size" and (own_size or len(getattr(args, name)) > 1):
+                value = Path(settings[name]).name if name == "tokenizer" else settings[name]
+                parts.append(f"{prefix}{value:g}" if isinstance(value, float) else f"{prefix}{value}")
+        grid.append(("-".join(parts).replace("vocab_size_", "v"), settings))
+    return grid
+
+
+def write_summary(rows: list[dict], path: Path) -> None:
+    """One line a student, best validation accuracy first: printed, and saved as TSV."""
+    rows = sorted(rows, key=lambda row: -row["valid_accuracy"])
+    table = [list(rows[0])] + [[f"{value:.4f}" if isinstance(value, float) and abs(value) < 10 else str(value)
+                                for value in row.values()] for row in rows]
+    path.write_text("".join("\t".join(line) + "\n" for line in table), encoding="utf-8")
+    widths = [max(map(len, column)) for column in zip(*table, strict=True)]
+    print()
+    for line in table:
+        print("  ".join(cell.ljust(width) for cell, width in zip(line, widths, strict=True)).rstrip())
+    print(f"{path}: {len(rows)} students")
+
+
+def main(args):
+    device = runtime.pick_device(args.device)
+    data, valid, valid_labels = read_training_set(args)
+    print(f"labels {data.label_names}; {len(data.texts):,} training rows, {int((data.labels >= 0).sum()):,} of them "
+          f"labelled; {len(valid):,} for validation")
+    summary, encoded_for = [], None
+    varied = [name for name in GRID if len(getattr(args, name)) > 1]
+    for name, settings in grid_settings(args):
+        if encoded_for != settings["tokenizer"]:
+            tokenizer = read_tokenizer(settings["tokenizer"])
+            ids = tokenizer.token_to_id("[PAD]"), tokenizer.token_to_id("[UNK]")
+            encoded = encode(tokenizer, data.texts, data.texts2, args.max_length, *ids).to(device)
+            encoded_valid = encode(tokenizer, valid.texts, valid.texts2, args.max_length, *ids).to(device)
+            encoded_for = settings["tokenizer"]
+        result = train_student(settings, Path(args.output_dir, name), tokenizer, encoded, encoded_valid, data,
+                               valid_labels, args)
+        summary.append({key: settings[key] for key in varied} | result)
+    if len(summary) > 1:
+        write_summary(summary, Path(args.output_dir, "summary.tsv"))
+    else:
+        print(f"{result['folder']}/student.pt: validation accuracy {result['valid_accuracy']:.2%}")
+
+
+if __name__ == "__main__":
+    runtime.run(main, ARGS, errors=(StudentError,))

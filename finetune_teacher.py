@@ -1,0 +1,234 @@
+"""Fine-tune a Transformer teacher on labelled texts; keep the epoch that is best on validation.
+
+    python finetune_teacher.py --train data/nsmc/train.tsv --valid data/nsmc/valid.tsv \\
+        --checkpoint monologg/koelectra-small-v3-discriminator            # a hub id, or a folder
+    python finetune_teacher.py --train … --valid … --scratch 2,128,4 --tokenizer tokenizer/vocab_size_3000
+    python finetune_teacher.py … --resume                                 # go on after an interruption
+
+reads   train and validation files (columns text, label), a published checkpoint
+writes  OUTPUT_DIR/teacher.pt (best epoch), last.pt (for --resume), log.jsonl
+next    python dump_logits.py --teacher teacher/teacher.pt --data data/nsmc/train.tsv
+"""
+
+import argparse
+
+
+def parse_args(argv=None):
+    p = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    arg = p.add_argument
+    # data
+    arg("--train", required=True, metavar="FILE", help="labelled texts (.tsv .csv .jsonl, also .gz)")
+    arg("--valid", required=True, metavar="FILE", help="labelled texts that choose the best epoch")
+    arg("--text-column", metavar="NAME", help="default: text or document")
+    arg("--text2-column", metavar="NAME", help="second text of a pair; default: text2 if there")
+    arg("--label-column", metavar="NAME", help="default: label")
+    # artifacts
+    arg("--checkpoint", metavar="DIR|ID", help="published BERT, ELECTRA, RoBERTa or DistilBERT weights")
+    arg("--scratch", metavar="L,D,A", help="no checkpoint: a new encoder of L layers, width D, A heads")
+    arg("--tokenizer", metavar="DIR", help="with --scratch: a folder that train_tokenizer.py wrote")
+    arg("--output-dir", default="teacher", metavar="DIR", help="default: %(default)s")
+    arg("--resume", action="store_true", help="continue from OUTPUT_DIR/last.pt")
+    # optimisation
+    arg("--epochs", type=int, default=3, help="0 keeps the checkpoint's own head as it is (default: %(default)s)")
+    arg("--max-length", type=int, default=128, help="tokens of a row, cut beyond (default: %(default)s)")
+    arg("--max-tokens", type=int, default=3072, help="tokens of a batch, padding counted (default: %(default)s)")
+    arg("--accumulate", type=int, default=1, help="batches per optimiser step (default: %(default)s)")
+    arg("--lr", type=float, default=5e-5, help="peak learning rate; 2.5e-4 suits encoders of 256 wide and less "
+                                               "(default: %(default)s)")
+    arg("--layer-decay", type=float, default=1.0,
+        help="each layer's rate is this times that of the layer above (default: %(default)s)")
+    arg("--warmup", type=float, default=0.1, help="share of the run with rising rate (default: %(default)s)")
+    arg("--weight-decay", type=float, default=0.01, help="default: %(default)s")
+    arg("--clip", type=float, default=1.0, help="largest gradient norm (default: %(default)s)")
+    # machine
+    arg("--device", default="auto", choices=["auto", "cpu", "cuda", "mps"], help="default: %(default)s")
+    arg("--precision", default="auto", choices=["auto", "fp32", "bf16"],
+        help="auto takes bf16 where a trial shows it faster (default: %(default)s)")
+    arg("--seed", type=int, default=0, help="default: %(default)s")
+    arg("--tensorboard", action="store_true", help="also log to OUTPUT_DIR/tensorboard")
+    args = p.parse_args(argv)
+    if (args.checkpoint is None) == (args.scratch is None):
+        p.error("give either --checkpoint or --scratch")
+    if args.scratch and not args.tokenizer:
+        p.error("--scratch needs --tokenizer DIR (make one with train_tokenizer.py)")
+    if args.epochs < 0 or args.max_length < 3 or args.max_tokens < 1 or args.accumulate < 1:
+        p.error("--epochs must be at least 0, --max-length 3, --max-tokens and --accumulate 1")
+    if args.lr <= 0 or args.clip <= 0 or not 0 < args.layer_decay <= 1 or not 0 <= args.warmup < 1:
+        p.error("--lr and --clip must be positive, --layer-decay in (0, 1], --warmup in [0, 1)")
+    return args
+
+
+if __name__ == "__main__":
+    ARGS = parse_args()  # before torch is imported: --help and a wrong flag answer at once
+
+import sys
+from pathlib import Path
+
+import numpy as np
+import torch
+import torch.nn.functional as F
+
+import runtime
+from data.batching import logits_in_order, token_batches
+from data.examples import label_names, read_examples
+from runtime import UserError
+from teacher import Teacher, TeacherConfig, load_checkpoint, load_tokenizer
+
+FORMAT = 1
+# A run resumed with other values of these would be neither the old run nor a new one.
+MUST_MATCH = ("epochs", "max_length", "max_tokens", "accumulate", "lr", "layer_decay", "warmup", "weight_decay",
+              "clip", "seed", "checkpoint", "scratch")
+
+
+def parameter_groups(teacher: Teacher, lr: float, layer_decay: float, weight_decay: float) -> list[dict]:
+    """AdamW groups: the rate falls by layer_decay per layer from the head (`lr`) down to the embeddings
+    (Howard & Ruder 2018, arXiv 1801.06146); biases and LayerNorms are not decayed."""
+    top = teacher.config.num_layers + 1
+    groups = {}
+    for name, parameter in teacher.named_parameters():
+        if name.startswith("head_"):
+            depth = top
+        elif name.startswith("encoder.layers."):
+            depth = 1 + int(name.split(".")[2])
+        else:
+            depth = 0
+        decay = weight_decay if parameter.dim() > 1 else 0.0
+        group = groups.setdefault((depth, decay), {"params": [], "weight_decay": decay})
+        group["lr"] = group["peak"] = lr * layer_decay ** (top - depth)
+        group["params"].append(parameter)
+    return list(groups.values())
+
+
+def new_teacher(args, names: list[str]) -> Teacher:
+    """A BERT of the shape L,D,A given by --scratch, with random weights."""
+    try:
+        layers, hidden, heads = (int(value) for value in args.scratch.split(","))
+        tokenizer = load_tokenizer(Path(args.tokenizer), "bert")
+        if tokenizer.token_to_id("[CLS]") is None or tokenizer.token_to_id("[SEP]") is None:
+            raise UserError(f"{args.tokenizer}: the tokenizer has no [CLS] and [SEP]")
+        config = TeacherConfig("bert", tokenizer.get_vocab_size(), hidden, layers, heads, 4 * hidden, hidden,
+                               max_positions=512, type_vocab_size=2, num_labels=len(names),
+                               pad_id=tokenizer.token_to_id("[PAD]") or 0)
+    except ValueError as error:
+        raise UserError(f"--scratch {args.scratch}: layers,width,heads as in 2,128,4 are needed ({error})") from None
+    return Teacher(config, tokenizer, names, args.max_length)
+
+
+def main(args):
+    device = runtime.pick_device(args.device)
+    runtime.seed_everything(args.seed)
+    output = Path(args.output_dir)
+
+    # data
+    columns = args.text_column, args.text2_column, args.label_column
+    train, valid = read_examples(args.train, *columns), read_examples(args.valid, *columns)
+    names = label_names([train])
+    labels = torch.tensor(train.label_ids(names), device=device)  # (N,), -1 without label
+    valid_labels = torch.tensor(valid.label_ids(names))
+    if (valid_labels < 0).all():
+        raise UserError(f"{args.valid}: no row has a label; validation needs them")
+
+    # model
+    if args.scratch:
+        teacher, report = new_teacher(args, names), []
+    else:
+        teacher, report = load_checkpoint(args.checkpoint, names, args.max_length)
+    print("\n".join(report))
+    teacher.to(device)
+    count = sum(p.numel() for p in teacher.parameters())
+    print(f"{teacher.config.family}, {count:,} parameters, labels {names}; {len(train):,} training rows, "
+          f"{len(valid):,} for validation")
+    encoded = teacher.encode(train.texts, train.texts2).to(device)
+    encoded_valid = teacher.encode(valid.texts, valid.texts2).to(device)
+    labelled = np.flatnonzero(labels.cpu().numpy() >= 0)
+
+    def trial_step():
+        rows = labelled[np.argsort(encoded.lengths[labelled])[-64:]]
+        F.cross_entropy(teacher(**encoded.batch(rows, device)).float(), labels[rows]).backward()
+        teacher.zero_grad()
+
+    precision = runtime.pick_precision(args.precision, device, trial_step)
+    optimizer = torch.optim.AdamW(parameter_groups(teacher, args.lr, args.layer_decay, args.weight_decay),
+                                  fused=device.type in ("cpu", "cuda"))
+
+    # resume
+    first_epoch, best = 0, -1.0
+    if args.resume:
+        state = runtime.load(output / "last.pt", "teacher-resume", FORMAT)
+        differing = [name for name in MUST_MATCH if state["made_by"]["arguments"][name] != getattr(args, name)]
+        if state["fingerprint"] != train.fingerprint():
+            differing.append("the texts of --train")
+        if differing:
+            raise UserError(f"{output / 'last.pt'}: was made with other values of {', '.join(differing)}; "
+                            f"use those, or leave out --resume")
+        teacher.load_state_dict(state["weights"])
+        optimizer.load_state_dict(state["optimizer"])
+        runtime.set_rng_state(state["rng"], device)
+        first_epoch, best, precision = state["epoch"], state["best"], state["precision"]
+        print(f"resuming after epoch {first_epoch}, best validation accuracy {best:.2%}")
+    log = runtime.Log(output / "log.jsonl", args.tensorboard)
+    made_by = runtime.made_by(args)
+    log.write(**made_by, **runtime.machine(device), precision=precision, train=train.fingerprint())
+
+    def evaluate() -> dict:
+        logits = logits_in_order(teacher, encoded_valid, 4 * args.max_tokens, device, precision)
+        known = valid_labels >= 0
+        loss = F.cross_entropy(logits[known], valid_labels[known]).item()
+        correct = (logits.argmax(1) == valid_labels)[known]
+        return {"valid_loss": loss, "valid_accuracy": correct.float().mean().item()}
+
+    def save_best(scores, epoch):
+        teacher.save(output / "teacher.pt", scores=scores, epoch=epoch, made_by=made_by)
+
+    # loop
+    for epoch in range(first_epoch, args.epochs):
+        teacher.train()
+        batches = [labelled[rows] for rows in
+                   token_batches(encoded.lengths[labelled], args.max_tokens, (args.seed, epoch))]
+        total_loss = torch.zeros((), device=device)
+        progress = runtime.Progress(f"epoch {epoch + 1}/{args.epochs}", len(labelled), "texts")
+        for i, rows in enumerate(batches):
+            with runtime.autocast(device, precision):
+                logits = teacher(**encoded.batch(rows, device))  # (B, C)
+            loss = F.cross_entropy(logits.float(), labels[rows])
+            in_step = min(args.accumulate, len(batches) - i // args.accumulate * args.accumulate)
+            (loss / in_step).backward()
+            total_loss += loss.detach() * len(rows)
+            if (i + 1) % args.accumulate == 0 or i + 1 == len(batches):
+                done = (epoch + (i + 1) / len(batches)) / args.epochs  # (0, 1]
+                scale = min(done / max(args.warmup, 1e-9), (1 - done) / (1 - args.warmup))
+                for group in optimizer.param_groups:
+                    group["lr"] = group["peak"] * scale
+                torch.nn.utils.clip_grad_norm_(teacher.parameters(), args.clip)
+                optimizer.step()
+                optimizer.zero_grad()
+            progress.add(len(rows), total_loss)
+        seconds = progress.close()
+        train_loss = total_loss.item() / len(labelled)
+        if not np.isfinite(train_loss):
+            raise UserError(f"the loss of epoch {epoch + 1} is {train_loss}: lower --lr; "
+                            f"{output / 'teacher.pt'} is the best epoch before")
+
+        scores = evaluate()
+        if scores["valid_accuracy"] > best:
+            best = scores["valid_accuracy"]
+            save_best(scores, epoch + 1)
+        runtime.save({"kind": "teacher-resume", "format": FORMAT, "weights": teacher.state_dict(),
+                      "optimizer": optimizer.state_dict(), "rng": runtime.rng_state(device), "epoch": epoch + 1,
+                      "best": best, "precision": precision, "fingerprint": train.fingerprint(),
+                      "made_by": made_by}, output / "last.pt")
+        log.write(epoch + 1, train_loss=train_loss, **scores, seconds=round(seconds, 2))
+        print(f"epoch {epoch + 1}/{args.epochs}: train loss {train_loss:.4f}, validation loss "
+              f"{scores['valid_loss']:.4f}, accuracy {scores['valid_accuracy']:.2%} (best {best:.2%}), "
+              f"{len(labelled) / seconds:,.0f} texts/s {precision}, {runtime.clock(seconds)}")
+        sys.stdout.flush()
+    if args.epochs == 0:
+        scores = evaluate()
+        best = scores["valid_accuracy"]
+        save_best(scores, 0)
+    log.close()
+    print(f"{output / 'teacher.pt'}: validation accuracy {best:.2%}")
+
+
+if __name__ == "__main__":
+    runtime.run(main, ARGS)

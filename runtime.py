@@ -1,0 +1,268 @@
+"""What two or more scripts need, has one right answer, and knows nothing of models, losses or text.
+
+That rule decides what may enter: device, precision, seeds, atomic save, safe load, JSON-lines log, progress.
+No argparse, no import from this project, nothing that belongs to a noun (examples, teacher, student).
+"""
+
+import contextlib
+import hashlib
+import json
+import os
+import platform
+import sys
+import time
+from pathlib import Path
+
+import torch
+
+
+class UserError(Exception):
+    """Something the user can mend. Its text is one line: what is wrong, where, and what to do."""
+
+
+def run(main, *args, errors=()):
+    """Call main(*args) as a script: expected errors become one line on stderr and exit code 2, Ctrl-C 130."""
+    try:
+        main(*args)
+    except (UserError, *errors) as error:
+        print(f"error: {error}", file=sys.stderr)
+        sys.exit(2)
+    except KeyboardInterrupt:
+        print("\ninterrupted", file=sys.stderr)
+        sys.exit(130)
+
+
+# ---- device, precision, seeds ------------------------------------------------------------------------------
+
+
+def pick_device(name: str) -> torch.device:
+    """'auto' takes CUDA, then Apple's MPS, then the CPU; a named device that is absent is a UserError."""
+    available = {"cuda": torch.cuda.is_available(), "mps": torch.backends.mps.is_available(), "cpu": True}
+    if name == "auto":
+        name = next(kind for kind in ("cuda", "mps", "cpu") if available[kind])
+    if not available[name]:
+        raise UserError(f"--device {name}: this machine has no such device; use --device auto or cpu")
+    return torch.device(name)
+
+
+def autocast(device: torch.device, precision: str):
+    """The context in which a forward pass runs: bf16 autocast, or nothing for float32."""
+    if precision == "bf16":
+        return torch.autocast(device.type, torch.bfloat16)
+    return contextlib.nullcontext()
+
+
+def pick_precision(name: str, device: torch.device, step) -> str:
+    """Resolve 'auto' to 'bf16' or 'fp32' by trying: step() is one forward (and backward) pass on the device.
+
+    A CPU without bf16 instructions either refuses bf16 LSTMs or runs bf16 products hundreds of times slower,
+    and no flag of PyTorch tells in advance; so bf16 has to win a short race. The race leaves the random
+    state as it was.
+    """
+    if name != "auto":
+        return name
+    if device.type == "cuda":
+        return "bf16" if torch.cuda.is_bf16_supported(including_emulation=False) else "fp32"
+    if device.type != "cpu":
+        return "fp32"
+    best = {}
+    with torch.random.fork_rng(devices=[]):
+        for precision in ("fp32", "bf16"):
+            times = []
+            for _ in range(4):
+                start = time.perf_counter()
+                try:
+                    with autocast(device, precision):
+                        step()
+                except RuntimeError:  # oneDNN has no bf16 kernel for this CPU
+                    if precision == "fp32":
+                        raise
+                    return "fp32"
+                times.append(time.perf_counter() - start)
+                if precision == "bf16" and times[-1] > 5 * best["fp32"]:
+                    return "fp32"
+            best[precision] = min(times[1:])  # the first call pays for set-up
+    return "bf16" if best["bf16"] < 0.9 * best["fp32"] else "fp32"
+
+
+def seed_everything(seed: int) -> None:
+    """Seed PyTorch on every device. Nothing here draws from random or numpy's global generators."""
+    torch.manual_seed(seed)
+
+
+def rng_state(device: torch.device) -> dict:
+    """The random states a resumed run must continue from (dropout draws from them)."""
+    state = {"cpu": torch.get_rng_state()}
+    if device.type == "cuda":
+        state["cuda"] = torch.cuda.get_rng_state(device)
+    return state
+
+
+def set_rng_state(state: dict, device: torch.device) -> None:
+    torch.set_rng_state(state["cpu"])
+    if device.type == "cuda" and "cuda" in state:
+        torch.cuda.set_rng_state(state["cuda"], device)
+
+
+# ---- artifacts ---------------------------------------------------------------------------------------------
+
+
+def save(artifact: dict, path) -> None:
+    """torch.save to a temporary file beside `path`, flushed, then renamed: no reader ever sees half a file."""
+    path = Path(path)
+    partial = path.with_name(f".{path.name}.{os.getpid()}.partial")
+    try:
+        path.parent.mkdir(parents=True, exist_ok=True)
+        with open(partial, "wb") as file:
+            torch.save(artifact, file)
+            file.flush()
+            os.fsync(file.fileno())
+        os.replace(partial, path)
+    except OSError as error:
+        raise UserError(f"{path}: cannot write ({error.strerror or error}); nothing was changed") from None
+    finally:
+        partial.unlink(missing_ok=True)
+
+
+def load(path, kind: str, format: int) -> dict:
+    """Read an artifact of this kit: tensors, numbers, strings and lists only, never pickled code.
+
+    Raises UserError when the file is missing, is no .pt file, carries code, or is of another kind or format.
+    """
+    artifact = load_weights(path)
+    found = artifact.get("kind") if isinstance(artifact, dict) else None
+    if found != kind:
+        raise UserError(f"{path}: holds {found or 'something that is not of this kit'}, a {kind} is needed")
+    if artifact["format"] != format:
+        raise UserError(f"{path}: format {artifact['format']}, this version reads {format}; make it anew")
+    return artifact
+
+
+def load_weights(path):
+    """torch.load on the CPU with weights_only, its many ways of failing told in one line each."""
+    try:
+        return torch.load(path, map_location="cpu", weights_only=True)
+    except OSError as error:
+        raise UserError(f"{path}: cannot read ({error.strerror or error})") from None
+    except Exception as error:  # a corrupt file can raise nearly anything: pickle, zip, unicode, key errors
+        reason = str(error).strip().split("\n")[0][:200]
+        raise UserError(f"{path}: not a .pt file that can be loaded safely ({reason})") from None
+
+
+def fingerprint(tensor: torch.Tensor) -> str:
+    """SHA-256 of a tensor's shape, type and bytes."""
+    digest = hashlib.sha256(f"{tuple(tensor.shape)} {tensor.dtype}".encode())
+    digest.update(tensor.detach().cpu().contiguous().flatten().view(torch.uint8).numpy())
+    return digest.hexdigest()
+
+
+def made_by(args) -> dict:
+    """What an artifact says of its origin: script, arguments and versions."""
+    return {
+        "script": Path(sys.argv[0]).name,
+        "arguments": {key: value for key, value in vars(args).items() if _plain(value)},
+        "versions": {"python": platform.python_version(), "torch": str(torch.__version__)},
+    }
+
+
+def _plain(value) -> bool:
+    if isinstance(value, list):
+        return all(_plain(item) for item in value)
+    return value is None or isinstance(value, (bool, int, float, str))
+
+
+# ---- log and progress --------------------------------------------------------------------------------------
+
+
+class Log:
+    """One JSON object a line, appended to `path` and flushed; numbers also go to TensorBoard when asked."""
+
+    def __init__(self, path, tensorboard: bool = False):
+        path = Path(path)
+        self.writer = None
+        if tensorboard:
+            try:
+                from torch.utils.tensorboard import SummaryWriter
+            except ImportError:
+                raise UserError("--tensorboard needs a package: pip install tensorboard") from None
+            self.writer = SummaryWriter(str(path.parent / "tensorboard"))
+        try:
+            path.parent.mkdir(parents=True, exist_ok=True)
+            self.file = open(path, "a", encoding="utf-8")  # noqa: SIM115 - open for the whole run
+        except OSError as error:
+            raise UserError(f"{path}: cannot write the log ({error.strerror or error})") from None
+
+    def write(self, step: int | None = None, **values) -> None:
+        record = values if step is None else {"step": step, **values}
+        self.file.write(json.dumps(record, ensure_ascii=False) + "\n")
+        self.file.flush()
+        if self.writer is not None and step is not None:
+            for name, value in values.items():
+                if isinstance(value, (int, float)):
+                    self.writer.add_scalar(name, value, step)
+            self.writer.flush()
+
+    def close(self) -> None:
+        self.file.close()
+        if self.writer is not None:
+            self.writer.close()
+
+
+def machine(device: torch.device) -> dict:
+    """The hardware line of a log: what the run's times were measured on."""
+    name = torch.cuda.get_device_name(device) if device.type == "cuda" else platform.processor()
+    with contextlib.suppress(OSError):  # Linux only; elsewhere platform.processor() has to do
+        if device.type == "cpu":
+            lines = Path("/proc/cpuinfo").read_text(encoding="utf-8").splitlines()
+            name = next((line.split(":", 1)[1].strip() for line in lines if "model name" in line), name)
+    return {"device": device.type, "hardware": name, "threads": torch.get_num_threads()}
+
+
+class Progress:
+    """A line with rate and time left for work that lasts longer than two seconds.
+
+    On a terminal the line redraws itself; into a file or pipe a plain line is printed every ten seconds.
+    """
+
+    def __init__(self, what: str, total: int, unit: str):
+        self.what, self.total, self.unit = what, total, unit
+        self.done, self.shown = 0, False
+        self.start = time.perf_counter()
+        self.terminal = sys.stderr.isatty()
+        self.next = self.start + (2 if self.terminal else 10)
+
+    def add(self, amount: int, loss: torch.Tensor | None = None) -> None:
+        """Count `amount` more. `loss`, a running sum over all that is done, is shown as a mean; it is read only
+        when a line is due, since reading waits for a GPU."""
+        self.done += amount
+        now = time.perf_counter()
+        if now < self.next:
+            return
+        self.next = now + (0.2 if self.terminal else 10)
+        rate = self.done / (now - self.start)
+        left = max(self.total - self.done, 0) / rate if rate else 0
+        line = (f"{self.what}: {self.done:,}/{self.total:,} {self.unit} ({self.done / max(self.total, 1):.0%}), "
+                f"{rate:,.0f}/s, {clock(left)} left")
+        if loss is not None:
+            line += f", loss {loss.item() / self.done:.4f}"
+        if self.terminal:
+            print(f"\r\x1b[K{line}", end="", file=sys.stderr, flush=True)
+        else:
+            print(line, file=sys.stderr, flush=True)
+        self.shown = True
+
+    def close(self) -> float:
+        """End the line; returns the seconds since the start."""
+        if self.shown and self.terminal:
+            print("\r\x1b[K", end="", file=sys.stderr, flush=True)
+        return time.perf_counter() - self.start
+
+
+def clock(seconds: float) -> str:
+    """12.3 -> '12s', 75 -> '1:15', 3700 -> '1:01:40'."""
+    seconds = round(seconds)
+    if seconds < 60:
+        return f"{seconds}s"
+    hours, rest = divmod(seconds, 3600)
+    minutes, seconds = divmod(rest, 60)
+    return f"{hours}:{minutes:02d}:{seconds:02d}" if hours else f"{minutes}:{seconds:02d}"

@@ -1,0 +1,472 @@
+"""The Transformer teachers in plain PyTorch: BERT, ELECTRA, RoBERTa and DistilBERT, one implementation for all.
+
+    teacher = Teacher.load("teacher/teacher.pt")
+    teacher.predict(["이 영화 진짜 재밌다"])            # (N, C) probabilities
+    encoder, report = load_checkpoint("monologg/koelectra-small-v3-discriminator")   # published weights
+
+The four families share the post-norm encoder of Vaswani et al. (2017, arXiv 1706.03762) and differ in names, in
+embeddings (ELECTRA projects them up, DistilBERT has no segments, RoBERTa's positions start after the padding
+index) and in the classification head. Logits equal those of the `transformers` package (tests/test_teacher.py).
+Shapes: B batch, T tokens, D hidden size, E embedding size, A heads, C classes.
+"""
+
+import hashlib
+import json
+import math
+import os
+import re
+from dataclasses import asdict, dataclass
+from pathlib import Path
+
+import torch
+import torch.nn.functional as F
+from tokenizers import AddedToken, Tokenizer, decoders, models, normalizers, pre_tokenizers, processors
+from torch import nn
+
+import runtime
+from data.batching import Encoded, encode, logits_in_order
+from runtime import UserError
+
+FORMAT = 1
+ACTIVATIONS = {
+    "gelu": F.gelu,
+    "gelu_new": lambda x: F.gelu(x, approximate="tanh"),
+    "gelu_pytorch_tanh": lambda x: F.gelu(x, approximate="tanh"),
+    "relu": F.relu,
+    "silu": F.silu,
+    "tanh": torch.tanh,
+}
+# Between the two layers of the head, and whether dropout also comes before the first:
+# BERT's pooler and classifier, ElectraClassificationHead, RobertaClassificationHead, DistilBERT's pre_classifier.
+HEADS = {"bert": ("tanh", False), "electra": ("gelu", True), "roberta": ("tanh", True), "distilbert": ("relu", False)}
+
+
+@dataclass
+class TeacherConfig:
+    """Everything that determines the shape and the arithmetic of a teacher."""
+
+    family: str  # bert, electra, roberta or distilbert
+    vocab_size: int
+    hidden_size: int
+    num_layers: int
+    num_heads: int
+    intermediate_size: int
+    embedding_size: int
+    max_positions: int
+    type_vocab_size: int  # 0: no segment embeddings
+    num_labels: int
+    activation: str = "gelu"
+    layer_norm_eps: float = 1e-12
+    hidden_dropout: float = 0.1
+    attention_dropout: float = 0.1
+    head_dropout: float = 0.1
+    initializer_range: float = 0.02
+    pad_id: int = 0
+    position_offset: int = 0  # index of the first token's position embedding
+
+    def __post_init__(self):
+        if self.family not in HEADS:
+            raise ValueError(f"family {self.family!r} is none of {', '.join(HEADS)}")
+        if self.activation not in ACTIVATIONS:
+            raise ValueError(f"activation {self.activation!r} is none of {', '.join(ACTIVATIONS)}")
+        for name in ("vocab_size", "hidden_size", "num_layers", "num_heads", "intermediate_size", "embedding_size",
+                     "max_positions", "num_labels"):
+            if getattr(self, name) < 1:
+                raise ValueError(f"{name} is {getattr(self, name)}, must be at least 1")
+        if self.hidden_size % self.num_heads:
+            raise ValueError(f"hidden size {self.hidden_size} is not a multiple of {self.num_heads} heads")
+
+    @property
+    def max_length(self) -> int:
+        """The longest row in tokens, special tokens included."""
+        return self.max_positions - self.position_offset
+
+
+# ---- the network ------------------------------------------------------------------------------------------
+
+
+class Layer(nn.Module):
+    """Self-attention and feed-forward, each followed by dropout, residual and LayerNorm."""
+
+    def __init__(self, config: TeacherConfig):
+        super().__init__()
+        D = config.hidden_size
+        self.num_heads = config.num_heads
+        self.activation = ACTIVATIONS[config.activation]
+        self.attention_dropout = config.attention_dropout
+        self.query = nn.Linear(D, D)
+        self.key_value = nn.Linear(D, 2 * D)  # one product instead of two
+        self.attention_out = nn.Linear(D, D)
+        self.attention_norm = nn.LayerNorm(D, eps=config.layer_norm_eps)
+        self.ffn_in = nn.Linear(D, config.intermediate_size)
+        self.ffn_out = nn.Linear(config.intermediate_size, D)
+        self.ffn_norm = nn.LayerNorm(D, eps=config.layer_norm_eps)
+        self.dropout = nn.Dropout(config.hidden_dropout)
+
+    def forward(self, x, bias, first_only: bool = False):
+        """x (B, T, D), bias (B, 1, 1, T) -> (B, T, D), or (B, 1, D): the first token alone."""
+        B, T, D = x.shape
+        queries = x[:, :1] if first_only else x
+        q = self.query(queries).view(B, -1, self.num_heads, D // self.num_heads).transpose(1, 2)
+        k, v = self.key_value(x).view(B, T, 2, self.num_heads, D // self.num_heads).unbind(2)
+        k, v = k.transpose(1, 2), v.transpose(1, 2)  # (B, A, T, D / A)
+        context = attention(q, k, v, bias, self.attention_dropout if self.training else 0.0)
+        context = context.transpose(1, 2).reshape(B, -1, D)
+        x = self.attention_norm(queries + self.dropout(self.attention_out(context)))
+        return self.ffn_norm(x + self.dropout(self.ffn_out(self.activation(self.ffn_in(x)))))
+
+
+def attention(q, k, v, bias, dropout: float):
+    """softmax(q kᵀ / √d + bias) v. On the CPU the plain form: the fused one spends half of a small encoder's
+    training step in its backward pass."""
+    if q.device.type != "cpu":
+        return F.scaled_dot_product_attention(q, k, v, attn_mask=bias.to(q.dtype), dropout_p=dropout)
+    scores = (q @ k.transpose(-1, -2)) * (1 / math.sqrt(q.size(-1))) + bias
+    return F.dropout(scores.softmax(-1), dropout).to(v.dtype) @ v
+
+
+class Encoder(nn.Module):
+    """Embeddings and layers of any of the four families."""
+
+    def __init__(self, config: TeacherConfig):
+        super().__init__()
+        self.config = config
+        E, D = config.embedding_size, config.hidden_size
+        self.word_embeddings = nn.Embedding(config.vocab_size, E)
+        self.position_embeddings = nn.Embedding(config.max_positions, E)
+        self.type_embeddings = nn.Embedding(config.type_vocab_size, E) if config.type_vocab_size else None
+        self.embedding_norm = nn.LayerNorm(E, eps=config.layer_norm_eps)
+        self.embedding_projection = nn.Linear(E, D) if E != D else None
+        self.dropout = nn.Dropout(config.hidden_dropout)
+        self.layers = nn.ModuleList(Layer(config) for _ in range(config.num_layers))
+
+    def forward(self, input_ids, lengths, second=None, first_only: bool = False):
+        """input_ids (B, T), lengths (B,), second (B,) or None -> (B, T, D), or (B, 1, D) with first_only."""
+        columns = torch.arange(input_ids.size(1), device=input_ids.device)  # (T,)
+        x = self.word_embeddings(input_ids) + self.position_embeddings(columns + self.config.position_offset)
+        if self.type_embeddings is not None:
+            if second is None or self.config.type_vocab_size == 1:
+                x = x + self.type_embeddings.weight[0]
+            else:
+                x = x + self.type_embeddings((columns >= second[:, None]).long())
+        x = self.dropout(self.embedding_norm(x))  # (B, T, E)
+        if self.embedding_projection is not None:
+            x = self.embedding_projection(x)  # (B, T, D)
+        padding = columns >= lengths[:, None]  # (B, T)
+        bias = torch.zeros(padding.shape, device=x.device).masked_fill_(padding, -torch.inf)[:, None, None]
+        for i, layer in enumerate(self.layers):
+            x = layer(x, bias, first_only and i == len(self.layers) - 1)
+        return x
+
+
+class Teacher(nn.Module):
+    """Encoder and its family's classification head, with the tokenizer and the label names."""
+
+    def __init__(self, config: TeacherConfig, tokenizer: Tokenizer, label_names: list[str], max_length: int):
+        super().__init__()
+        if tokenizer.get_vocab_size() > config.vocab_size:
+            raise UserError(f"the tokenizer has {tokenizer.get_vocab_size()} tokens, the model embeds only "
+                            f"{config.vocab_size}; they do not belong together")
+        self.config, self.tokenizer, self.label_names = config, tokenizer, label_names
+        self.max_length = min(max_length, config.max_length)
+        D = config.hidden_size
+        self.encoder = Encoder(config)
+        self.head_dense = nn.Linear(D, D)
+        self.head_out = nn.Linear(D, config.num_labels)
+        self.dropout = nn.Dropout(config.head_dropout)
+        for module in self.modules():
+            if isinstance(module, (nn.Linear, nn.Embedding)):
+                nn.init.normal_(module.weight, std=config.initializer_range)
+            if isinstance(module, nn.Linear):
+                nn.init.zeros_(module.bias)
+
+    def forward(self, input_ids, lengths, second=None):
+        """input_ids (B, T), lengths (B,), second (B,) or None -> logits (B, C)."""
+        # Only the first token is read, so the last layer computes no other.
+        x = self.encoder(input_ids, lengths, second, first_only=True)[:, 0]  # (B, D)
+        activation, dropout_first = HEADS[self.config.family]
+        x = self.head_dense(self.dropout(x) if dropout_first else x)
+        return self.head_out(self.dropout(ACTIVATIONS[activation](x)))
+
+    def encode(self, texts, texts2=None) -> Encoded:
+        """All rows as data.batching.Encoded, special tokens included."""
+        unknown = self.tokenizer.token_to_id("[UNK]") or self.tokenizer.token_to_id("<unk>") or 0
+        return encode(self.tokenizer, texts, texts2, self.max_length, self.config.pad_id, blank_id=unknown,
+                      segments=self.config.type_vocab_size > 1)
+
+    def predict(self, texts, texts2=None, max_tokens: int = 16384) -> torch.Tensor:
+        """Probabilities (N, C) in float32 on the CPU, in order; the same call as Student.predict."""
+        device = self.head_out.weight.device
+        return logits_in_order(self, self.encode(texts, texts2), max_tokens, device).softmax(1)
+
+    def fingerprint(self) -> str:
+        """SHA-256 of all that decides the logits of a text: config, weights, tokenizer, maximum length."""
+        digest = hashlib.sha256(json.dumps(asdict(self.config), sort_keys=True).encode())
+        digest.update(f"{self.max_length} {self.tokenizer.to_str()}".encode())
+        for name, tensor in sorted(self.state_dict().items()):
+            digest.update(name.encode())
+            digest.update(tensor.detach().cpu().contiguous().numpy().tobytes())
+        return digest.hexdigest()
+
+    def save(self, path, **extra) -> None:
+        """Write teacher.pt; `extra` are further plain values such as scores."""
+        self.tokenizer.no_truncation()
+        runtime.save({
+            "kind": "teacher", "format": FORMAT, "config": asdict(self.config),
+            "weights": {name: tensor.detach().cpu() for name, tensor in self.state_dict().items()},
+            "tokenizer": self.tokenizer.to_str(), "label_names": self.label_names, "max_length": self.max_length,
+            **extra,
+        }, path)  # fmt: skip
+
+    @classmethod
+    def load(cls, path) -> "Teacher":
+        """Read teacher.pt as finetune_teacher.py writes it. Raises UserError."""
+        return cls.from_artifact(runtime.load(path, "teacher", FORMAT), path)
+
+    @classmethod
+    def from_artifact(cls, artifact: dict, path) -> "Teacher":
+        try:
+            teacher = cls(TeacherConfig(**artifact["config"]), Tokenizer.from_str(artifact["tokenizer"]),
+                          artifact["label_names"], artifact["max_length"])
+            teacher.load_state_dict(artifact["weights"])
+        except (KeyError, TypeError, ValueError, RuntimeError) as error:
+            reason = str(error).strip().split("\n")[0]
+            raise UserError(f"{path}: not a usable teacher ({reason}); make it anew") from None
+        return teacher.eval()
+
+
+# ---- published checkpoints --------------------------------------------------------------------------------
+
+
+def published_names(config: TeacherConfig) -> dict[str, list[str]]:
+    """Name of every parameter here -> its name(s) in the published format; two where two are stored as one."""
+    prefix = f"{config.family}."
+    if config.family == "distilbert":
+        layer = "distilbert.transformer.layer.{}."
+        inner = {"query": ["attention.q_lin"], "key_value": ["attention.k_lin", "attention.v_lin"],
+                 "attention_out": ["attention.out_lin"], "attention_norm": ["sa_layer_norm"],
+                 "ffn_in": ["ffn.lin1"], "ffn_out": ["ffn.lin2"], "ffn_norm": ["output_layer_norm"]}
+    else:
+        layer = prefix + "encoder.layer.{}."
+        inner = {"query": ["attention.self.query"], "key_value": ["attention.self.key", "attention.self.value"],
+                 "attention_out": ["attention.output.dense"], "attention_norm": ["attention.output.LayerNorm"],
+                 "ffn_in": ["intermediate.dense"], "ffn_out": ["output.dense"], "ffn_norm": ["output.LayerNorm"]}
+    modules = {"encoder.embedding_norm": [prefix + "embeddings.LayerNorm"]}
+    if config.embedding_size != config.hidden_size:
+        modules["encoder.embedding_projection"] = [prefix + "embeddings_project"]
+    for i in range(config.num_layers):
+        for ours, theirs in inner.items():
+            modules[f"encoder.layers.{i}.{ours}"] = [layer.format(i) + name for name in theirs]
+    modules["head_dense"], modules["head_out"] = {
+        "bert": (["bert.pooler.dense"], ["classifier"]),
+        "electra": (["classifier.dense"], ["classifier.out_proj"]),
+        "roberta": (["classifier.dense"], ["classifier.out_proj"]),
+        "distilbert": (["pre_classifier"], ["classifier"]),
+    }[config.family]
+    names = {
+        "encoder.word_embeddings.weight": [prefix + "embeddings.word_embeddings.weight"],
+        "encoder.position_embeddings.weight": [prefix + "embeddings.position_embeddings.weight"],
+    }
+    if config.type_vocab_size:
+        names["encoder.type_embeddings.weight"] = [prefix + "embeddings.token_type_embeddings.weight"]
+    for ours, theirs in modules.items():
+        for part in ("weight", "bias"):
+            names[f"{ours}.{part}"] = [f"{name}.{part}" for name in theirs]
+    return names
+
+
+def load_checkpoint(source: str, label_names: list[str], max_length: int) -> tuple[Teacher, list[str]]:
+    """A Teacher with the weights of a published checkpoint: a folder, or a model id on the Hugging Face hub.
+
+    Returns the teacher and a report that accounts for every tensor, one line an entry. A head of another
+    number of classes, or none, starts fresh (normal, std = initializer_range) and the report names it.
+    Raises UserError when files are missing or do not fit.
+    """
+    folder = Path(source) if os.path.isdir(source) else _from_hub(source)
+    settings = _read_json(folder / "config.json")
+    config = _config(settings, len(label_names), folder / "config.json")
+    tokenizer = load_tokenizer(folder, config.family)
+    teacher = Teacher(config, tokenizer, label_names, max_length)
+    file, tensors = _read_weights(folder)
+    tensors = {_modern_name(name, config.family): tensor for name, tensor in tensors.items()}
+    own = teacher.state_dict()
+    loaded, fresh, used = {}, [], set()
+    for ours, theirs in published_names(config).items():
+        found = [tensors[name] for name in theirs if name in tensors]
+        fits = len(found) == len(theirs) and torch.cat(found).shape == own[ours].shape
+        if fits:
+            loaded[ours] = torch.cat(found).to(own[ours].dtype)
+            used.update(theirs)
+        elif ours.startswith("head_"):
+            fresh.append(ours)
+        elif not found:
+            raise UserError(f"{file}: tensor {theirs[0]} is missing; the encoder is not complete")
+        else:
+            raise UserError(f"{file}: tensor {theirs[0]} has shape {list(found[0].shape)}, config.json asks for "
+                            f"{list(own[ours].shape)}")
+    teacher.load_state_dict(loaded, strict=False)
+    unused = sorted(set(tensors) - used)
+    report = [f"{file}: {len(used)} tensors read, {len(unused)} not used, {len(fresh)} started fresh"]
+    if unused:
+        report.append("not used: " + ", ".join(unused))
+    if fresh:
+        report.append("starts fresh: " + ", ".join(fresh) + " (classification head)")
+    return teacher, report
+
+
+def _from_hub(source: str) -> Path:
+    if not re.fullmatch(r"[\w.-]+/[\w.-]+|[\w.-]+", source):
+        raise UserError(f"{source}: no such folder")
+    from huggingface_hub import snapshot_download
+
+    wanted = ["config.json", "tokenizer_config.json", "vocab.txt", "tokenizer.json", "vocab.json", "merges.txt"]
+    try:
+        folder = Path(snapshot_download(source, allow_patterns=[*wanted, "pytorch_model.bin"]))
+        if not (folder / "pytorch_model.bin").exists():
+            folder = Path(snapshot_download(source, allow_patterns=[*wanted, "model.safetensors"]))
+    except Exception as error:  # the hub's client raises errors of its HTTP library, which varies by version
+        raise UserError(
+            f"{source}: is no folder here and could not be had from the Hugging Face hub ({type(error).__name__}); "
+            f"offline, pass a folder with config.json, vocab.txt and pytorch_model.bin"
+        ) from None
+    return folder
+
+
+def _read_json(path: Path) -> dict:
+    try:
+        value = json.loads(path.read_text(encoding="utf-8"))
+    except OSError as error:
+        raise UserError(f"{path}: cannot read ({error.strerror}); a published checkpoint folder has it") from None
+    except ValueError as error:
+        raise UserError(f"{path}: not valid JSON ({error})") from None
+    if not isinstance(value, dict):
+        raise UserError(f"{path}: a JSON object is needed")
+    return value
+
+
+def _config(settings: dict, num_labels: int, path: Path) -> TeacherConfig:
+    """config.json of any of the four families as a TeacherConfig."""
+    family = settings.get("model_type")
+    if family not in HEADS:
+        raise UserError(f"{path}: model_type is {family!r}; this kit reads {', '.join(HEADS)} (any other model "
+                        f"teaches through its logits: save them as an (N, C) tensor, see README)")
+    if settings.get("position_embedding_type", "absolute") != "absolute":
+        raise UserError(f"{path}: only absolute position embeddings are supported")
+    try:
+        if family == "distilbert":
+            dropout = settings.get("dropout", 0.1)
+            return TeacherConfig(
+                family, settings["vocab_size"], settings["dim"], settings["n_layers"], settings["n_heads"],
+                settings["hidden_dim"], settings["dim"], settings["max_position_embeddings"], 0, num_labels,
+                activation=settings.get("activation", "gelu"), hidden_dropout=dropout,
+                attention_dropout=settings.get("attention_dropout", 0.1),
+                head_dropout=settings.get("seq_classif_dropout", 0.2),
+                initializer_range=settings.get("initializer_range", 0.02), pad_id=settings.get("pad_token_id", 0),
+            )  # fmt: skip
+        dropout = settings.get("hidden_dropout_prob", 0.1)
+        head_dropout = settings.get("classifier_dropout")
+        pad_id = settings.get("pad_token_id", 1 if family == "roberta" else 0)
+        return TeacherConfig(
+            family, settings["vocab_size"], settings["hidden_size"], settings["num_hidden_layers"],
+            settings["num_attention_heads"], settings["intermediate_size"],
+            settings.get("embedding_size", settings["hidden_size"]) if family == "electra" else settings["hidden_size"],
+            settings["max_position_embeddings"], settings.get("type_vocab_size", 2), num_labels,
+            activation=settings.get("hidden_act", "gelu"), layer_norm_eps=settings.get("layer_norm_eps", 1e-12),
+            hidden_dropout=dropout, attention_dropout=settings.get("attention_probs_dropout_prob", 0.1),
+            head_dropout=dropout if head_dropout is None else head_dropout,
+            initializer_range=settings.get("initializer_range", 0.02), pad_id=pad_id,
+            position_offset=pad_id + 1 if family == "roberta" else 0,
+        )  # fmt: skip
+    except KeyError as error:
+        raise UserError(f"{path}: has no {error}") from None
+    except (TypeError, ValueError) as error:
+        raise UserError(f"{path}: {error}") from None
+
+
+def _read_weights(folder: Path) -> tuple[Path, dict]:
+    file = folder / "pytorch_model.bin"
+    if file.exists():
+        tensors = runtime.load_weights(file)
+        if not isinstance(tensors, dict) or not all(torch.is_tensor(value) for value in tensors.values()):
+            raise UserError(f"{file}: is not a dict of tensors")
+        return file, tensors
+    file = folder / "model.safetensors"
+    if not file.exists():
+        raise UserError(f"{folder}: neither pytorch_model.bin nor model.safetensors is there")
+    try:
+        from safetensors import SafetensorError
+        from safetensors.torch import load_file
+    except ImportError:
+        raise UserError(f"{file}: reading it needs a package: pip install safetensors") from None
+    try:
+        return file, load_file(file)
+    except (OSError, SafetensorError) as error:
+        raise UserError(f"{file}: cannot read ({error})") from None
+
+
+def _modern_name(name: str, family: str) -> str:
+    """Names as today's checkpoints have them: LayerNorm.weight for TensorFlow's gamma, and the family's prefix."""
+    name = re.sub(r"LayerNorm\.gamma$", "LayerNorm.weight", name)
+    name = re.sub(r"LayerNorm\.beta$", "LayerNorm.bias", name)
+    bare = re.match(r"(embeddings|embeddings_project|encoder|transformer|pooler)\.", name)
+    return f"{family}.{name}" if bare else name
+
+
+def load_tokenizer(folder: Path, family: str) -> Tokenizer:
+    """The tokenizer of a published folder: tokenizer.json, WordPiece vocab.txt, or BPE vocab.json + merges.txt."""
+    try:
+        if (folder / "tokenizer.json").exists():
+            tokenizer = Tokenizer.from_file(str(folder / "tokenizer.json"))
+        elif (folder / "vocab.txt").exists():
+            tokenizer = _wordpiece(folder)
+        elif (folder / "vocab.json").exists() and (folder / "merges.txt").exists():
+            tokenizer = _byte_level_bpe(folder)
+        else:
+            raise UserError(f"{folder}: no tokenizer.json, vocab.txt, or vocab.json with merges.txt is there"
+                            + ("; a SentencePiece model has to be converted to tokenizer.json first"
+                               if list(folder.glob("*.model")) else ""))
+    except UserError:
+        raise
+    except Exception as error:  # the Rust library raises bare Exception for a file it cannot parse
+        raise UserError(f"{folder}: the tokenizer cannot be read ({error})") from None
+    tokenizer.no_padding()
+    tokenizer.no_truncation()
+    return tokenizer
+
+
+def _wordpiece(folder: Path) -> Tokenizer:
+    """BERT's WordPiece. Its settings are in tokenizer_config.json; absent, they are the library's defaults."""
+    path = folder / "tokenizer_config.json"
+    settings = _read_json(path) if path.exists() else {}
+    tokens = (folder / "vocab.txt").read_text(encoding="utf-8").removesuffix("\n").split("\n")
+    vocab = {token.removesuffix("\r"): i for i, token in enumerate(tokens)}
+    missing = [token for token in ("[UNK]", "[CLS]", "[SEP]", "[PAD]") if token not in vocab]
+    if missing:
+        raise UserError(f"{folder / 'vocab.txt'}: has no {' '.join(missing)}; not a BERT vocabulary")
+    tokenizer = Tokenizer(models.WordPiece(vocab, unk_token="[UNK]"))
+    tokenizer.add_special_tokens([t for t in ("[PAD]", "[UNK]", "[CLS]", "[SEP]", "[MASK]") if t in vocab])
+    tokenizer.normalizer = normalizers.BertNormalizer(
+        lowercase=settings.get("do_lower_case", True), strip_accents=settings.get("strip_accents"),
+        handle_chinese_chars=settings.get("tokenize_chinese_chars", True),
+    )  # fmt: skip
+    tokenizer.pre_tokenizer = pre_tokenizers.BertPreTokenizer()
+    tokenizer.decoder = decoders.WordPiece()
+    tokenizer.post_processor = processors.TemplateProcessing(
+        single="[CLS] $A [SEP]", pair="[CLS] $A [SEP] $B:1 [SEP]:1",
+        special_tokens=[("[CLS]", vocab["[CLS]"]), ("[SEP]", vocab["[SEP]"])],
+    )  # fmt: skip
+    return tokenizer
+
+
+def _byte_level_bpe(folder: Path) -> Tokenizer:
+    """RoBERTa's byte-level BPE."""
+    model = models.BPE.from_file(str(folder / "vocab.json"), str(folder / "merges.txt"), unk_token="<unk>")
+    tokenizer = Tokenizer(model)
+    tokenizer.pre_tokenizer = pre_tokenizers.ByteLevel(add_prefix_space=False)
+    tokenizer.decoder = decoders.ByteLevel()
+    tokenizer.add_special_tokens([
+        AddedToken(t, special=True) for t in ("<s>", "<pad>", "</s>", "<unk>")
+    ] + [AddedToken("<mask>", lstrip=True, special=True)])
+    tokenizer.post_processor = processors.RobertaProcessing(
+        ("</s>", tokenizer.token_to_id("</s>")), ("<s>", tokenizer.token_to_id("<s>")), add_prefix_space=False)
+    return tokenizer

@@ -1,0 +1,119 @@
+"""Train the student's subword vocabulary on texts, in one or several sizes.
+
+    python train_tokenizer.py --data data/nsmc/train.tsv                               # WordPiece, 3,000 tokens
+    python train_tokenizer.py --data train.tsv unlabeled.tsv.gz --vocab-size 2000 3000 9000
+
+reads   files with a text column; labels are not needed
+writes  OUTPUT_DIR/vocab_size_N/tokenizer.json, and vocab.txt for WordPiece
+next    python distill.py --tokenizer tokenizer/vocab_size_3000 …
+"""
+
+import argparse
+
+
+def parse_args(argv=None):
+    p = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    arg = p.add_argument
+    # artifacts
+    arg("--data", required=True, nargs="+", metavar="FILE", help="texts (.tsv .csv .jsonl, also .gz)")
+    arg("--output-dir", default="tokenizer", metavar="DIR", help="default: %(default)s")
+    arg("--text-column", metavar="NAME", help="default: text or document")
+    arg("--text2-column", metavar="NAME", help="second text of a pair; default: text2 if there")
+    # vocabulary
+    arg("--type", default="wordpiece", choices=["wordpiece", "bpe", "unigram"], help="default: %(default)s")
+    arg("--vocab-size", type=int, nargs="+", default=[3000], metavar="N", help="default: 3000")
+    arg("--min-frequency", type=int, default=5, help="of a token, not for unigram (default: %(default)s)")
+    arg("--limit-alphabet", type=int, metavar="N",
+        help="characters kept, not for unigram (default: 1500, or 1000 up to 2,000 tokens)")
+    args = p.parse_args(argv)
+    if min(args.vocab_size) < 10 or args.min_frequency < 1 or (args.limit_alphabet or 1) < 1:
+        p.error("--vocab-size must be at least 10, --min-frequency and --limit-alphabet at least 1")
+    return args
+
+
+if __name__ == "__main__":
+    ARGS = parse_args()  # before the imports: --help and a wrong flag answer at once
+
+import os
+import sys
+from pathlib import Path
+
+from tokenizers import Tokenizer, decoders, models, normalizers, pre_tokenizers, processors, trainers
+
+import runtime
+from data.batching import encode
+from data.examples import read_examples
+from runtime import UserError
+
+SPECIAL_TOKENS = ["[PAD]", "[UNK]", "[CLS]", "[SEP]", "[MASK]"]  # ids 0 to 4
+
+
+def new_tokenizer(kind: str, vocab_size: int, min_frequency: int, limit_alphabet: int | None):
+    """An untrained tokenizer and its trainer.
+
+    WordPiece as the original kit's: BERT's normalisation and word splitting, case and accents kept.
+    BPE and unigram split as SentencePiece does, a space being part of the token that follows it.
+    """
+    limits = {"min_frequency": min_frequency,
+              "limit_alphabet": limit_alphabet or (1000 if vocab_size <= 2000 else 1500)}
+    common = {"vocab_size": vocab_size, "special_tokens": SPECIAL_TOKENS, "show_progress": sys.stderr.isatty()}
+    if kind == "wordpiece":
+        tokenizer = Tokenizer(models.WordPiece(unk_token="[UNK]"))
+        tokenizer.pre_tokenizer = pre_tokenizers.BertPreTokenizer()
+        tokenizer.decoder = decoders.WordPiece()
+        trainer = trainers.WordPieceTrainer(**common, **limits)
+    elif kind == "bpe":
+        tokenizer = Tokenizer(models.BPE(unk_token="[UNK]"))
+        trainer = trainers.BpeTrainer(**common, **limits)
+    else:
+        tokenizer = Tokenizer(models.Unigram())
+        trainer = trainers.UnigramTrainer(**common, unk_token="[UNK]")
+    if kind != "wordpiece":
+        tokenizer.pre_tokenizer = pre_tokenizers.Metaspace()
+        tokenizer.decoder = decoders.Metaspace()
+    tokenizer.normalizer = normalizers.BertNormalizer(lowercase=False, strip_accents=False)
+    return tokenizer, trainer
+
+
+def save(tokenizer: Tokenizer, folder: Path, kind: str) -> None:
+    """tokenizer.json, and vocab.txt (a token a line, in order of id) for WordPiece; each whole or not at all."""
+    files = {"tokenizer.json": tokenizer.to_str(pretty=True)}
+    if kind == "wordpiece":
+        vocab = tokenizer.get_vocab()
+        files["vocab.txt"] = "".join(f"{token}\n" for token in sorted(vocab, key=vocab.get))
+    try:
+        folder.mkdir(parents=True, exist_ok=True)
+        for name, text in files.items():
+            partial = folder / f".{name}.{os.getpid()}.partial"
+            partial.write_text(text, encoding="utf-8", newline="\n")
+            os.replace(partial, folder / name)
+    except OSError as error:
+        raise UserError(f"{folder}: cannot write ({error.strerror or error})") from None
+
+
+def main(args):
+    texts = []
+    for file in args.data:
+        examples = read_examples(file, args.text_column, args.text2_column)
+        texts += examples.texts + (examples.texts2 or [])
+    print(f"{len(texts):,} texts")
+    for vocab_size in args.vocab_size:
+        tokenizer, trainer = new_tokenizer(args.type, vocab_size, args.min_frequency, args.limit_alphabet)
+        tokenizer.train_from_iterator(texts, trainer, length=len(texts))
+        # No [CLS] and [SEP] around a text: an LSTM needs no place to collect, and each costs a step.
+        tokenizer.post_processor = processors.TemplateProcessing(
+            single="$A", pair="$A [SEP] $B", special_tokens=[("[SEP]", SPECIAL_TOKENS.index("[SEP]"))])
+        folder = Path(args.output_dir, f"vocab_size_{vocab_size}")
+        save(tokenizer, folder, args.type)
+
+        unknown = tokenizer.token_to_id("[UNK]")
+        encoded = encode(tokenizer, texts, None, max_length=1_000_000, pad_id=0, blank_id=0)
+        share = (encoded.tokens == unknown).float().mean().item()
+        print(f"{folder}: {tokenizer.get_vocab_size():,} tokens ({args.type}), {share:.3%} of tokens unknown, "
+              f"{encoded.lengths.mean():.1f} tokens a text (longest {encoded.lengths.max()})")
+        if tokenizer.get_vocab_size() < vocab_size:
+            print(f"  fewer than the {vocab_size:,} asked for: no other token occurs {args.min_frequency} times")
+
+
+if __name__ == "__main__":
+    runtime.run(main, ARGS)
