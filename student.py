@@ -16,6 +16,7 @@ import argparse
 import itertools
 import os
 import sys
+import zlib
 from dataclasses import asdict, dataclass
 from pathlib import Path
 
@@ -168,10 +169,12 @@ class Student(nn.Module):
         """Write student.pt (to a temporary file, then renamed); `extra` are plain values such as scores."""
         self.tokenizer.no_padding()
         self.tokenizer.no_truncation()
+        packed = zlib.compress(self.tokenizer.to_str().encode(), 9)  # a third of the JSON
         artifact = {
             "kind": "student", "format": FORMAT, "config": asdict(self.config),
             "weights": {name: tensor.detach().cpu() for name, tensor in self.state_dict().items()},
-            "tokenizer": self.tokenizer.to_str(), "label_names": self.label_names, **extra,
+            "tokenizer": torch.frombuffer(bytearray(packed), dtype=torch.uint8),
+            "label_names": self.label_names, **extra,
         }  # fmt: skip
         path = Path(path)
         partial = path.with_name(f".{path.name}.{os.getpid()}.partial")
@@ -203,8 +206,8 @@ class Student(nn.Module):
         if artifact.get("format") != FORMAT:
             raise StudentError(f"{path}: format {artifact.get('format')}, this student.py reads {FORMAT}")
         try:
-            student = cls(StudentConfig(**artifact["config"]), Tokenizer.from_str(artifact["tokenizer"]),
-                          artifact["label_names"])
+            tokenizer = Tokenizer.from_str(zlib.decompress(artifact["tokenizer"].numpy().tobytes()).decode())
+            student = cls(StudentConfig(**artifact["config"]), tokenizer, artifact["label_names"])
             student.load_state_dict(artifact["weights"])
         except Exception as error:  # the tokenizers library raises bare Exception
             reason = str(error).strip().replace("\n", " ")[:200]

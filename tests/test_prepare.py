@@ -35,8 +35,8 @@ FILES = {
     "ratings_test.txt": nsmc(5000, 30),
     # 200 rows, stars 1 2 4 5 in turn; the text tells the stars
     "naver_shopping.txt": "".join(f"{s}\t별 {s} 상품 {i}\n" for i in range(50) for s in "1245").encode(),
-    # one text with a second tab, no line end after the last line
-    "steam.txt": "\n".join(f"{i % 2}\t게임 {i}" + ("\t탭" if i == 7 else "") for i in range(60)).encode(),
+    # one text with a second tab and a CR inside, no line end after the last line
+    "steam.txt": "\n".join(f"{i % 2}\t게임 {i}" + ("\t탭\r끝" if i == 7 else "") for i in range(60)).encode(),
 }
 COUNTS = {  # rows, positives, slack
     "ratings_train.txt": (100, 50, 1),
@@ -113,7 +113,7 @@ def bytes_of(folder):
 # ---- the published table -----------------------------------------------------------------------------------
 
 
-def test_published_counts():
+def test_published_counts_and_addresses():
     """e9t/nsmc README (150K, 50K, 'random guess yields 50% accuracy'); bab2min/corpus sentiment/README.md."""
     found = {name: (s.rows, s.positives, s.slack) for name, s in prepare.SOURCES.items()}
     assert found == {
@@ -122,6 +122,11 @@ def test_published_counts():
         "naver_shopping.txt": (200_000, 81_177 + 18_786, 0),
         "steam.txt": (100_000, 49_996, 0),
     }
+    raw = "https://raw.githubusercontent.com"
+    assert [source.url for source in prepare.SOURCES.values()] == [
+        f"{raw}/e9t/nsmc/master/ratings_train.txt", f"{raw}/e9t/nsmc/master/ratings_test.txt",
+        f"{raw}/bab2min/corpus/master/sentiment/naver_shopping.txt",
+        f"{raw}/bab2min/corpus/master/sentiment/steam.txt"]
 
 
 # ---- the corpora -------------------------------------------------------------------------------------------
@@ -160,7 +165,7 @@ def test_steam_parts_are_rounded_up_and_a_tab_becomes_a_space(server):
     prepared("steam", "--out", "elsewhere")
     assert sizes("elsewhere") == (51, 3, 6)  # 6 of 60, ceil(2.7) of 54
     everything = [row for split in OUTPUTS for row in rows("elsewhere", split)[1:]]
-    assert ("게임 7 탭", "1") in everything
+    assert ("게임 7 탭 끝", "1") in everything
     assert rows("elsewhere", "train")[0] == ("text", "label")
     prepared("split", "elsewhere/test.tsv", "--out", "again")
     assert sizes("again") == (4, 1, 1)
@@ -181,6 +186,10 @@ def test_the_seed_alone_decides(server):
         prepared("shopping", "--out", out, "--seed", seed)
     assert bytes_of("a") == bytes_of("b")
     assert bytes_of("a")["test.tsv"] != bytes_of("c")["test.tsv"]
+    prepared("nsmc", "--out", "d")
+    prepared("nsmc", "--out", "e", "--seed", 2)
+    assert bytes_of("d")["test.tsv"] == bytes_of("e")["test.tsv"]
+    assert bytes_of("d")["valid.tsv"] != bytes_of("e")["valid.tsv"]
     # the same files on every machine and in every version: the first test rows of seed 1, by random()
     generator = random.Random(1)
     order = sorted((generator.random(), i) for i in range(200))
@@ -445,6 +454,13 @@ def test_a_failed_rename_puts_the_earlier_set_back(server, capsys, monkeypatch, 
     monkeypatch.setattr(os, "replace", failing)
     assert "nothing was changed" in refused(capsys, "steam", "--seed", 2)
     assert bytes_of("data/steam") == before  # no temporary files either
+
+
+def test_a_failed_rename_leaves_no_part_of_a_first_set(server, capsys):
+    """valid.tsv is a folder here, so the second of three renames fails."""
+    Path("data/steam/valid.tsv").mkdir(parents=True)
+    assert "nothing was changed" in refused(capsys, "steam")
+    assert os.listdir("data/steam") == ["valid.tsv"]
 
 
 def test_a_new_set_replaces_the_earlier_one_and_leaves_no_litter(server):

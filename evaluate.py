@@ -1,0 +1,240 @@
+"""Compare students and teachers on a labelled file: quality, calibration, size and speed in one table.
+
+    python evaluate.py students/base/student.pt teacher/teacher.pt --data data/nsmc/test.tsv
+    python evaluate.py a/student.pt b/student.pt --data test.tsv --seen train.tsv --errors mistakes.tsv
+    python evaluate.py students/*/student.pt --data test.tsv --markdown                     # or --json
+
+reads   any number of student.pt and teacher.pt, a file with the columns text and label
+writes  the table to standard output; with --errors the mistakes of each model, most confident first
+
+The columns: accuracy with its 95 % interval (Wilson 1927), macro-F1, log loss in nats, expected calibration error
+over 15 bins (Guo et al. 2017, arXiv 1706.04599), share of rows on which a model agrees with the first one, two-sided
+exact McNemar p-value of its accuracy against the first one's, parameters, bytes on disk, texts per second in bulk
+(text in, probabilities out, float32) and median milliseconds for one text.
+"""
+
+import argparse
+
+
+def parse_args(argv=None):
+    p = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    arg = p.add_argument
+    arg("models", nargs="+", metavar="MODEL.pt", help="student.pt or teacher.pt; the first is what others are held to")
+    arg("--data", required=True, metavar="FILE", help="labelled texts (.tsv .csv .jsonl, also .gz)")
+    arg("--text-column", metavar="NAME", help="default: text or document")
+    arg("--text2-column", metavar="NAME", help="second text of a pair; default: text2 if there")
+    arg("--label-column", metavar="NAME", help="default: label")
+    arg("--seen", nargs="+", default=[], metavar="FILE",
+        help="training files: texts of --data that occur there too are counted, and scored without")
+    arg("--errors", metavar="FILE", help="write the mistakes with their probabilities to this TSV")
+    form = p.add_mutually_exclusive_group()
+    form.add_argument("--markdown", action="store_true", help="print a Markdown table")
+    form.add_argument("--json", action="store_true", help="print JSON, every number in full")
+    arg("--device", default="auto", choices=["auto", "cpu", "cuda", "mps"], help="default: %(default)s")
+    return p.parse_args(argv)
+
+
+if __name__ == "__main__":
+    ARGS = parse_args()  # before torch is imported: --help and a wrong flag answer at once
+
+import json
+import math
+import statistics
+import time
+from pathlib import Path
+
+import torch
+import torch.nn.functional as F
+
+import runtime
+from data.examples import Examples, read_examples
+from runtime import UserError
+from student import Student, StudentError
+from teacher import Teacher
+
+# ---- figures ------------------------------------------------------------------------------------------------
+
+
+def wilson_interval(correct: int, n: int, z: float = 1.959964) -> tuple[float, float]:
+    """95 % interval of a proportion, Wilson (1927): unlike the textbook one it stays in [0, 1]."""
+    centre = (correct + z * z / 2) / (n + z * z)
+    half = z / (n + z * z) * math.sqrt(correct * (n - correct) / n + z * z / 4)
+    return centre - half, centre + half
+
+
+def macro_f1(predicted: torch.Tensor, labels: torch.Tensor, classes: int) -> float:
+    """Mean over classes of F1; a class that neither occurs nor is predicted counts 0, as in scikit-learn."""
+    confusion = torch.bincount(labels * classes + predicted, minlength=classes * classes).view(classes, classes)
+    hits = confusion.diag().double()
+    return (2 * hits / (confusion.sum(0) + confusion.sum(1)).clamp(min=1)).mean().item()
+
+
+def calibration_error(probabilities: torch.Tensor, labels: torch.Tensor, bins: int = 15) -> float:
+    """Expected calibration error: |accuracy − confidence| per bin of equal width, weighted by rows."""
+    confidence, predicted = probabilities.double().max(1)
+    index = (confidence * bins).ceil().long().clamp(1, bins) - 1  # bins (0, 1/15], (1/15, 2/15], …
+    gap = (predicted == labels).double() - confidence
+    return torch.zeros(bins, dtype=torch.double).index_add_(0, index, gap).abs().sum().item() / len(labels)
+
+
+def mcnemar(first: torch.Tensor, second: torch.Tensor) -> float:
+    """Two-sided exact p-value of McNemar's test; first, second (N,) say which rows each model has right."""
+    only_first, only_second = int((first & ~second).sum()), int((second & ~first).sum())
+    n = only_first + only_second
+    k = torch.arange(min(only_first, only_second) + 1, dtype=torch.double)
+    log_binomial = math.lgamma(n + 1) - torch.lgamma(k + 1) - torch.lgamma(n - k + 1) - n * math.log(2)
+    return min(1.0, 2 * log_binomial.logsumexp(0).exp().item())
+
+
+# ---- models -------------------------------------------------------------------------------------------------
+
+
+def load_model(path: str, device):
+    """A Student or a Teacher, whichever the file holds."""
+    artifact = runtime.load_weights(path)
+    kind = artifact.get("kind") if isinstance(artifact, dict) else None
+    if kind == "student":
+        return Student.load(path, device)
+    if kind == "teacher":
+        return Teacher.load(path).to(device)
+    raise UserError(f"{path}: holds {kind or 'something that is not of this kit'}; a student.pt or teacher.pt is needed")
+
+
+def assess(path: str, model, examples: Examples, labels: torch.Tensor, names: list[str]) -> dict:
+    """Figures of one model; probabilities (N, C) have their columns in the order of `names`."""
+    if sorted(model.label_names) != sorted(names):
+        raise UserError(f"{path}: its labels are {model.label_names}, those of the first model {names}")
+    texts, texts2 = examples.texts, examples.texts2
+    model.predict(texts[:64], texts2 and texts2[:64])  # the first calls pay for set-up
+    start = time.perf_counter()
+    probabilities = model.predict(texts, texts2)
+    seconds = time.perf_counter() - start
+    times = []
+    for i in range(0, len(texts), max(1, len(texts) // 100)):
+        start = time.perf_counter()
+        model.predict(texts[i : i + 1], texts2 and texts2[i : i + 1])
+        times.append(time.perf_counter() - start)
+
+    probabilities = probabilities[:, [model.label_names.index(name) for name in names]]
+    predicted = probabilities.argmax(1)
+    right = predicted == labels
+    return {
+        "model": path,
+        "accuracy": right.double().mean().item(),
+        "interval": wilson_interval(int(right.sum()), len(right)),
+        "macro_f1": macro_f1(predicted, labels, len(names)),
+        "log_loss": F.nll_loss(probabilities.double().clamp(min=1e-15).log(), labels).item(),
+        "ece": calibration_error(probabilities, labels),
+        "parameters": sum(p.numel() for p in model.parameters()),
+        "bytes": Path(path).stat().st_size,
+        "texts_per_second": len(texts) / seconds,
+        "ms_per_text": 1000 * statistics.median(times),
+        "probabilities": probabilities,
+    }
+
+
+def text_keys(examples: Examples) -> list:
+    """What makes two rows the same text: the text, or the pair, without blanks around."""
+    texts = [text.strip() for text in examples.texts]
+    return texts if examples.texts2 is None else list(zip(texts, map(str.strip, examples.texts2), strict=True))
+
+
+# ---- output -------------------------------------------------------------------------------------------------
+
+COLUMNS = {
+    "model": ("model", str),
+    "accuracy": ("accuracy", lambda v: f"{v:.2%}"),
+    "interval": ("95 % interval", lambda v: f"{v[0]:.2%}–{v[1]:.2%}"),
+    "unseen_accuracy": ("unseen only", lambda v: f"{v:.2%}"),
+    "macro_f1": ("macro-F1", lambda v: f"{v:.4f}"),
+    "log_loss": ("log loss", lambda v: f"{v:.4f}"),
+    "ece": ("ECE", lambda v: f"{v:.4f}"),
+    "agreement": ("agreement", lambda v: f"{v:.2%}"),
+    "mcnemar_p": ("p", lambda v: f"{v:.2g}"),
+    "parameters": ("parameters", lambda v: f"{v:,}"),
+    "bytes": ("bytes", lambda v: f"{v:,}"),
+    "texts_per_second": ("texts/s", lambda v: f"{v:,.0f}"),
+    "ms_per_text": ("ms/text", lambda v: f"{v:.2f}"),
+}
+
+
+def table(results: list[dict], markdown: bool) -> str:
+    keys = [key for key in COLUMNS if key in results[0]]
+    lines = [[COLUMNS[key][0] for key in keys]]
+    lines += [[COLUMNS[key][1](result[key]) if key in result else "–" for key in keys] for result in results]
+    if markdown:
+        lines.insert(1, ["---"] + ["---:"] * (len(keys) - 1))
+        return "\n".join("| " + " | ".join(line) + " |" for line in lines)
+    widths = [max(map(len, column)) for column in zip(*lines, strict=True)]
+    return "\n".join("  ".join([line[0].ljust(widths[0])] + [cell.rjust(width) for cell, width in
+                     zip(line[1:], widths[1:], strict=True)]) for line in lines)  # fmt: skip
+
+
+def write_errors(path: str, results: list[dict], examples: Examples, labels, names: list[str]) -> int:
+    """Mistakes of every model, the most confident first; returns how many."""
+    rows = []
+    for result in results:
+        confidence, predicted = result["probabilities"].max(1)
+        for i in (predicted != labels).nonzero()[:, 0].tolist():
+            pair = [] if examples.texts2 is None else [examples.texts2[i]]
+            rows.append((confidence[i].item(), [
+                result["model"], str(i), examples.ids[i] if examples.ids else "", names[labels[i]],
+                names[predicted[i]], f"{confidence[i]:.4f}", f"{result['probabilities'][i, labels[i]]:.4f}",
+                examples.texts[i], *pair,
+            ]))  # fmt: skip
+    rows.sort(key=lambda row: -row[0])
+    header = ["model", "row", "id", "label", "predicted", "p_predicted", "p_label", "text"]
+    header += [] if examples.texts2 is None else ["text2"]
+    lines = [header] + [[cell.replace("\t", " ").replace("\n", " ") for cell in row] for _, row in rows]
+    try:
+        Path(path).write_text("".join("\t".join(line) + "\n" for line in lines), encoding="utf-8", newline="\n")
+    except OSError as error:
+        raise UserError(f"{path}: cannot write ({error.strerror})") from None
+    return len(rows)
+
+
+def main(args):
+    device = runtime.pick_device(args.device)
+    columns = args.text_column, args.text2_column, args.label_column
+    examples = read_examples(args.data, *columns)
+    models = [load_model(path, device) for path in args.models]
+    names = models[0].label_names
+    labels = torch.tensor(examples.label_ids(names))
+    if (labels < 0).any():
+        row = int((labels < 0).nonzero()[0])
+        raise UserError(f"{args.data}:{examples.lines[row]}: no label; every row needs one")
+    seen = {key for file in args.seen for key in text_keys(read_examples(file, args.text_column, args.text2_column))}
+    leaked = torch.tensor([key in seen for key in text_keys(examples)])
+
+    results = [assess(path, model, examples, labels, names) for path, model in zip(args.models, models, strict=True)]
+    first = results[0]["probabilities"].argmax(1)
+    for result in results:
+        predicted = result["probabilities"].argmax(1)
+        result["agreement"] = (predicted == first).double().mean().item()
+        result["mcnemar_p"] = mcnemar(first == labels, predicted == labels)
+        if args.seen and not leaked.all():
+            result["unseen_accuracy"] = (predicted == labels)[~leaked].double().mean().item()
+    if args.errors:
+        count = write_errors(args.errors, results, examples, labels, names)
+
+    majority = torch.bincount(labels).max().item() / len(labels)
+    if args.json:
+        print(json.dumps({
+            "data": args.data, "rows": len(labels), "majority": majority,
+            "seen_rows": int(leaked.sum()) if args.seen else None, **runtime.machine(device),
+            "models": [{key: result[key] for key in result if key != "probabilities"} for result in results],
+        }, ensure_ascii=False, indent=1))  # fmt: skip
+        return
+    machine = runtime.machine(device)
+    print(f"{args.data}: {len(labels):,} rows, labels {names}, largest class {majority:.2%}; "
+          f"{machine['hardware']}, {machine['threads']} threads\n")
+    print(table(results, args.markdown))
+    if args.seen:
+        print(f"\n{int(leaked.sum()):,} of {len(labels):,} texts ({leaked.double().mean():.2%}) also occur in "
+              f"{', '.join(args.seen)}; 'unseen only' is the accuracy without them")
+    if args.errors:
+        print(f"\n{args.errors}: {count:,} mistakes, most confident first")
+
+
+if __name__ == "__main__":
+    runtime.run(main, ARGS, errors=(StudentError,))
