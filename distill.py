@@ -8,7 +8,8 @@
 
 reads   training files, for each the logits that dump_logits.py (or any (N, C) tensor) gives its rows,
         a labelled validation file, a folder with tokenizer.json
-writes  OUTPUT_DIR/NAME/student.pt (best epoch), last.pt (for --resume), log.jsonl; for a grid also summary.tsv
+writes  OUTPUT_DIR/NAME/student.pt (best epoch), last.pt (for --resume), log.jsonl;
+        for a grid also OUTPUT_DIR/summary.tsv
 next    python evaluate.py students/base/student.pt --data data/nsmc/test.tsv
 
 A grid flag, marked +, takes several values; every combination is trained.
@@ -17,8 +18,9 @@ A grid flag, marked +, takes several values; every combination is trained.
 import argparse
 
 # Flag, and what it adds to the name of a student's folder when the grid has several values of it.
-GRID = {"tokenizer": "", "size": "", "embedding_dim": "e", "hidden_dim": "h", "num_layers": "l", "dropout": "d",
-        "pooling": "", "head": "", "loss": "", "alpha": "alpha", "temperature": "T", "lr": "lr", "seed": "seed"}
+GRID = {"tokenizer": "", "size": "", "embedding_dim": "e", "hidden_dim": "h", "num_layers": "l",
+        "dropout": "d", "pooling": "", "head": "", "loss": "", "alpha": "alpha", "temperature": "T",
+        "lr": "lr", "seed": "seed"}
 
 
 def parse_args(argv=None):
@@ -46,17 +48,20 @@ def parse_args(argv=None):
     grid("--hidden-dim", type=int, default=None, metavar="N", help="of each direction, instead of the size's")
     grid("--num-layers", type=int, default=1, metavar="N", help="LSTM layers")
     grid("--dropout", type=float, default=0.1, metavar="P", help="on embeddings and before the head")
-    grid("--pooling", default="last", choices=["last", "max", "mean", "attention"], help="states to one vector")
+    grid("--pooling", default="last", choices=["last", "max", "mean", "attention"],
+         help="states to one vector")
     grid("--head", default="linear", choices=["linear", "relu"], help="relu: one hidden layer, the paper's")
     arg("--max-length", type=int, default=128, help="tokens of a row, cut beyond (default: %(default)s)")
     # method
     grid("--loss", default="kl", choices=["kl", "mse"], help="soft part: T²·KL, or the paper's squared error")
-    grid("--alpha", type=float, default=0.1, metavar="A", help="weight of the labels; 1: labels alone, no logits")
+    grid("--alpha", type=float, default=0.1, metavar="A",
+         help="weight of the labels; 1: labels alone, no logits")
     grid("--temperature", type=float, default=2.0, metavar="T", help="softens both distributions of the KL")
     # optimisation
     arg("--epochs", type=int, default=10, help="default: %(default)s")
     grid("--lr", type=float, default=3e-3, metavar="R", help="peak learning rate")
-    arg("--max-tokens", type=int, default=4096, help="tokens of a batch, padding counted (default: %(default)s)")
+    arg("--max-tokens", type=int, default=4096,
+        help="tokens of a batch, padding counted (default: %(default)s)")
     arg("--warmup", type=float, default=0.05, help="share of the run with rising rate (default: %(default)s)")
     arg("--weight-decay", type=float, default=0.01, help="default: %(default)s")
     arg("--clip", type=float, default=1.0, help="largest gradient norm (default: %(default)s)")
@@ -70,7 +75,8 @@ def parse_args(argv=None):
     if args.logits is None and min(args.alpha) < 1:
         p.error("--logits are needed, one for each --train file (or --alpha 1 to train on labels alone)")
     if args.logits is not None and len(args.logits) != len(args.train):
-        p.error(f"{len(args.train)} --train files but {len(args.logits)} --logits; give one for each, in order")
+        p.error(f"{len(args.train)} --train files but {len(args.logits)} --logits; "
+                f"give one for each, in order")
     if not all(0 <= alpha <= 1 for alpha in args.alpha) or min(args.temperature) <= 0:
         p.error("--alpha must be in [0, 1], --temperature positive")
     if args.epochs < 1 or args.max_tokens < 1 or args.max_length < 1:
@@ -105,10 +111,10 @@ MUST_MATCH = ("epochs", "max_length", "max_tokens", "warmup", "weight_decay", "c
 
 
 def distill_loss(student_logits, teacher_logits, labels, alpha: float, temperature: float, kind: str = "kl"):
-    """The method: mean over rows of alpha · CE(label) + (1 − alpha) · soft; a row without label (-1) is all soft.
+    """The method: mean over rows of alpha · CE(label) + (1 − alpha) · soft; without label (-1) all soft.
 
-    kl   soft = T² · KL(softmax(teacher / T) ‖ softmax(student / T)), Hinton et al. (2015, arXiv 1503.02531): T²
-         keeps the gradient's scale independent of T
+    kl   soft = T² · KL(softmax(teacher / T) ‖ softmax(student / T)), Hinton et al. (2015, arXiv 1503.02531):
+         T² keeps the gradient's scale independent of T
     mse  soft = ‖teacher − student‖², Tang et al. (2019, arXiv 1903.12136), section 3.2
     student_logits, teacher_logits (B, C), labels (B,); teacher_logits None: labels alone.
     """
@@ -125,7 +131,7 @@ def distill_loss(student_logits, teacher_logits, labels, alpha: float, temperatu
     return (alpha * hard + (1 - alpha) * soft).mean()
 
 
-# ---- data -------------------------------------------------------------------------------------------------
+# ---- data --------------------------------------------------------------------------------------------------
 
 
 @dataclass
@@ -143,8 +149,8 @@ class TrainingSet:
 def read_logits(path: str, examples: Examples) -> tuple[torch.Tensor, list[str] | None]:
     """Logits (N, C) float32 for the rows of `examples`, and the label names if the file has them.
 
-    The file is what dump_logits.py writes, or a bare (N, C) tensor from any other system. Logits of other texts
-    are refused: they would train a student that looks fine and is wrong.
+    The file is what dump_logits.py writes, or a bare (N, C) tensor from any other system. Logits of other
+    texts are refused: they would train a student that looks fine and is wrong.
     """
     remake = f"make the right ones: python dump_logits.py --teacher … --data {examples.path}"
     artifact = runtime.load_weights(path)
@@ -156,8 +162,8 @@ def read_logits(path: str, examples: Examples) -> tuple[torch.Tensor, list[str] 
             raise UserError(f"{path}: these are logits of other texts than {examples.path}; {remake}")
         logits, names = artifact["logits"], artifact["label_names"]
     if logits.dim() != 2 or len(logits) != len(examples) or not logits.is_floating_point():
-        raise UserError(f"{path}: {list(logits.shape)} {logits.dtype} where {examples.path} has {len(examples)} "
-                        f"rows: a float tensor (rows, classes) is needed; {remake}")
+        raise UserError(f"{path}: {list(logits.shape)} {logits.dtype} where {examples.path} has "
+                        f"{len(examples)} rows: a float tensor (rows, classes) is needed; {remake}")
     if not logits.isfinite().all():
         row = int((~logits.isfinite()).any(1).nonzero()[0])
         raise UserError(f"{path}: the logits of row {row} are not finite; {remake}")
@@ -176,7 +182,8 @@ def read_training_set(args) -> tuple[TrainingSet, Examples, torch.Tensor]:
         pairs = [read_logits(path, part) for path, part in zip(args.logits, files, strict=True)]
         for path, (tensor, found) in zip(args.logits, pairs, strict=True):
             if tensor.size(1) != pairs[0][0].size(1) or (found and names and found != names):
-                raise UserError(f"{path}: its classes are not those of the other logits; one teacher for all files")
+                raise UserError(f"{path}: its classes are not those of the other logits; "
+                                f"one teacher for all files")
             names = names or found
         logits = torch.cat([tensor for tensor, _ in pairs])
     names = names or label_names([*files, valid])
@@ -211,11 +218,12 @@ def read_tokenizer(folder: str) -> Tokenizer:
     return tokenizer
 
 
-# ---- one student --------------------------------------------------------------------------------------------
+# ---- one student -------------------------------------------------------------------------------------------
 
 
-def train_student(settings: dict, folder: Path, tokenizer, encoded, encoded_valid, data, valid_labels, args) -> dict:
-    """Train one student, write it to `folder`, return its row of the summary. `settings` has the GRID's keys."""
+def train_student(settings: dict, folder: Path, tokenizer, encoded, encoded_valid, data, valid_labels,
+                  args) -> dict:
+    """Train one student, write it to `folder`, return its row of the summary. `settings` has GRID's keys."""
     device = runtime.pick_device(args.device)
     runtime.seed_everything(settings["seed"])
     alpha, temperature, loss_kind = settings["alpha"], settings["temperature"], settings["loss"]
@@ -224,9 +232,10 @@ def train_student(settings: dict, folder: Path, tokenizer, encoded, encoded_vali
     embedding_dim, hidden_dim = SIZES[settings["size"]]
     config = StudentConfig(
         tokenizer.get_vocab_size(), len(data.label_names), settings["embedding_dim"] or embedding_dim,
-        settings["hidden_dim"] or hidden_dim, settings["num_layers"], settings["dropout"], settings["pooling"],
-        settings["head"], args.max_length, tokenizer.token_to_id("[PAD]"), tokenizer.token_to_id("[UNK]"),
-    )  # fmt: skip
+        settings["hidden_dim"] or hidden_dim, settings["num_layers"], settings["dropout"],
+        settings["pooling"], settings["head"], args.max_length,
+        tokenizer.token_to_id("[PAD]"), tokenizer.token_to_id("[UNK]"),
+    )
     student = Student(config, tokenizer, data.label_names).to(device)
     count = sum(p.numel() for p in student.parameters())
     optimizer = torch.optim.AdamW(student.parameters(), settings["lr"], weight_decay=args.weight_decay,
@@ -255,8 +264,8 @@ def train_student(settings: dict, folder: Path, tokenizer, encoded, encoded_vali
         if state["fingerprint"] != data.fingerprint:
             differing.append("the texts or logits of --train")
         if differing:
-            raise UserError(f"{folder / 'last.pt'}: was made with other values of {', '.join(differing)}; use those, "
-                            f"or leave out --resume")
+            raise UserError(f"{folder / 'last.pt'}: was made with other values of {', '.join(differing)}; "
+                            f"use those, or leave out --resume")
         student.load_state_dict(state["weights"])
         optimizer.load_state_dict(state["optimizer"])
         runtime.set_rng_state(state["rng"], device)
@@ -266,7 +275,8 @@ def train_student(settings: dict, folder: Path, tokenizer, encoded, encoded_vali
     log = runtime.Log(folder / "log.jsonl", args.tensorboard)
     log.write(**made_by, **runtime.machine(device), precision=precision, train=data.fingerprint)
     print(f"{folder}: {count:,} parameters, {len(rows_used):,} rows, "
-          + ("labels alone" if teacher_logits is None else f"alpha {alpha:g}, {loss_kind}, T {temperature:g}"))
+          + ("labels alone" if teacher_logits is None
+             else f"alpha {alpha:g}, {loss_kind}, T {temperature:g}"))
 
     # loop
     for epoch in range(first_epoch, args.epochs):
@@ -305,9 +315,9 @@ def train_student(settings: dict, folder: Path, tokenizer, encoded, encoded_vali
             best = {**scores, "epoch": epoch + 1}
             student.save(folder / "student.pt", scores=best, made_by=made_by)
         runtime.save({"kind": "student-resume", "format": FORMAT, "weights": student.state_dict(),
-                      "optimizer": optimizer.state_dict(), "rng": runtime.rng_state(device), "epoch": epoch + 1,
-                      "best": best, "seconds": seconds, "precision": precision, "fingerprint": data.fingerprint,
-                      "made_by": made_by}, folder / "last.pt")
+                      "optimizer": optimizer.state_dict(), "rng": runtime.rng_state(device),
+                      "epoch": epoch + 1, "best": best, "seconds": seconds, "precision": precision,
+                      "fingerprint": data.fingerprint, "made_by": made_by}, folder / "last.pt")
         log.write(epoch + 1, train_loss=train_loss, **scores, seconds=round(epoch_seconds, 2))
         print(f"epoch {epoch + 1}/{args.epochs}: train loss {train_loss:.4f}, validation loss "
               f"{scores['valid_loss']:.4f}, accuracy {accuracy:.2%} (best {best['valid_accuracy']:.2%}), "
@@ -317,11 +327,11 @@ def train_student(settings: dict, folder: Path, tokenizer, encoded, encoded_vali
     return {"parameters": count, **best, "seconds": round(seconds, 1), "folder": str(folder)}
 
 
-# ---- the grid -----------------------------------------------------------------------------------------------
+# ---- the grid ----------------------------------------------------------------------------------------------
 
 
 def grid_settings(args) -> list[tuple[str, dict]]:
-    """(folder name, settings) of every combination. The name tells sizes, and what differs within the grid."""
+    """(folder name, settings) of each combination. The name tells sizes, and what differs within the grid."""
     grid = []
     for values in itertools.product(*(getattr(args, name) for name in GRID)):
         settings = dict(zip(GRID, values, strict=True))
@@ -351,8 +361,8 @@ def write_summary(rows: list[dict], path: Path) -> None:
 def main(args):
     device = runtime.pick_device(args.device)
     data, valid, valid_labels = read_training_set(args)
-    print(f"labels {data.label_names}; {len(data.texts):,} training rows, {int((data.labels >= 0).sum()):,} of them "
-          f"labelled; {len(valid):,} for validation")
+    print(f"labels {data.label_names}; {len(data.texts):,} training rows, "
+          f"{int((data.labels >= 0).sum()):,} of them labelled; {len(valid):,} for validation")
     summary, encoded_for = [], None
     varied = [name for name in GRID if len(getattr(args, name)) > 1]
     for name, settings in grid_settings(args):

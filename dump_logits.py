@@ -1,7 +1,7 @@
 """Run a fine-tuned teacher once over texts and keep its logits: row i of the tensor is row i of the file.
 
-    python dump_logits.py --teacher teacher/teacher.pt --data data/nsmc/train.tsv         # -> logits/train.pt
-    python dump_logits.py --teacher a.pt b.pt --data train.tsv unlabeled.tsv.gz           # mean of two teachers
+    python dump_logits.py --teacher teacher/teacher.pt --data data/nsmc/train.tsv       # -> logits/train.pt
+    python dump_logits.py --teacher a.pt b.pt --data train.tsv unlabeled.tsv.gz         # mean of two teachers
 
 reads   teacher.pt (several: their logits are averaged), files with a text column; labels are not needed
 writes  OUTPUT_DIR/NAME.pt for each data file NAME.tsv: logits (N, C), fingerprints of texts and teachers
@@ -23,9 +23,11 @@ def parse_args(argv=None):
     # data
     arg("--text-column", metavar="NAME", help="default: text or document")
     arg("--text2-column", metavar="NAME", help="second text of a pair; default: text2 if there")
-    arg("--label-column", metavar="NAME", help="default: label if there; only to print the teacher's accuracy")
+    arg("--label-column", metavar="NAME",
+        help="default: label if there; only to print the teacher's accuracy")
     # machine
-    arg("--max-tokens", type=int, default=8192, help="tokens of a batch, padding counted (default: %(default)s)")
+    arg("--max-tokens", type=int, default=8192,
+        help="tokens of a batch, padding counted (default: %(default)s)")
     arg("--device", default="auto", choices=["auto", "cpu", "cuda", "mps"], help="default: %(default)s")
     arg("--precision", default="auto", choices=["auto", "fp32", "bf16"],
         help="auto takes bf16 where a trial shows it faster (default: %(default)s)")
@@ -82,7 +84,7 @@ def run_teacher(path: str, teacher: Teacher, files: list[Examples], args, device
 
 
 def accuracy(logits, examples: Examples, names: list[str]) -> str:
-    """Share of labelled rows whose label has the largest logit, as words for the log line; empty without labels."""
+    """Share of labelled rows whose label has the largest logit, in words for the log; empty without any."""
     labels = torch.tensor(examples.label_ids(names))
     known = labels >= 0
     if not known.any():
@@ -94,7 +96,8 @@ def accuracy(logits, examples: Examples, names: list[str]) -> str:
 def main(args):
     device = runtime.pick_device(args.device)
     paths = output_paths(args.data, args.output_dir)
-    files = [read_examples(file, args.text_column, args.text2_column, args.label_column) for file in args.data]
+    files = [read_examples(file, args.text_column, args.text2_column, args.label_column)
+             for file in args.data]
     sums = [0.0] * len(files)
     fingerprints, max_lengths, names = [], [], None
     for teacher_path in args.teacher:
@@ -111,17 +114,18 @@ def main(args):
     for path, examples, total in zip(paths, files, sums, strict=True):
         logits = total / len(args.teacher)
         if len(args.teacher) > 1:
-            print(f"mean of {len(args.teacher)} teachers on {examples.path}{accuracy(logits, examples, names)}")
+            print(f"mean of {len(args.teacher)} teachers on {examples.path}"
+                  f"{accuracy(logits, examples, names)}")
         logits = logits.to(getattr(torch, args.dtype))
         if not logits.isfinite().all():
             row = int((~logits.isfinite()).any(1).nonzero()[0])
-            raise UserError(f"{examples.path}:{examples.lines[row]}: the logits of row {row} are not finite in "
-                            f"{args.dtype}; try --dtype float32 --precision fp32")
+            raise UserError(f"{examples.path}:{examples.lines[row]}: the logits of row {row} are not finite "
+                            f"in {args.dtype}; try --dtype float32 --precision fp32")
         runtime.save({
             "kind": "logits", "format": FORMAT, "logits": logits, "label_names": names,
             "texts": examples.fingerprint(), "teachers": fingerprints, "max_lengths": max_lengths,
             "made_by": runtime.made_by(args),
-        }, path)  # fmt: skip
+        }, path)
         print(f"{path}: logits of {len(logits):,} rows, {path.stat().st_size:,} bytes")
 
 

@@ -7,10 +7,10 @@
 reads   any number of student.pt and teacher.pt, a file with the columns text and label
 writes  the table to standard output; with --errors the mistakes of each model, most confident first
 
-The columns: accuracy with its 95 % interval (Wilson 1927), macro-F1, log loss in nats, expected calibration error
-over 15 bins (Guo et al. 2017, arXiv 1706.04599), share of rows on which a model agrees with the first one, two-sided
-exact McNemar p-value of its accuracy against the first one's, parameters, bytes on disk, texts per second in bulk
-(text in, probabilities out, float32) and median milliseconds for one text.
+The columns: accuracy with its 95 % interval (Wilson 1927), macro-F1, log loss in nats, expected calibration
+error over 15 bins (Guo et al. 2017, arXiv 1706.04599), share of rows on which a model agrees with the first
+one, two-sided exact McNemar p-value of its accuracy against the first one's, parameters, bytes on disk,
+texts per second in bulk (text in, probabilities out, float32) and median milliseconds for one text.
 """
 
 import argparse
@@ -19,7 +19,8 @@ import argparse
 def parse_args(argv=None):
     p = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     arg = p.add_argument
-    arg("models", nargs="+", metavar="MODEL.pt", help="student.pt or teacher.pt; the first is what others are held to")
+    arg("models", nargs="+", metavar="MODEL.pt",
+        help="student.pt or teacher.pt; the first is what others are held to")
     arg("--data", required=True, metavar="FILE", help="labelled texts (.tsv .csv .jsonl, also .gz)")
     arg("--text-column", metavar="NAME", help="default: text or document")
     arg("--text2-column", metavar="NAME", help="second text of a pair; default: text2 if there")
@@ -52,7 +53,7 @@ from runtime import UserError
 from student import Student, StudentError
 from teacher import Teacher
 
-# ---- figures ------------------------------------------------------------------------------------------------
+# ---- figures -----------------------------------------------------------------------------------------------
 
 
 def wilson_interval(correct: int, n: int, z: float = 1.959964) -> tuple[float, float]:
@@ -64,7 +65,8 @@ def wilson_interval(correct: int, n: int, z: float = 1.959964) -> tuple[float, f
 
 def macro_f1(predicted: torch.Tensor, labels: torch.Tensor, classes: int) -> float:
     """Mean over classes of F1; a class that neither occurs nor is predicted counts 0, as in scikit-learn."""
-    confusion = torch.bincount(labels * classes + predicted, minlength=classes * classes).view(classes, classes)
+    confusion = torch.bincount(labels * classes + predicted,
+                               minlength=classes * classes).view(classes, classes)
     hits = confusion.diag().double()
     return (2 * hits / (confusion.sum(0) + confusion.sum(1)).clamp(min=1)).mean().item()
 
@@ -86,7 +88,7 @@ def mcnemar(first: torch.Tensor, second: torch.Tensor) -> float:
     return min(1.0, 2 * log_binomial.logsumexp(0).exp().item())
 
 
-# ---- models -------------------------------------------------------------------------------------------------
+# ---- models ------------------------------------------------------------------------------------------------
 
 
 def load_model(path: str, device):
@@ -97,7 +99,8 @@ def load_model(path: str, device):
         return Student.load(path, device)
     if kind == "teacher":
         return Teacher.load(path).to(device)
-    raise UserError(f"{path}: holds {kind or 'something that is not of this kit'}; a student.pt or teacher.pt is needed")
+    raise UserError(f"{path}: holds {kind or 'something that is not of this kit'}; "
+                    f"a student.pt or teacher.pt is needed")
 
 
 def assess(path: str, model, examples: Examples, labels: torch.Tensor, names: list[str]) -> dict:
@@ -136,10 +139,11 @@ def assess(path: str, model, examples: Examples, labels: torch.Tensor, names: li
 def text_keys(examples: Examples) -> list:
     """What makes two rows the same text: the text, or the pair, without blanks around."""
     texts = [text.strip() for text in examples.texts]
-    return texts if examples.texts2 is None else list(zip(texts, map(str.strip, examples.texts2), strict=True))
+    return (texts if examples.texts2 is None
+            else list(zip(texts, map(str.strip, examples.texts2), strict=True)))
 
 
-# ---- output -------------------------------------------------------------------------------------------------
+# ---- output ------------------------------------------------------------------------------------------------
 
 COLUMNS = {
     "model": ("model", str),
@@ -167,7 +171,7 @@ def table(results: list[dict], markdown: bool) -> str:
         return "\n".join("| " + " | ".join(line) + " |" for line in lines)
     widths = [max(map(len, column)) for column in zip(*lines, strict=True)]
     return "\n".join("  ".join([line[0].ljust(widths[0])] + [cell.rjust(width) for cell, width in
-                     zip(line[1:], widths[1:], strict=True)]) for line in lines)  # fmt: skip
+                     zip(line[1:], widths[1:], strict=True)]) for line in lines)
 
 
 def write_errors(path: str, results: list[dict], examples: Examples, labels, names: list[str]) -> int:
@@ -181,13 +185,14 @@ def write_errors(path: str, results: list[dict], examples: Examples, labels, nam
                 result["model"], str(i), examples.ids[i] if examples.ids else "", names[labels[i]],
                 names[predicted[i]], f"{confidence[i]:.4f}", f"{result['probabilities'][i, labels[i]]:.4f}",
                 examples.texts[i], *pair,
-            ]))  # fmt: skip
+            ]))
     rows.sort(key=lambda row: -row[0])
     header = ["model", "row", "id", "label", "predicted", "p_predicted", "p_label", "text"]
     header += [] if examples.texts2 is None else ["text2"]
     lines = [header] + [[cell.replace("\t", " ").replace("\n", " ") for cell in row] for _, row in rows]
     try:
-        Path(path).write_text("".join("\t".join(line) + "\n" for line in lines), encoding="utf-8", newline="\n")
+        Path(path).write_text("".join("\t".join(line) + "\n" for line in lines),
+                              encoding="utf-8", newline="\n")
     except OSError as error:
         raise UserError(f"{path}: cannot write ({error.strerror})") from None
     return len(rows)
@@ -203,10 +208,12 @@ def main(args):
     if (labels < 0).any():
         row = int((labels < 0).nonzero()[0])
         raise UserError(f"{args.data}:{examples.lines[row]}: no label; every row needs one")
-    seen = {key for file in args.seen for key in text_keys(read_examples(file, args.text_column, args.text2_column))}
+    seen = {key for file in args.seen
+            for key in text_keys(read_examples(file, args.text_column, args.text2_column))}
     leaked = torch.tensor([key in seen for key in text_keys(examples)])
 
-    results = [assess(path, model, examples, labels, names) for path, model in zip(args.models, models, strict=True)]
+    results = [assess(path, model, examples, labels, names)
+               for path, model in zip(args.models, models, strict=True)]
     first = results[0]["probabilities"].argmax(1)
     for result in results:
         predicted = result["probabilities"].argmax(1)
@@ -223,15 +230,15 @@ def main(args):
             "data": args.data, "rows": len(labels), "majority": majority,
             "seen_rows": int(leaked.sum()) if args.seen else None, **runtime.machine(device),
             "models": [{key: result[key] for key in result if key != "probabilities"} for result in results],
-        }, ensure_ascii=False, indent=1))  # fmt: skip
+        }, ensure_ascii=False, indent=1))
         return
     machine = runtime.machine(device)
     print(f"{args.data}: {len(labels):,} rows, labels {names}, largest class {majority:.2%}; "
           f"{machine['hardware']}, {machine['threads']} threads\n")
     print(table(results, args.markdown))
     if args.seen:
-        print(f"\n{int(leaked.sum()):,} of {len(labels):,} texts ({leaked.double().mean():.2%}) also occur in "
-              f"{', '.join(args.seen)}; 'unseen only' is the accuracy without them")
+        print(f"\n{int(leaked.sum()):,} of {len(labels):,} texts ({leaked.double().mean():.2%}) also occur "
+              f"in {', '.join(args.seen)}; 'unseen only' is the accuracy without them")
     if args.errors:
         print(f"\n{args.errors}: {count:,} mistakes, most confident first")
 

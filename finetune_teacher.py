@@ -29,12 +29,14 @@ def parse_args(argv=None):
     arg("--output-dir", default="teacher", metavar="DIR", help="default: %(default)s")
     arg("--resume", action="store_true", help="continue from OUTPUT_DIR/last.pt")
     # optimisation
-    arg("--epochs", type=int, default=3, help="0 keeps the checkpoint's own head as it is (default: %(default)s)")
+    arg("--epochs", type=int, default=3,
+        help="0 keeps the checkpoint's own head as it is (default: %(default)s)")
     arg("--max-length", type=int, default=128, help="tokens of a row, cut beyond (default: %(default)s)")
-    arg("--max-tokens", type=int, default=3072, help="tokens of a batch, padding counted (default: %(default)s)")
+    arg("--max-tokens", type=int, default=3072,
+        help="tokens of a batch, padding counted (default: %(default)s)")
     arg("--accumulate", type=int, default=1, help="batches per optimiser step (default: %(default)s)")
-    arg("--lr", type=float, default=5e-5, help="peak learning rate; 2.5e-4 suits encoders of 256 wide and less "
-                                               "(default: %(default)s)")
+    arg("--lr", type=float, default=5e-5,
+        help="peak learning rate; 2.5e-4 suits encoders of 256 wide and less (default: %(default)s)")
     arg("--layer-decay", type=float, default=1.0,
         help="each layer's rate is this times that of the layer above (default: %(default)s)")
     arg("--warmup", type=float, default=0.1, help="share of the run with rising rate (default: %(default)s)")
@@ -76,8 +78,8 @@ from teacher import Teacher, TeacherConfig, load_checkpoint, load_tokenizer
 
 FORMAT = 1
 # A run resumed with other values of these would be neither the old run nor a new one.
-MUST_MATCH = ("epochs", "max_length", "max_tokens", "accumulate", "lr", "layer_decay", "warmup", "weight_decay",
-              "clip", "seed", "checkpoint", "scratch")
+MUST_MATCH = ("epochs", "max_length", "max_tokens", "accumulate", "lr", "layer_decay", "warmup",
+              "weight_decay", "clip", "seed", "checkpoint", "scratch")
 
 
 def parameter_groups(teacher: Teacher, lr: float, layer_decay: float, weight_decay: float) -> list[dict]:
@@ -110,7 +112,8 @@ def new_teacher(args, names: list[str]) -> Teacher:
                                max_positions=512, type_vocab_size=2, num_labels=len(names),
                                pad_id=tokenizer.token_to_id("[PAD]") or 0)
     except ValueError as error:
-        raise UserError(f"--scratch {args.scratch}: layers,width,heads as in 2,128,4 are needed ({error})") from None
+        raise UserError(f"--scratch {args.scratch}: layers,width,heads as in 2,128,4 are needed "
+                        f"({error})") from None
     return Teacher(config, tokenizer, names, args.max_length)
 
 
@@ -155,7 +158,8 @@ def main(args):
     first_epoch, best = 0, -1.0
     if args.resume:
         state = runtime.load(output / "last.pt", "teacher-resume", FORMAT)
-        differing = [name for name in MUST_MATCH if state["made_by"]["arguments"][name] != getattr(args, name)]
+        differing = [name for name in MUST_MATCH
+                     if state["made_by"]["arguments"][name] != getattr(args, name)]
         if state["fingerprint"] != train.fingerprint():
             differing.append("the texts of --train")
         if differing:
@@ -214,9 +218,9 @@ def main(args):
             best = scores["valid_accuracy"]
             save_best(scores, epoch + 1)
         runtime.save({"kind": "teacher-resume", "format": FORMAT, "weights": teacher.state_dict(),
-                      "optimizer": optimizer.state_dict(), "rng": runtime.rng_state(device), "epoch": epoch + 1,
-                      "best": best, "precision": precision, "fingerprint": train.fingerprint(),
-                      "made_by": made_by}, output / "last.pt")
+                      "optimizer": optimizer.state_dict(), "rng": runtime.rng_state(device),
+                      "epoch": epoch + 1, "best": best, "precision": precision,
+                      "fingerprint": train.fingerprint(), "made_by": made_by}, output / "last.pt")
         log.write(epoch + 1, train_loss=train_loss, **scores, seconds=round(seconds, 2))
         print(f"epoch {epoch + 1}/{args.epochs}: train loss {train_loss:.4f}, validation loss "
               f"{scores['valid_loss']:.4f}, accuracy {scores['valid_accuracy']:.2%} (best {best:.2%}), "

@@ -108,7 +108,7 @@ def set_rng_state(state: dict, device: torch.device) -> None:
 
 
 def save(artifact: dict, path) -> None:
-    """torch.save to a temporary file beside `path`, flushed, then renamed: no reader ever sees half a file."""
+    """torch.save to a temporary file beside `path`, flushed, then renamed: no reader sees half a file."""
     path = Path(path)
     partial = path.with_name(f".{path.name}.{os.getpid()}.partial")
     try:
@@ -232,8 +232,8 @@ class Progress:
         self.next = self.start + (2 if self.terminal else 10)
 
     def add(self, amount: int, loss: torch.Tensor | None = None) -> None:
-        """Count `amount` more. `loss`, a running sum over all that is done, is shown as a mean; it is read only
-        when a line is due, since reading waits for a GPU."""
+        """Count `amount` more. `loss`, a running sum over all that is done, is shown as a mean; it is read
+        only when a line is due, since reading waits for a GPU."""
         self.done += amount
         now = time.perf_counter()
         if now < self.next:
@@ -241,8 +241,8 @@ class Progress:
         self.next = now + (0.2 if self.terminal else 10)
         rate = self.done / (now - self.start)
         left = max(self.total - self.done, 0) / rate if rate else 0
-        line = (f"{self.what}: {self.done:,}/{self.total:,} {self.unit} ({self.done / max(self.total, 1):.0%}), "
-                f"{rate:,.0f}/s, {clock(left)} left")
+        line = (f"{self.what}: {self.done:,}/{self.total:,} {self.unit} "
+                f"({self.done / max(self.total, 1):.0%}), {rate:,.0f}/s, {clock(left)} left")
         if loss is not None:
             line += f", loss {loss.item() / self.done:.4f}"
         if self.terminal:

@@ -59,15 +59,16 @@ class StudentConfig:
         if not 0 <= self.dropout < 1:
             raise StudentError(f"dropout is {self.dropout}, must be in [0, 1)")
         if self.pooling not in POOLINGS or self.head not in HEADS:
-            raise StudentError(f"pooling {self.pooling!r} must be one of {POOLINGS}, head {self.head!r} of {HEADS}")
+            raise StudentError(f"pooling {self.pooling!r} must be one of {POOLINGS}, "
+                               f"head {self.head!r} of {HEADS}")
 
 
 class BiLSTMLayer(nn.Module):
     """One bidirectional layer whose result padding cannot reach.
 
     The backward direction is a forward LSTM over each sequence reversed within its own length. Then padding
-    stands after the tokens for both directions, and no state at a token has seen any. On the CPU this is 2 to 4
-    times faster than nn.LSTM over packed sequences, which is the other exact way.
+    stands after the tokens for both directions, and no state at a token has seen any. On the CPU this is 2
+    to 4 times faster than nn.LSTM over packed sequences, which is the other exact way.
     """
 
     def __init__(self, input_dim: int, hidden_dim: int):
@@ -106,7 +107,8 @@ class Student(nn.Module):
         self.layers = nn.ModuleList(BiLSTMLayer(2 * H if i else E, H) for i in range(config.num_layers))
         self.attention = nn.Linear(2 * H, 1, bias=False) if config.pooling == "attention" else None
         if config.head == "relu":  # the paper's
-            self.head = nn.Sequential(nn.Linear(2 * H, H), nn.ReLU(), nn.Dropout(config.dropout), nn.Linear(H, C))
+            self.head = nn.Sequential(nn.Linear(2 * H, H), nn.ReLU(), nn.Dropout(config.dropout),
+                                      nn.Linear(H, C))
         else:
             self.head = nn.Linear(2 * H, C)
         self.dropout = nn.Dropout(config.dropout)
@@ -122,7 +124,8 @@ class Student(nn.Module):
             x = torch.cat([ahead, take(behind, mirror)], 2)  # (B, T, 2H)
         ahead, behind = self.layers[-1](self.dropout(x), mirror)  # (B, T, H) each
         if self.config.pooling == "last":  # each direction after it has read the whole text
-            pooled = torch.cat([take(ahead, last[..., None]), take(behind, last[..., None])], 2)[:, 0]  # (B, 2H)
+            pooled = torch.cat([take(ahead, last[..., None]),
+                                take(behind, last[..., None])], 2)[:, 0]  # (B, 2H)
         else:
             pooled = self.pool(torch.cat([ahead, take(behind, mirror)], 2), (columns > last)[..., None])
         return self.head(self.dropout(pooled))
@@ -137,10 +140,11 @@ class Student(nn.Module):
         scores = self.attention(states.tanh()).masked_fill(padding, -torch.inf)  # (B, T, 1)
         return (scores.softmax(1) * states).sum(1)
 
-    # ---- use ------------------------------------------------------------------------------------------------
+    # ---- use -----------------------------------------------------------------------------------------------
 
     @torch.inference_mode()
-    def predict(self, texts: list[str], texts2: list[str] | None = None, max_tokens: int = 16384) -> torch.Tensor:
+    def predict(self, texts: list[str], texts2: list[str] | None = None,
+                max_tokens: int = 16384) -> torch.Tensor:
         """Probabilities (N, C) on the CPU, float32, of `texts` (of the pairs, if texts2 is given).
 
         Rows run in batches of like length, at most max_tokens tokens each, and come back in order.
@@ -159,7 +163,8 @@ class Student(nn.Module):
             count = max(1, max_tokens // longest)
             chosen, order = order[:count], order[count:]
             lengths = torch.tensor([len(ids[i]) for i in chosen])
-            input_ids = torch.tensor([ids[i] + [self.config.pad_id] * (longest - len(ids[i])) for i in chosen])
+            input_ids = torch.tensor([ids[i] + [self.config.pad_id] * (longest - len(ids[i]))
+                                      for i in chosen])
             logits = self(input_ids.to(device), lengths.to(device))
             probabilities[chosen] = logits.float().softmax(1).cpu()
         self.train(was_training)
@@ -175,7 +180,7 @@ class Student(nn.Module):
             "weights": {name: tensor.detach().cpu() for name, tensor in self.state_dict().items()},
             "tokenizer": torch.frombuffer(bytearray(packed), dtype=torch.uint8),
             "label_names": self.label_names, **extra,
-        }  # fmt: skip
+        }
         path = Path(path)
         partial = path.with_name(f".{path.name}.{os.getpid()}.partial")
         try:
@@ -197,7 +202,7 @@ class Student(nn.Module):
             artifact = torch.load(path, map_location="cpu", weights_only=True)
         except OSError as error:
             raise StudentError(f"{path}: cannot read ({error.strerror or error})") from None
-        except Exception as error:  # a corrupt file can raise nearly anything: pickle, zip, unicode, key errors
+        except Exception as error:  # a corrupt file raises nearly anything: pickle, zip, unicode, key errors
             reason = str(error).strip().split("\n")[0][:200]
             raise StudentError(f"{path}: not a .pt file that can be loaded safely ({reason})") from None
         if not isinstance(artifact, dict) or artifact.get("kind") != "student":
@@ -212,7 +217,8 @@ class Student(nn.Module):
         except Exception as error:  # the tokenizers library raises bare Exception
             reason = str(error).strip().replace("\n", " ")[:200]
             raise StudentError(f"{path}: damaged ({reason})") from None
-        student.artifact = {key: value for key, value in artifact.items() if key not in ("weights", "tokenizer")}
+        student.artifact = {key: value for key, value in artifact.items()
+                            if key not in ("weights", "tokenizer")}
         return student.to(device).eval()
 
 
@@ -222,7 +228,8 @@ def main():
     p.add_argument("text", nargs="*", help="texts; without any, one text a line is read from standard input")
     args = p.parse_args()
     student = Student.load(args.student)
-    lines = iter(args.text) if args.text else (line.removesuffix("\n").removesuffix("\r") for line in sys.stdin)
+    lines = iter(args.text) if args.text else (line.removesuffix("\n").removesuffix("\r")
+                                               for line in sys.stdin)
     while texts := list(itertools.islice(lines, 8192)):
         probabilities, labels = student.predict(texts).max(1)
         for text, label, probability in zip(texts, labels.tolist(), probabilities.tolist(), strict=True):
@@ -233,4 +240,5 @@ if __name__ == "__main__":
     try:
         main()
     except (StudentError, UnicodeDecodeError) as error:
-        sys.exit(f"error: {error}")
+        print(f"error: {error}", file=sys.stderr)
+        sys.exit(2)

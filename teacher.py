@@ -1,12 +1,13 @@
-"""The Transformer teachers in plain PyTorch: BERT, ELECTRA, RoBERTa and DistilBERT, one implementation for all.
+"""Transformer teachers in plain PyTorch: BERT, ELECTRA, RoBERTa and DistilBERT, one implementation for all.
 
     teacher = Teacher.load("teacher/teacher.pt")
     teacher.predict(["이 영화 진짜 재밌다"])            # (N, C) probabilities
     encoder, report = load_checkpoint("monologg/koelectra-small-v3-discriminator")   # published weights
 
-The four families share the post-norm encoder of Vaswani et al. (2017, arXiv 1706.03762) and differ in names, in
-embeddings (ELECTRA projects them up, DistilBERT has no segments, RoBERTa's positions start after the padding
-index) and in the classification head. Logits equal those of the `transformers` package (tests/test_teacher.py).
+The four families share the post-norm encoder of Vaswani et al. (2017, arXiv 1706.03762) and differ in
+names, in embeddings (ELECTRA projects them up, DistilBERT has no segments, RoBERTa's positions start after
+the padding index) and in the classification head. Logits equal those of the `transformers` package
+(tests/test_teacher.py).
 Shapes: B batch, T tokens, D hidden size, E embedding size, A heads, C classes.
 """
 
@@ -36,9 +37,10 @@ ACTIVATIONS = {
     "silu": F.silu,
     "tanh": torch.tanh,
 }
-# Between the two layers of the head, and whether dropout also comes before the first:
-# BERT's pooler and classifier, ElectraClassificationHead, RobertaClassificationHead, DistilBERT's pre_classifier.
-HEADS = {"bert": ("tanh", False), "electra": ("gelu", True), "roberta": ("tanh", True), "distilbert": ("relu", False)}
+# Between the two layers of the head, and whether dropout also comes before the first: BERT's pooler and
+# classifier, ElectraClassificationHead, RobertaClassificationHead, DistilBERT's pre_classifier.
+HEADS = {"bert": ("tanh", False), "electra": ("gelu", True), "roberta": ("tanh", True),
+         "distilbert": ("relu", False)}
 
 
 @dataclass
@@ -69,8 +71,8 @@ class TeacherConfig:
             raise ValueError(f"family {self.family!r} is none of {', '.join(HEADS)}")
         if self.activation not in ACTIVATIONS:
             raise ValueError(f"activation {self.activation!r} is none of {', '.join(ACTIVATIONS)}")
-        for name in ("vocab_size", "hidden_size", "num_layers", "num_heads", "intermediate_size", "embedding_size",
-                     "max_positions", "num_labels"):
+        for name in ("vocab_size", "hidden_size", "num_layers", "num_heads", "intermediate_size",
+                     "embedding_size", "max_positions", "num_labels"):
             if getattr(self, name) < 1:
                 raise ValueError(f"{name} is {getattr(self, name)}, must be at least 1")
         if self.hidden_size % self.num_heads:
@@ -82,7 +84,7 @@ class TeacherConfig:
         return self.max_positions - self.position_offset
 
 
-# ---- the network ------------------------------------------------------------------------------------------
+# ---- the network -------------------------------------------------------------------------------------------
 
 
 class Layer(nn.Module):
@@ -214,9 +216,9 @@ class Teacher(nn.Module):
         runtime.save({
             "kind": "teacher", "format": FORMAT, "config": asdict(self.config),
             "weights": {name: tensor.detach().cpu() for name, tensor in self.state_dict().items()},
-            "tokenizer": self.tokenizer.to_str(), "label_names": self.label_names, "max_length": self.max_length,
-            **extra,
-        }, path)  # fmt: skip
+            "tokenizer": self.tokenizer.to_str(), "label_names": self.label_names,
+            "max_length": self.max_length, **extra,
+        }, path)
 
     @classmethod
     def load(cls, path) -> "Teacher":
@@ -235,11 +237,11 @@ class Teacher(nn.Module):
         return teacher.eval()
 
 
-# ---- published checkpoints --------------------------------------------------------------------------------
+# ---- published checkpoints ---------------------------------------------------------------------------------
 
 
 def published_names(config: TeacherConfig) -> dict[str, list[str]]:
-    """Name of every parameter here -> its name(s) in the published format; two where two are stored as one."""
+    """Name of each parameter here -> its name(s) in the published format; two where two are stored as one."""
     prefix = f"{config.family}."
     if config.family == "distilbert":
         layer = "distilbert.transformer.layer.{}."
@@ -248,9 +250,12 @@ def published_names(config: TeacherConfig) -> dict[str, list[str]]:
                  "ffn_in": ["ffn.lin1"], "ffn_out": ["ffn.lin2"], "ffn_norm": ["output_layer_norm"]}
     else:
         layer = prefix + "encoder.layer.{}."
-        inner = {"query": ["attention.self.query"], "key_value": ["attention.self.key", "attention.self.value"],
-                 "attention_out": ["attention.output.dense"], "attention_norm": ["attention.output.LayerNorm"],
-                 "ffn_in": ["intermediate.dense"], "ffn_out": ["output.dense"], "ffn_norm": ["output.LayerNorm"]}
+        inner = {"query": ["attention.self.query"],
+                 "key_value": ["attention.self.key", "attention.self.value"],
+                 "attention_out": ["attention.output.dense"],
+                 "attention_norm": ["attention.output.LayerNorm"],
+                 "ffn_in": ["intermediate.dense"], "ffn_out": ["output.dense"],
+                 "ffn_norm": ["output.LayerNorm"]}
     modules = {"encoder.embedding_norm": [prefix + "embeddings.LayerNorm"]}
     if config.embedding_size != config.hidden_size:
         modules["encoder.embedding_projection"] = [prefix + "embeddings_project"]
@@ -302,8 +307,8 @@ def load_checkpoint(source: str, label_names: list[str], max_length: int) -> tup
         elif not found:
             raise UserError(f"{file}: tensor {theirs[0]} is missing; the encoder is not complete")
         else:
-            raise UserError(f"{file}: tensor {theirs[0]} has shape {list(found[0].shape)}, config.json asks for "
-                            f"{list(own[ours].shape)}")
+            raise UserError(f"{file}: tensor {theirs[0]} has shape {list(found[0].shape)}, config.json asks "
+                            f"for {list(own[ours].shape)}")
     teacher.load_state_dict(loaded, strict=False)
     unused = sorted(set(tensors) - used)
     report = [f"{file}: {len(used)} tensors read, {len(unused)} not used, {len(fresh)} started fresh"]
@@ -319,15 +324,17 @@ def _from_hub(source: str) -> Path:
         raise UserError(f"{source}: no such folder")
     from huggingface_hub import snapshot_download
 
-    wanted = ["config.json", "tokenizer_config.json", "vocab.txt", "tokenizer.json", "vocab.json", "merges.txt"]
+    wanted = ["config.json", "tokenizer_config.json", "vocab.txt", "tokenizer.json", "vocab.json",
+              "merges.txt"]
     try:
         folder = Path(snapshot_download(source, allow_patterns=[*wanted, "pytorch_model.bin"]))
         if not (folder / "pytorch_model.bin").exists():
             folder = Path(snapshot_download(source, allow_patterns=[*wanted, "model.safetensors"]))
     except Exception as error:  # the hub's client raises errors of its HTTP library, which varies by version
         raise UserError(
-            f"{source}: is no folder here and could not be had from the Hugging Face hub ({type(error).__name__}); "
-            f"offline, pass a folder with config.json, vocab.txt and pytorch_model.bin"
+            f"{source}: is no folder here and could not be had from the Hugging Face hub "
+            f"({type(error).__name__}); offline, pass a folder with config.json, vocab.txt and "
+            f"pytorch_model.bin"
         ) from None
     return folder
 
@@ -336,7 +343,8 @@ def _read_json(path: Path) -> dict:
     try:
         value = json.loads(path.read_text(encoding="utf-8"))
     except OSError as error:
-        raise UserError(f"{path}: cannot read ({error.strerror}); a published checkpoint folder has it") from None
+        raise UserError(f"{path}: cannot read ({error.strerror}); "
+                        f"a published checkpoint folder has it") from None
     except ValueError as error:
         raise UserError(f"{path}: not valid JSON ({error})") from None
     if not isinstance(value, dict):
@@ -348,8 +356,9 @@ def _config(settings: dict, num_labels: int, path: Path) -> TeacherConfig:
     """config.json of any of the four families as a TeacherConfig."""
     family = settings.get("model_type")
     if family not in HEADS:
-        raise UserError(f"{path}: model_type is {family!r}; this kit reads {', '.join(HEADS)} (any other model "
-                        f"teaches through its logits: save them as an (N, C) tensor, see README)")
+        raise UserError(f"{path}: model_type is {family!r}; this kit reads {', '.join(HEADS)} "
+                        f"(any other model teaches through its logits: save them as an (N, C) tensor, "
+                        f"see README)")
     if settings.get("position_embedding_type", "absolute") != "absolute":
         raise UserError(f"{path}: only absolute position embeddings are supported")
     try:
@@ -361,22 +370,25 @@ def _config(settings: dict, num_labels: int, path: Path) -> TeacherConfig:
                 activation=settings.get("activation", "gelu"), hidden_dropout=dropout,
                 attention_dropout=settings.get("attention_dropout", 0.1),
                 head_dropout=settings.get("seq_classif_dropout", 0.2),
-                initializer_range=settings.get("initializer_range", 0.02), pad_id=settings.get("pad_token_id", 0),
-            )  # fmt: skip
+                initializer_range=settings.get("initializer_range", 0.02),
+                pad_id=settings.get("pad_token_id", 0),
+            )
         dropout = settings.get("hidden_dropout_prob", 0.1)
         head_dropout = settings.get("classifier_dropout")
         pad_id = settings.get("pad_token_id", 1 if family == "roberta" else 0)
         return TeacherConfig(
             family, settings["vocab_size"], settings["hidden_size"], settings["num_hidden_layers"],
             settings["num_attention_heads"], settings["intermediate_size"],
-            settings.get("embedding_size", settings["hidden_size"]) if family == "electra" else settings["hidden_size"],
+            (settings.get("embedding_size", settings["hidden_size"]) if family == "electra"
+             else settings["hidden_size"]),
             settings["max_position_embeddings"], settings.get("type_vocab_size", 2), num_labels,
-            activation=settings.get("hidden_act", "gelu"), layer_norm_eps=settings.get("layer_norm_eps", 1e-12),
+            activation=settings.get("hidden_act", "gelu"),
+            layer_norm_eps=settings.get("layer_norm_eps", 1e-12),
             hidden_dropout=dropout, attention_dropout=settings.get("attention_probs_dropout_prob", 0.1),
             head_dropout=dropout if head_dropout is None else head_dropout,
             initializer_range=settings.get("initializer_range", 0.02), pad_id=pad_id,
             position_offset=pad_id + 1 if family == "roberta" else 0,
-        )  # fmt: skip
+        )
     except KeyError as error:
         raise UserError(f"{path}: has no {error}") from None
     except (TypeError, ValueError) as error:
@@ -405,7 +417,7 @@ def _read_weights(folder: Path) -> tuple[Path, dict]:
 
 
 def _modern_name(name: str, family: str) -> str:
-    """Names as today's checkpoints have them: LayerNorm.weight for TensorFlow's gamma, and the family's prefix."""
+    """Today's name of a tensor: LayerNorm.weight for TensorFlow's gamma, and the family's prefix."""
     name = re.sub(r"LayerNorm\.gamma$", "LayerNorm.weight", name)
     name = re.sub(r"LayerNorm\.beta$", "LayerNorm.bias", name)
     bare = re.match(r"(embeddings|embeddings_project|encoder|transformer|pooler)\.", name)
@@ -413,7 +425,7 @@ def _modern_name(name: str, family: str) -> str:
 
 
 def load_tokenizer(folder: Path, family: str) -> Tokenizer:
-    """The tokenizer of a published folder: tokenizer.json, WordPiece vocab.txt, or BPE vocab.json + merges.txt."""
+    """A published folder's tokenizer: tokenizer.json, WordPiece vocab.txt, or BPE vocab.json + merges.txt."""
     try:
         if (folder / "tokenizer.json").exists():
             tokenizer = Tokenizer.from_file(str(folder / "tokenizer.json"))
@@ -435,7 +447,7 @@ def load_tokenizer(folder: Path, family: str) -> Tokenizer:
 
 
 def _wordpiece(folder: Path) -> Tokenizer:
-    """BERT's WordPiece. Its settings are in tokenizer_config.json; absent, they are the library's defaults."""
+    """BERT's WordPiece. Its settings are in tokenizer_config.json, or else the library's defaults."""
     path = folder / "tokenizer_config.json"
     settings = _read_json(path) if path.exists() else {}
     tokens = (folder / "vocab.txt").read_text(encoding="utf-8").removesuffix("\n").split("\n")
@@ -448,13 +460,13 @@ def _wordpiece(folder: Path) -> Tokenizer:
     tokenizer.normalizer = normalizers.BertNormalizer(
         lowercase=settings.get("do_lower_case", True), strip_accents=settings.get("strip_accents"),
         handle_chinese_chars=settings.get("tokenize_chinese_chars", True),
-    )  # fmt: skip
+    )
     tokenizer.pre_tokenizer = pre_tokenizers.BertPreTokenizer()
     tokenizer.decoder = decoders.WordPiece()
     tokenizer.post_processor = processors.TemplateProcessing(
         single="[CLS] $A [SEP]", pair="[CLS] $A [SEP] $B:1 [SEP]:1",
         special_tokens=[("[CLS]", vocab["[CLS]"]), ("[SEP]", vocab["[SEP]"])],
-    )  # fmt: skip
+    )
     return tokenizer
 
 
@@ -468,5 +480,6 @@ def _byte_level_bpe(folder: Path) -> Tokenizer:
         AddedToken(t, special=True) for t in ("<s>", "<pad>", "</s>", "<unk>")
     ] + [AddedToken("<mask>", lstrip=True, special=True)])
     tokenizer.post_processor = processors.RobertaProcessing(
-        ("</s>", tokenizer.token_to_id("</s>")), ("<s>", tokenizer.token_to_id("<s>")), add_prefix_space=False)
+        ("</s>", tokenizer.token_to_id("</s>")), ("<s>", tokenizer.token_to_id("<s>")),
+        add_prefix_space=False)
     return tokenizer

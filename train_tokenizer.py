@@ -1,6 +1,6 @@
 """Train the student's subword vocabulary on texts, in one or several sizes.
 
-    python train_tokenizer.py --data data/nsmc/train.tsv                               # WordPiece, 3,000 tokens
+    python train_tokenizer.py --data data/nsmc/train.tsv                             # WordPiece, 3,000 tokens
     python train_tokenizer.py --data train.tsv unlabeled.tsv.gz --vocab-size 2000 3000 9000
 
 reads   files with a text column; labels are not needed
@@ -56,7 +56,8 @@ def new_tokenizer(kind: str, vocab_size: int, min_frequency: int, limit_alphabet
     """
     limits = {"min_frequency": min_frequency,
               "limit_alphabet": limit_alphabet or (1000 if vocab_size <= 2000 else 1500)}
-    common = {"vocab_size": vocab_size, "special_tokens": SPECIAL_TOKENS, "show_progress": sys.stderr.isatty()}
+    common = {"vocab_size": vocab_size, "special_tokens": SPECIAL_TOKENS,
+              "show_progress": sys.stderr.isatty()}
     if kind == "wordpiece":
         tokenizer = Tokenizer(models.WordPiece(unk_token="[UNK]"))
         tokenizer.pre_tokenizer = pre_tokenizers.BertPreTokenizer()
@@ -76,7 +77,7 @@ def new_tokenizer(kind: str, vocab_size: int, min_frequency: int, limit_alphabet
 
 
 def save(tokenizer: Tokenizer, folder: Path, kind: str) -> None:
-    """tokenizer.json, and vocab.txt (a token a line, in order of id) for WordPiece; each whole or not at all."""
+    """tokenizer.json, and vocab.txt (a token a line, by id) for WordPiece; each whole or not at all."""
     files = {"tokenizer.json": tokenizer.to_str(pretty=True)}
     if kind == "wordpiece":
         vocab = tokenizer.get_vocab()
@@ -109,10 +110,11 @@ def main(args):
         unknown = tokenizer.token_to_id("[UNK]")
         encoded = encode(tokenizer, texts, None, max_length=1_000_000, pad_id=0, blank_id=0)
         share = (encoded.tokens == unknown).float().mean().item()
-        print(f"{folder}: {tokenizer.get_vocab_size():,} tokens ({args.type}), {share:.3%} of tokens unknown, "
-              f"{encoded.lengths.mean():.1f} tokens a text (longest {encoded.lengths.max()})")
+        print(f"{folder}: {tokenizer.get_vocab_size():,} tokens ({args.type}), {share:.3%} of tokens "
+              f"unknown, {encoded.lengths.mean():.1f} tokens a text (longest {encoded.lengths.max()})")
         if tokenizer.get_vocab_size() < vocab_size:
-            print(f"  fewer than the {vocab_size:,} asked for: no other token occurs {args.min_frequency} times")
+            print(f"  fewer than the {vocab_size:,} asked for: "
+                  f"no other token occurs {args.min_frequency} times")
 
 
 if __name__ == "__main__":

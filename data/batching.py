@@ -76,7 +76,7 @@ def encode(tokenizer, texts, texts2, max_length: int, pad_id: int, blank_id: int
     return Encoded(
         torch.from_numpy(np.concatenate(tokens)), torch.from_numpy(offsets), lengths,
         torch.from_numpy(np.concatenate(second)) if second else None, pad_id,
-    )  # fmt: skip
+    )
 
 
 def token_batches(lengths: np.ndarray, max_tokens: int, seed: tuple | None = None) -> list[np.ndarray]:

@@ -3,7 +3,7 @@
 One format in every script: a header and the columns `text` (or `document`), `text2` (the second sentence of
 a pair), `label` and `id`; only the text is required. The ending tells the format: .tsv or .txt (tabs, no
 quoting: a quote is a quote), .csv (RFC 4180), .jsonl (an object a line), each also with .gz. UTF-8, with or
-without BOM, LF or CRLF. Row i of the data (from 0, the header not counted) is example i everywhere in the kit.
+without BOM, LF or CRLF. Row i of the data (from 0, header not counted) is example i everywhere in the kit.
 """
 
 import csv
@@ -37,7 +37,7 @@ class Examples:
         return len(self.texts)
 
     def fingerprint(self) -> str:
-        """SHA-256 of the texts in order: equal exactly when every text of every row is. Labels do not enter."""
+        """SHA-256 of the texts in order: equal exactly when every row's texts are. Labels do not enter."""
         digest = hashlib.sha256()
         for column in (self.texts, self.texts2):
             digest.update(b"none" if column is None else b"column")
@@ -48,7 +48,7 @@ class Examples:
         return digest.hexdigest()
 
     def label_ids(self, label_names: list[str]) -> list[int]:
-        """Index of each row's label in `label_names`, -1 where the row has none. An unknown label is refused."""
+        """Index of each row's label in `label_names`, -1 where it has none. An unknown label is refused."""
         if self.labels is None:
             return [-1] * len(self)
         index = {name: i for i, name in enumerate(label_names)} | {"": -1}
@@ -63,12 +63,13 @@ class Examples:
 
 
 def label_names(examples: list[Examples]) -> list[str]:
-    """The distinct labels of all files, whole numbers in numeric order, anything else in alphabetical order."""
+    """The distinct labels of all files: whole numbers in numeric, anything else in alphabetical order."""
     names = {label for part in examples for label in part.labels or () if label}
     if len(names) < 2:
         files = ", ".join(part.path for part in examples)
         have = f"the only label is {names.pop()!r}" if names else "no row has a label"
-        raise UserError(f"{files}: {have}; a classifier needs at least two (column `label`, or --label-column)")
+        raise UserError(f"{files}: {have}; a classifier needs at least two "
+                        f"(column `label`, or --label-column)")
     if all(name.lstrip("-").isdecimal() for name in names):
         return sorted(names, key=int)
     return sorted(names)
@@ -99,7 +100,8 @@ def read_examples(path, text_column=None, text2_column=None, label_column=None) 
     for line, row in rows:
         if len(row) != len(header):
             raise UserError(f"{path}:{line}: {len(row)} columns where the header has {len(header)}; "
-                            f"a text must not contain {'a tab' if name.endswith(('.tsv', '.txt')) else 'a bare comma'}")
+                            f"a text must not contain "
+                            f"{'a tab' if name.endswith(('.tsv', '.txt')) else 'a bare comma'}")
         for key, column in values.items():
             column.append(row[columns[key]])
         lines.append(line)
@@ -121,8 +123,8 @@ def _columns(where, header, text_column, text2_column, label_column) -> dict:
             raise UserError(f"{where}: column {' or '.join(names)} occurs {len(found)} times; keep one, "
                             f"or name another with {flag}")
         if required and not found:
-            raise UserError(f"{where}: no column {' or '.join(names)} among {header}; the first line must name "
-                            f"the columns ({flag} for another name)")
+            raise UserError(f"{where}: no column {' or '.join(names)} among {header}; the first line must "
+                            f"name the columns ({flag} for another name)")
         columns[key] = found[0] if found else None
     return columns
 
@@ -134,13 +136,14 @@ def _examples(path, values, lines) -> Examples:
 
 
 def _decoded_lines(path):
-    """(line number, text with its line end) of a UTF-8 file. Only LF ends a line: texts may hold U+2028 or CR."""
+    """(line number, text with line end) of a UTF-8 file. Only LF ends a line: texts may hold U+2028 or CR."""
     offset = 0
     try:
         with gzip.open(path) if path.lower().endswith(".gz") else open(path, "rb") as file:
             for number, raw in enumerate(file, 1):
                 if b"\0" in raw:
-                    raise UserError(f"{path}:{number}: NUL byte; the file is not UTF-8 text (UTF-16? convert it)")
+                    raise UserError(f"{path}:{number}: NUL byte; the file is not UTF-8 text "
+                                    f"(UTF-16? convert it)")
                 try:
                     text = raw.decode("utf-8-sig" if number == 1 else "utf-8")
                 except UnicodeDecodeError as error:
@@ -196,10 +199,13 @@ def _read_jsonl(path, text_column, text2_column, label_column) -> Examples:
 def _json_field(where, record, key, name) -> str:
     value = record.get(name)
     if isinstance(value, str):
+        if not value.isascii() and any("\ud800" <= character <= "\udfff" for character in value):
+            raise UserError(f"{where}: {name!r} holds half of a surrogate pair, which is no text")
         return value
     if key in ("label", "id"):
         if value is None:
             return ""
         if isinstance(value, int):
             return str(int(value))  # true and false are labels 1 and 0
-    raise UserError(f"{where}: {name!r} is {json.dumps(value)[:40]}, a {'string or whole number' if key in ('label', 'id') else 'string'} is needed")
+    raise UserError(f"{where}: {name!r} is {json.dumps(value)[:40]}, "
+                    f"a {'string or whole number' if key in ('label', 'id') else 'string'} is needed")

@@ -6,6 +6,7 @@
     python -m data.prepare seed-mix --drop-leaks               # the three together, 500,000 reviews
     python -m data.prepare nsmc --from ~/corpora               # files already downloaded, no network
     python -m data.prepare split reviews.csv --out data/mine   # your own .tsv, .txt, .csv or .jsonl
+    python -m data.prepare split train.csv --test-percent 0    # … when a test file is there already
 
 Label 1 is positive, 0 negative; shopping has 4 and 5 stars as positive, 1 and 2 as negative. nsmc keeps the
 published test set and takes 5 % of the published training set as valid. The others are shuffled: 10 % become
@@ -15,7 +16,7 @@ reads   ratings_train.txt, ratings_test.txt (github.com/e9t/nsmc, CC0), naver_sh
         (github.com/bab2min/corpus, public domain), downloaded into data/downloads unless they are there; an
         interrupted download is resumed. Row counts and label balance must be the published ones. Or FILE.
 writes  OUT/train.tsv, valid.tsv, test.tsv: a header, then `id` (where there is one), `text`, `text2` (where
-        there is one) and `label`; UTF-8, tabs, no quoting. All three or none. Blank texts stay rows.
+        there is one) and `label`; UTF-8, tabs, no quoting. All or none. Blank texts stay rows.
 """
 
 import argparse
@@ -76,6 +77,8 @@ def parse_args(argv=None):
         help="folder that keeps downloaded files (default: %(default)s)")
     # method
     arg("--seed", type=int, default=1, help="seed of the shuffle (default: %(default)s)")
+    arg("--test-percent", type=int, default=10, metavar="P",
+        help="share of FILE that becomes test, 0: you have a test file already (default: %(default)s)")
     arg("--drop-leaks", action="store_true", help="remove train rows whose text is also in valid or test")
     # columns of FILE
     arg("--text-column", metavar="NAME", help="its text column (default: text or document)")
@@ -87,8 +90,10 @@ def parse_args(argv=None):
             p.error("split needs a FILE: python -m data.prepare split reviews.csv")
         if args.source_dir:
             p.error("--from is for the public corpora; split reads FILE")
-    elif args.file or args.text_column or args.text2_column or args.label_column:
-        p.error(f"FILE and the column flags are for split; {args.corpus} has its own files")
+        if not 0 <= args.test_percent < 90:
+            p.error("--test-percent must be in [0, 90)")
+    elif args.file or args.text_column or args.text2_column or args.label_column or args.test_percent != 10:
+        p.error(f"FILE, --test-percent and the column flags are for split; {args.corpus} has its own files")
     args.out = args.out or Path("data") / (Path(args.file).name.split(".")[0] if args.file else args.corpus)
     return args
 
@@ -224,7 +229,7 @@ def report_leaks(splits: dict, header: list[str], drop: bool) -> None:
     texts = [i for i, name in enumerate(header) if name in ("text", "text2")]
     keys = {name: [tuple(row[i].strip() for i in texts) for row in rows] for name, rows in splits.items()}
     train, leaks = splits["train"], set()
-    for name in ("valid", "test"):
+    for name in list(splits)[1:]:
         seen = set(keys[name])
         found = [i for i, key in enumerate(keys["train"]) if key in seen]
         leaks.update(found)
@@ -240,7 +245,7 @@ def report_leaks(splits: dict, header: list[str], drop: bool) -> None:
 
 
 def write(out: Path, header: list[str], splits: dict) -> None:
-    """Write all three files to temporaries, set earlier ones aside, rename. A failure puts everything back.
+    """Write all files to temporaries, set earlier ones aside, rename. A failure puts everything back.
 
     Since all earlier files go before the first new one comes, not even a killed run leaves a mixture of sets.
     """
@@ -268,7 +273,7 @@ def write(out: Path, header: list[str], splits: dict) -> None:
             raise
         new += old  # the set is in place: what it replaces can go
     except (OSError, UnicodeEncodeError) as error:  # the latter: half an emoji, which a .jsonl can hold
-        raise UserError(f"{out}: cannot write the three files ({error}); nothing was changed") from None
+        raise UserError(f"{out}: cannot write the files ({error}); nothing was changed") from None
     finally:
         for path in new:  # and never `old` after a failure: it may be all that is left
             with contextlib.suppress(OSError):
@@ -281,7 +286,7 @@ def summary(out: Path, splits: dict, names: list[str]) -> None:
     for split, rows in splits.items():
         counts = [sum(row[-1] == name for row in rows) for name in names[:8]]  # the label is the last column
         print(f"{split:5} {len(rows):>10,}", *(f"{count:>10,}" for count in counts), f" {out / split}.tsv")
-    print(f"next: python train_tokenizer.py --texts {shlex.quote(str(out / 'train.tsv'))}")
+    print(f"next: python train_tokenizer.py --data {shlex.quote(str(out / 'train.tsv'))}")
 
 
 def main(args) -> None:
@@ -302,9 +307,9 @@ def main(args) -> None:
     if args.corpus == "nsmc":
         rest, test = shuffle(rows[0], args.seed), rows[1]
     else:
-        test, rest = cut(shuffle(list(chain(*rows)), args.seed), 10)
+        test, rest = cut(shuffle(list(chain(*rows)), args.seed), args.test_percent)
     valid, train = cut(rest, 5)
-    splits = {"train": train, "valid": valid, "test": test}
+    splits = {"train": train, "valid": valid} | ({"test": test} if test else {})
     report_leaks(splits, headers[0], args.drop_leaks)
     write(args.out, headers[0], splits)
     summary(args.out, splits, names)

@@ -204,7 +204,7 @@ def test_summary_names_rows_positives_and_the_next_command(server, capsys):
     positives = sum(row[2] == "1" for row in train)
     assert re.search(rf"^train +95 +{95 - positives} +{positives} +data/nsmc/train.tsv$", text, re.M)
     assert re.search(r"^test +30 +15 +15 +data/nsmc/test.tsv$", text, re.M)
-    assert "next: python train_tokenizer.py --texts data/nsmc/train.tsv\n" in text
+    assert "next: python train_tokenizer.py --data data/nsmc/train.tsv\n" in text
 
 
 # ---- download ----------------------------------------------------------------------------------------------

@@ -1,0 +1,307 @@
+"""distill.py: the loss against hand computations, the join of logits and rows, resume, the grid."""
+
+import json
+import math
+
+import numpy as np
+import pytest
+import torch
+import torch.nn.functional as F
+
+import distill
+import runtime
+import train_tokenizer
+from data.examples import read_examples
+from distill import distill_loss
+from runtime import UserError
+from student import Student
+
+WORDS = ["좋다", "최고", "추천", "재밌다", "별로", "최악", "지루", "실망", "영화", "배우", "그냥", "정말"]
+
+
+def write_reviews(path, n, seed, labelled=True):
+    """Random words; label 1 when more of the first four than of the second four occur."""
+    random = np.random.default_rng(seed)
+    lines = ["text\tlabel" if labelled else "text"]
+    for _ in range(n):
+        chosen = random.integers(0, len(WORDS), random.integers(1, 9))
+        label = int((chosen < 4).sum() > ((chosen >= 4) & (chosen < 8)).sum())
+        text = " ".join(WORDS[i] for i in chosen)
+        lines.append(f"{text}\t{label}" if labelled else text)
+    path.write_text("\n".join(lines) + "\n", encoding="utf-8")
+
+
+def dump(path, data, logits, names=("0", "1")):
+    """A logits file as dump_logits.py writes it."""
+    torch.save({"kind": "logits", "format": 1, "logits": logits, "label_names": list(names),
+                "texts": read_examples(data).fingerprint(), "teachers": [], "max_lengths": [],
+                "made_by": {}}, path)
+
+
+@pytest.fixture
+def folder(tmp_path, monkeypatch):
+    """train.tsv (300), unlabeled.tsv (200), valid.tsv (80), logits of the first two, a tokenizer; the cwd."""
+    monkeypatch.chdir(tmp_path)
+    write_reviews(tmp_path / "train.tsv", 300, 1)
+    write_reviews(tmp_path / "unlabeled.tsv", 200, 2, labelled=False)
+    write_reviews(tmp_path / "valid.tsv", 80, 3)
+    dump("train.pt", "train.tsv", torch.randn(300, 2, generator=torch.Generator().manual_seed(0)))
+    dump("unlabeled.pt", "unlabeled.tsv", torch.randn(200, 2, generator=torch.Generator().manual_seed(1)))
+    train_tokenizer.main(train_tokenizer.parse_args(
+        ["--data", "train.tsv", "--vocab-size", "60", "--min-frequency", "1"]))
+    return tmp_path
+
+
+COMMON = ["--valid", "valid.tsv", "--tokenizer", "tokenizer/vocab_size_60", "--size", "tiny",
+          "--device", "cpu", "--precision", "fp32", "--max-tokens", "256", "--epochs", "3"]
+
+
+def run(*flags):
+    distill.main(distill.parse_args([*COMMON, *flags]))
+
+
+# ---- the loss ----------------------------------------------------------------------------------------------
+
+
+def test_soft_loss_is_t_squared_times_kl():
+    """Two classes, T = 2, by hand with math alone: teacher (2, 0), student (0, 1)."""
+    p = 1 / (1 + math.exp(-1.0))  # softmax((2, 0) / 2)[0]
+    q = 1 / (1 + math.exp(0.5))  # softmax((0, 1) / 2)[0]
+    kl = p * math.log(p / q) + (1 - p) * math.log((1 - p) / (1 - q))
+    loss = distill_loss(torch.tensor([[0.0, 1.0]]), torch.tensor([[2.0, 0.0]]), torch.tensor([0]), 0.0, 2.0)
+    assert loss.item() == pytest.approx(4 * kl, rel=1e-6)
+    hard = -math.log(1 / (1 + math.exp(1.0)))  # cross-entropy of label 0
+    loss = distill_loss(torch.tensor([[0.0, 1.0]]), torch.tensor([[2.0, 0.0]]), torch.tensor([0]), 0.3, 2.0)
+    assert loss.item() == pytest.approx(0.3 * hard + 0.7 * 4 * kl, rel=1e-6)
+
+
+def test_soft_gradient_keeps_its_scale_at_high_temperature():
+    """Hinton et al. (2015), section 2.1: for T → ∞ and centred logits, T² times dKL/dz → (z − v) / C."""
+    student = torch.tensor([[0.5, -0.5, 0.0]], requires_grad=True)
+    teacher = torch.tensor([[1.0, 0.0, -1.0]])
+    distill_loss(student, teacher, torch.tensor([0]), 0.0, 1000.0).backward()
+    torch.testing.assert_close(student.grad, (student - teacher).detach() / 3, rtol=0, atol=1e-3)
+
+
+def test_soft_loss_is_zero_for_a_perfect_copy_and_blind_to_a_shift_of_the_logits():
+    logits = torch.randn(5, 3)
+    labels = torch.zeros(5, dtype=torch.long)
+    assert distill_loss(logits + 7, logits, labels, 0.0, 3.0).abs() < 1e-5
+    assert distill_loss(logits, logits, labels, 0.0, 3.0, "mse") == 0
+
+
+def test_mse_is_the_squared_distance_of_the_logits():
+    loss = distill_loss(torch.tensor([[1.0, 2.0], [0.0, 0.0]]), torch.tensor([[3.0, 1.0], [0.0, 2.0]]),
+                        torch.tensor([0, 1]), 0.0, 1.0, "mse")
+    assert loss.item() == pytest.approx(((4 + 1) + (0 + 4)) / 2)
+
+
+def test_a_row_without_label_has_the_soft_part_alone():
+    student, teacher = torch.randn(2, 2), torch.randn(2, 2)
+    both = distill_loss(student, teacher, torch.tensor([1, -1]), 0.25, 1.5)
+    labelled = distill_loss(student[:1], teacher[:1], torch.tensor([1]), 0.25, 1.5)
+    unlabelled = distill_loss(student[1:], teacher[1:], torch.tensor([0]), 0.0, 1.5)  # alpha 0: no label
+    assert both.item() == pytest.approx((labelled + unlabelled).item() / 2, rel=1e-6)
+
+
+def test_labels_alone_are_cross_entropy():
+    student, labels = torch.randn(4, 3), torch.tensor([0, 2, 1, 1])
+    expected = F.cross_entropy(student, labels).item()
+    assert distill_loss(student, None, labels, 1.0, 2.0).item() == pytest.approx(expected, rel=1e-6)
+    assert (distill_loss(student, torch.randn(4, 3), labels, 1.0, 2.0).item()
+            == pytest.approx(expected, rel=1e-6))
+
+
+# ---- training ----------------------------------------------------------------------------------------------
+
+
+def test_student_learns_its_teacher_even_against_the_labels(folder, capsys):
+    """Logits that invert the labels: with alpha 0 the student follows the teacher, with alpha 1 the labels.
+
+    Best-by-validation would keep the student that resists, so the last epoch is read from last.pt."""
+    train = read_examples("train.tsv")
+    wrong = 1 - torch.tensor(train.label_ids(["0", "1"]))
+    dump("wrong.pt", "train.tsv", 6.0 * F.one_hot(wrong, 2) - 3)
+    run("--train", "train.tsv", "--logits", "wrong.pt", "--alpha", "0", "1", "--lr", "0.02", "--epochs", "12")
+    for alpha, low, high in (("0", 0.0, 0.2), ("1", 0.8, 1.0)):
+        student = Student.load(f"students/tiny-alpha{alpha}/student.pt")
+        student.load_state_dict(
+            runtime.load(f"students/tiny-alpha{alpha}/last.pt", "student-resume", 1)["weights"])
+        right = student.predict(train.texts).argmax(1) == torch.tensor(train.label_ids(["0", "1"]))
+        assert low <= right.double().mean() <= high
+
+
+def test_rows_and_logits_stay_together_across_files(folder, monkeypatch):
+    """Every row of every batch meets its own logits: each row's logits are made from its text and checked."""
+    def logits_of(texts):
+        return torch.tensor([[float(len(text)), float(sum(map(ord, text)) % 1000)] for text in texts])
+
+    texts = {}
+    for name in ("train", "unlabeled"):
+        examples = read_examples(f"{name}.tsv")
+        dump(f"{name}.pt", f"{name}.tsv", logits_of(examples.texts))
+        texts[name] = examples.texts
+    tokenizer = distill.read_tokenizer("tokenizer/vocab_size_60")
+    allowed = {}
+    for text in texts["train"] + texts["unlabeled"]:
+        allowed.setdefault(tuple(tokenizer.encode(text).ids), set()).add(tuple(logits_of([text])[0].tolist()))
+    forward, batch, seen = Student.forward, [], []
+
+    def remember(self, input_ids, lengths):
+        batch[:] = [tuple(row[:n]) for row, n in zip(input_ids.tolist(), lengths.tolist(), strict=True)]
+        return forward(self, input_ids, lengths)
+
+    def checked(student_logits, teacher_logits, labels, *rest):
+        for ids, logits in zip(batch, teacher_logits.tolist(), strict=True):
+            assert tuple(logits) in allowed[ids]
+        seen.extend(batch)
+        return distill_loss(student_logits, teacher_logits * 0, labels, *rest)
+
+    monkeypatch.setattr(Student, "forward", remember)
+    monkeypatch.setattr(distill, "distill_loss", checked)
+    run("--train", "train.tsv", "unlabeled.tsv", "--logits", "train.pt", "unlabeled.pt", "--epochs", "1")
+    assert len(seen) == 500
+
+
+def test_resume_equals_an_uninterrupted_run_bit_for_bit(folder, monkeypatch):
+    flags = ["--train", "train.tsv", "unlabeled.tsv", "--logits", "train.pt", "unlabeled.pt",
+             "--dropout", "0.3", "--num-layers", "2"]
+    run(*flags, "--output-dir", "whole")
+    save, saved = runtime.save, []
+
+    def save_then_die(artifact, path):
+        save(artifact, path)
+        saved.append(path)
+        if len(saved) == 2:  # the resume files of epochs 1 and 2
+            raise KeyboardInterrupt
+
+    monkeypatch.setattr(runtime, "save", save_then_die)
+    with pytest.raises(KeyboardInterrupt):
+        run(*flags, "--output-dir", "parts")
+    monkeypatch.setattr(runtime, "save", save)
+    torch.manual_seed(12345)  # whatever ran in between
+    run(*flags, "--output-dir", "parts", "--resume")
+    for file in ("student.pt", "last.pt"):
+        whole, parts = (torch.load(folder / run / "tiny" / file, weights_only=True)
+                        for run in ("whole", "parts"))
+        assert whole["weights"].keys() == parts["weights"].keys()
+        assert all(torch.equal(whole["weights"][name], parts["weights"][name]) for name in whole["weights"])
+    assert whole["best"] == parts["best"]
+
+
+def test_resume_with_other_settings_is_refused(folder):
+    flags = ["--train", "train.tsv", "--logits", "train.pt"]
+    run(*flags)
+    with pytest.raises(UserError, match=r"other values of epochs, alpha; use those, or leave out --resume"):
+        run(*flags, "--epochs", "5", "--alpha", "0.5", "--resume")
+    write_reviews(folder / "train.tsv", 300, 99)
+    dump("train.pt", "train.tsv", torch.zeros(300, 2))
+    with pytest.raises(UserError, match="the texts or logits of --train"):
+        run(*flags, "--resume")
+
+
+def test_student_pt_is_the_epoch_that_is_best_on_validation(folder):
+    run("--train", "train.tsv", "--alpha", "1", "--lr", "0.02")
+    log = [json.loads(line) for line in (folder / "students/tiny/log.jsonl").read_text("utf-8").splitlines()]
+    best = max(log[1:], key=lambda line: line["valid_accuracy"])
+    valid = read_examples("valid.tsv")
+    student = Student.load("students/tiny/student.pt")
+    right = student.predict(valid.texts).argmax(1) == torch.tensor(valid.label_ids(["0", "1"]))
+    assert right.float().mean().item() == pytest.approx(best["valid_accuracy"])
+    assert student.artifact["scores"]["epoch"] == best["step"]
+    assert log[0]["settings"]["alpha"] == 1 and log[0]["versions"]["torch"] == str(torch.__version__)
+
+
+def test_grid_trains_every_combination_and_saves_the_table(folder):
+    run("--train", "train.tsv", "--logits", "train.pt", "--alpha", "0.1", "1", "--seed", "0", "1",
+        "--epochs", "1")
+    names = {"tiny-alpha0.1-seed0", "tiny-alpha0.1-seed1", "tiny-alpha1-seed0", "tiny-alpha1-seed1"}
+    assert {path.name for path in (folder / "students").iterdir()} == names | {"summary.tsv"}
+    header, *rows = [line.split("\t") for line in
+                     (folder / "students/summary.tsv").read_text("utf-8").splitlines()]
+    assert header[:3] == ["alpha", "seed", "parameters"] and len(rows) == 4
+    scores = [float(row[header.index("valid_accuracy")]) for row in rows]
+    assert scores == sorted(scores, reverse=True)
+    for row in rows:
+        stored = Student.load(folder / row[-1] / "student.pt").artifact
+        assert stored["scores"]["valid_accuracy"] == pytest.approx(float(row[4]), abs=1e-4)
+        assert stored["made_by"]["settings"]["seed"] == int(row[1])
+
+
+@pytest.mark.parametrize("flags, names", [
+    (["--size", "base"], ["base"]),
+    (["--size", "base", "tiny", "--num-layers", "1", "2"], ["base-l1", "base-l2", "tiny-l1", "tiny-l2"]),
+    (["--embedding-dim", "50"], ["base-e50"]),
+    (["--tokenizer", "tokenizer/vocab_size_2000", "tokenizer/vocab_size_3000"], ["base-v2000", "base-v3000"]),
+    (["--lr", "1e-3", "0.003"], ["base-lr0.001", "base-lr0.003"]),
+])
+def test_folder_names_are_short(flags, names):
+    args = distill.parse_args(["--train", "a", "--logits", "b", "--valid", "c", "--tokenizer", "t", *flags])
+    assert [name for name, _ in distill.grid_settings(args)] == names
+
+
+# ---- logits ------------------------------------------------------------------------------------------------
+
+
+def test_logits_of_another_file_are_refused(folder):
+    with pytest.raises(UserError) as error:
+        run("--train", "train.tsv", "--logits", "unlabeled.pt")
+    assert str(error.value) == ("unlabeled.pt: these are logits of other texts than train.tsv; "
+                                "make the right ones: python dump_logits.py --teacher … --data train.tsv")
+    lines = (folder / "train.tsv").read_text("utf-8").splitlines()
+    lines[5], lines[6] = lines[6], lines[5]  # the same texts, two rows exchanged
+    (folder / "train.tsv").write_text("\n".join(lines) + "\n", encoding="utf-8")
+    with pytest.raises(UserError, match="these are logits of other texts"):
+        run("--train", "train.tsv", "--logits", "train.pt")
+
+
+def test_a_bare_tensor_from_any_system_teaches(folder):
+    logits = torch.randn(300, 2, dtype=torch.float16)
+    torch.save(logits, "bare.pt")
+    found, names = distill.read_logits("bare.pt", read_examples("train.tsv"))
+    assert torch.equal(found, logits.float()) and names is None
+    run("--train", "train.tsv", "--logits", "bare.pt")
+    assert Student.load("students/tiny/student.pt").label_names == ["0", "1"]
+
+
+@pytest.mark.parametrize("tensor, message", [
+    (torch.zeros(299, 2), r"bare.pt: \[299, 2\] torch.float32 where train.tsv has 300 rows"),
+    (torch.zeros(300), r"bare.pt: \[300\] torch.float32"),
+    (torch.zeros(300, 2, dtype=torch.long), "a float tensor"),
+    (torch.zeros(300, 2).index_fill_(0, torch.tensor([7]), torch.nan), "the logits of row 7 are not finite"),
+    (torch.zeros(300, 3), r"bare.pt: 3 classes, but the labels are \['0', '1'\]"),
+])
+def test_unfit_bare_tensors_are_refused(folder, tensor, message):
+    torch.save(tensor, "bare.pt")
+    with pytest.raises(UserError, match=message):
+        run("--train", "train.tsv", "--logits", "bare.pt")
+
+
+def test_unlabelled_rows_are_left_out_of_a_run_on_labels_alone(folder, capsys):
+    run("--train", "train.tsv", "unlabeled.tsv", "--alpha", "1")
+    assert "students/tiny: " in (output := capsys.readouterr().out)
+    assert "300 rows, labels alone" in output
+    with pytest.raises(UserError, match="--alpha 1 trains on labels alone, but no --train file has any"):
+        run("--train", "unlabeled.tsv", "--alpha", "1")
+
+
+@pytest.mark.parametrize("flags, message", [
+    (["--alpha", "2"], "--alpha must be in [0, 1]"),
+    (["--temperature", "0"], "--temperature positive"),
+    (["--lr", "-1"], "--lr and --clip must be positive"),
+    (["--epochs", "0"], "must be at least 1"),
+    (["--train", "a", "b"], "2 --train files but 1 --logits"),
+    (["--size", "huge"], "invalid choice: 'huge'"),
+    (["--test", "t.tsv"], "unrecognized arguments: --test t.tsv"),  # test data has no place in training
+])
+def test_misuse_is_told_before_anything_runs(flags, message, capsys):
+    with pytest.raises(SystemExit) as error:
+        distill.parse_args(["--train", "a", "--logits", "b", "--valid", "c", "--tokenizer", "t", *flags])
+    assert error.value.code == 2
+    assert message in capsys.readouterr().err
+
+
+def test_logits_are_needed_unless_labels_teach_alone(capsys):
+    with pytest.raises(SystemExit):
+        distill.parse_args(["--train", "a", "--valid", "c", "--tokenizer", "t"])
+    assert "--logits are needed, one for each --train file (or --alpha 1" in capsys.readouterr().err

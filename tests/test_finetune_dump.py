@@ -1,0 +1,470 @@
+"""Fine-tuning a teacher (rates, steps, best epoch, resume) and writing its logits, on sixty short reviews."""
+
+import json
+import math
+import re
+
+import pytest
+import torch
+import torch.nn.functional as F
+import transformers
+from tokenizers import Tokenizer, models, pre_tokenizers
+
+import dump_logits
+import finetune_teacher
+import runtime
+import train_tokenizer
+from data.batching import token_batches
+from data.examples import read_examples
+from runtime import UserError
+from teacher import Teacher, TeacherConfig
+
+CPU = torch.device("cpu")
+NAMES = ["긍정", "부정"]  # in the order of label_names
+WORDS = [["재밌다", "최고", "감동", "또 보고 싶은"], ["지루하다", "별로", "최악", "돈 아까운"]]
+ROWS = [(f"{'정말 ' * (i % 4)}이 영화 {WORDS[i % 2][i // 2 % 4]} {i % 7}점", NAMES[i % 2]) for i in range(60)]
+SWAPPED = dict(zip(NAMES, NAMES[::-1], strict=True))
+
+
+def write(path, rows, header="text\tlabel"):
+    path.parent.mkdir(exist_ok=True)
+    path.write_text("\n".join([header, *("\t".join(row) for row in rows), ""]), encoding="utf-8")
+    return path
+
+
+@pytest.fixture(scope="module")
+def files(tmp_path_factory):
+    """train.tsv, valid.tsv and a tokenizer of 150 tokens."""
+    folder = tmp_path_factory.mktemp("data")
+    write(folder / "train.tsv", ROWS)
+    write(folder / "valid.tsv", ROWS[30:54])
+    flags = ["--data", folder / "train.tsv", "--output-dir", folder / "tokenizer", "--vocab-size", 150]
+    train_tokenizer.main(train_tokenizer.parse_args([*map(str, flags), "--min-frequency", "1"]))
+    return folder
+
+
+def arguments(files, output, *more, **flags):
+    """Flags of a run: some defaults, `flags` over them (None leaves one out), `more` as they are."""
+    flags = {"train": files / "train.tsv", "valid": files / "valid.tsv", "scratch": "1,16,2",
+             "tokenizer": files / "tokenizer" / "vocab_size_150", "output_dir": output, "epochs": 3,
+             "lr": 0.01, "max_tokens": 200, "device": "cpu", "precision": "fp32"} | flags
+    flat = [part for name, value in flags.items() if value is not None
+            for part in (f"--{name.replace('_', '-')}", str(value))]
+    return finetune_teacher.parse_args([*flat, *more])
+
+
+def finetune(files, output, *more, **flags):
+    finetune_teacher.main(arguments(files, output, *more, **flags))
+
+
+def read(path):
+    return torch.load(path, weights_only=True)
+
+
+def log_lines(output):
+    """The lines of epochs."""
+    lines = (output / "log.jsonl").read_text(encoding="utf-8").splitlines()
+    lines = [json.loads(line) for line in lines]
+    assert lines[0]["arguments"]["output_dir"] == str(output)
+    return [line for line in lines if "train_loss" in line]
+
+
+def assert_equal(one, other):
+    """Nested dicts and lists equal, tensors to the bit."""
+    if torch.is_tensor(one):
+        assert torch.equal(one, other)
+    elif isinstance(one, (dict, list)):
+        pairs = one.items() if isinstance(one, dict) else enumerate(one)
+        assert len(one) == len(other)
+        for key, value in pairs:
+            assert_equal(value, other[key])
+    else:
+        assert one == other
+
+
+def alone(teacher, text, text2=None):
+    """Logits (C,) of one row by itself, straight from the tokenizer; a row without tokens is [UNK]."""
+    teacher.tokenizer.enable_truncation(teacher.max_length)
+    encoding = teacher.tokenizer.encode(text, text2)
+    ids = encoding.ids or [teacher.tokenizer.token_to_id("[UNK]")]
+    second = None if text2 is None else torch.tensor([len(encoding.ids) - sum(encoding.type_ids)])
+    with torch.no_grad():
+        return teacher.eval()(torch.tensor([ids]), torch.tensor([len(ids)]), second)[0]
+
+
+def refused(function, *parts):
+    with pytest.raises(UserError) as error:
+        function()
+    assert "\n" not in str(error.value)
+    for part in parts:
+        assert re.search(part, str(error.value)), f"{part} not in {error.value}"
+
+
+# ---- optimiser ---------------------------------------------------------------------------------------------
+
+
+@pytest.mark.parametrize("layer_decay", [1.0, 0.5])
+def test_parameter_groups_have_the_rate_of_their_depth_and_decay_matrices_alone(layer_decay):
+    tokenizer = Tokenizer(models.WordLevel({"[UNK]": 0}, unk_token="[UNK]"))
+    tokenizer.pre_tokenizer = pre_tokenizers.Whitespace()
+    config = TeacherConfig("electra", 9, 8, 2, 2, 12, 4, max_positions=7, type_vocab_size=2, num_labels=2)
+    teacher = Teacher(config, tokenizer, ["0", "1"], 7)
+    groups = finetune_teacher.parameter_groups(teacher, 0.8, layer_decay, 0.03)
+    name_of = {id(parameter): name for name, parameter in teacher.named_parameters()}
+    seen = {}
+    for group in groups:
+        for parameter in group["params"]:
+            assert name_of[id(parameter)] not in seen
+            seen[name_of[id(parameter)]] = (group["lr"], group["peak"], group["weight_decay"])
+    assert seen.keys() == set(name_of.values())
+    rates = {"head": [0.8, 0.8], "layers.1": [0.8, 0.4], "layers.0": [0.8, 0.2], "embedding": [0.8, 0.1]}
+    for name, found in seen.items():
+        rate = next(values for part, values in rates.items() if part in name)[layer_decay == 0.5]
+        decay = 0.0 if name.endswith("bias") or "norm" in name else 0.03
+        assert found == pytest.approx((rate, rate, decay)), name
+
+
+@pytest.fixture
+def steps(monkeypatch):
+    """Gradients, by tensor, and (rate, peak) of the groups at each optimiser step of a run."""
+    steps = []
+
+    class Recorder(torch.optim.AdamW):
+        def step(self, *args):
+            groups = self.param_groups
+            steps.append({"gradients": [p.grad.clone() for group in groups for p in group["params"]],
+                          "rates": [(group["lr"], group["peak"]) for group in groups]})
+            super().step(*args)
+
+    monkeypatch.setattr(torch.optim, "AdamW", Recorder)
+    return steps
+
+
+@pytest.mark.parametrize("accumulate, clip", [(1, 1e9), (2, 1e9), (3, 1e9), (2, 0.01)])
+def test_a_step_takes_the_mean_gradient_of_its_batches(files, tmp_path, steps, accumulate, clip):
+    """With a rate too small to move a weight, every step of an epoch and its loss can be computed from the
+    first weights, dropout included: the same draws in the same order."""
+    finetune(files, tmp_path, epochs=1, lr=1e-30, accumulate=accumulate, clip=clip, max_tokens=170, seed=3)
+
+    runtime.seed_everything(3)
+    args = arguments(files, tmp_path)
+    teacher = finetune_teacher.new_teacher(args, NAMES).train()
+    train = read_examples(files / "train.tsv")
+    labels = torch.tensor([NAMES.index(label) for _, label in ROWS])
+    encoded = teacher.encode(train.texts)
+    batches = token_batches(encoded.lengths, 170, (3, 0))
+    assert len(batches) == 3 and sorted(row for rows in batches for row in rows) == list(range(60))
+    groups = finetune_teacher.parameter_groups(teacher, 1.0, 1.0, 0.01)
+    parameters = [parameter for group in groups for parameter in group["params"]]
+    gradients, total_loss = [], 0.0
+    for rows in batches:
+        loss = F.cross_entropy(teacher(**encoded.batch(rows, CPU)), labels[rows])
+        gradients.append(torch.autograd.grad(loss, parameters, materialize_grads=True))
+        total_loss += loss.item() * len(rows)
+
+    expected = [gradients[i : i + accumulate] for i in range(0, 3, accumulate)]
+    assert len(steps) == len(expected)
+    for step, parts in zip(steps, expected, strict=True):
+        mean = [sum(tensors) / len(parts) for tensors in zip(*parts, strict=True)]
+        norm = math.sqrt(sum(tensor.square().sum().item() for tensor in mean))
+        scale = min(1.0, clip / norm)
+        assert (scale < 1) == (clip < 1)
+        for actual, tensor in zip(step["gradients"], mean, strict=True):
+            torch.testing.assert_close(actual, tensor * scale, rtol=1e-4, atol=1e-7)
+    assert log_lines(tmp_path)[0]["train_loss"] == pytest.approx(total_loss / 60, rel=1e-6)
+
+
+@pytest.mark.parametrize("layer_decay", [1.0, 0.5])
+def test_the_rate_rises_to_the_peak_and_falls_in_all_groups_alike(files, tmp_path, steps, layer_decay):
+    finetune(files, tmp_path, epochs=4, warmup=0.25, layer_decay=layer_decay, max_tokens=100)
+    scales = [[rate / peak for rate, peak in step["rates"]] for step in steps]
+    assert all(scale == pytest.approx([scale[0]] * len(scale)) for scale in scales)
+    scale = [scale[0] for scale in scales]
+    quarter = len(scale) // 4
+    assert len(scale) % 4 == 0 and quarter >= 4 and min(scale) >= 0 and max(scale) <= 1
+    assert scale.index(max(scale)) in (quarter - 1, quarter) and max(scale) > 0.85
+    rises = torch.tensor(scale).diff() * len(scale)
+    assert rises[: quarter - 1].tolist() == pytest.approx([1 / 0.25] * (quarter - 1), rel=1e-4)
+    assert rises[quarter:].tolist() == pytest.approx([-1 / 0.75] * (len(scale) - 1 - quarter), rel=1e-4)
+    peaks = sorted({peak for _, peak in steps[0]["rates"]})
+    assert peaks == pytest.approx([0.01] if layer_decay == 1 else [0.0025, 0.005, 0.01])
+
+
+# ---- a run -------------------------------------------------------------------------------------------------
+
+
+def test_teacher_pt_is_the_best_epoch_on_validation(files, tmp_path):
+    """Validation labels that are the wrong way round: the longer it learns the worse it is."""
+    rows = [(text, SWAPPED[label]) for text, label in ROWS[30:53]]
+    valid = write(tmp_path / "valid.tsv", [*rows, ("라벨이 없다", "")])
+    finetune(files, tmp_path / "out", valid=valid, epochs=8, lr=0.02, max_tokens=100)
+    lines = log_lines(tmp_path / "out")
+    accuracies = [line["valid_accuracy"] for line in lines]
+    assert [line["step"] for line in lines] == list(range(1, 9))
+    assert accuracies[-1] < 0.3 < max(accuracies)
+
+    best = read(tmp_path / "out" / "teacher.pt")
+    assert best["epoch"] == 1 + accuracies.index(max(accuracies)) < 8
+    last = read(tmp_path / "out" / "last.pt")
+    assert last["epoch"] == 8 and last["best"] == max(accuracies)
+    teacher = Teacher.load(tmp_path / "out" / "teacher.pt")
+    assert teacher.label_names == NAMES
+    labels = torch.tensor([NAMES.index(label) for _, label in rows])
+    for weights, line in ((last["weights"], lines[-1]), (best["weights"], lines[best["epoch"] - 1])):
+        teacher.load_state_dict(weights)
+        logits = torch.stack([alone(teacher, text) for text, _ in rows])
+        assert line["valid_accuracy"] == pytest.approx((logits.argmax(1) == labels).sum().item() / 23)
+        assert line["valid_loss"] == pytest.approx(F.cross_entropy(logits, labels).item(), rel=1e-4)
+    best_line = lines[best["epoch"] - 1]
+    assert best["scores"] == {name: best_line[name] for name in ("valid_loss", "valid_accuracy")}
+
+
+@pytest.mark.parametrize("epochs_done", [1, 2])
+def test_a_resumed_run_equals_an_uninterrupted_one_to_the_bit(files, tmp_path, monkeypatch, epochs_done):
+    finetune(files, tmp_path / "whole", epochs=3, accumulate=2)
+    save, saved = runtime.save, []
+
+    def interrupt(artifact, path):
+        save(artifact, path)
+        saved.append(artifact["kind"])
+        if saved.count("teacher-resume") == epochs_done:
+            raise KeyboardInterrupt
+
+    with monkeypatch.context() as patch:
+        patch.setattr(runtime, "save", interrupt)
+        with pytest.raises(KeyboardInterrupt):
+            finetune(files, tmp_path / "parts", epochs=3, accumulate=2)
+    assert read(tmp_path / "parts" / "last.pt")["epoch"] == epochs_done
+    torch.rand(7)  # the random state is the file's, not what this process has come to
+    finetune(files, tmp_path / "parts", "--resume", epochs=3, accumulate=2)
+
+    for name, keys in (("teacher.pt", ("weights", "scores", "epoch", "tokenizer", "config")),
+                       ("last.pt", ("weights", "optimizer", "rng", "epoch", "best"))):
+        whole, parts = (read(tmp_path / folder / name) for folder in ("whole", "parts"))
+        assert_equal({key: parts[key] for key in keys}, {key: whole[key] for key in keys})
+    whole, parts = (log_lines(tmp_path / folder)[-1] for folder in ("whole", "parts"))
+    assert whole | {"seconds": 0} == parts | {"seconds": 0}
+    config = TeacherConfig(**read(tmp_path / "whole" / "teacher.pt")["config"])
+    assert config.hidden_dropout > 0 and config.attention_dropout > 0
+
+
+def test_another_seed_gives_other_weights_and_the_same_seed_the_same(files, tmp_path):
+    weights = []
+    for i, seed in enumerate((0, 0, 1)):
+        finetune(files, tmp_path / str(i), epochs=1, seed=seed)
+        weights.append(read(tmp_path / str(i) / "last.pt")["weights"])
+    assert_equal(weights[0], weights[1])
+    assert not torch.equal(weights[0]["head_out.weight"], weights[2]["head_out.weight"])
+
+
+@pytest.mark.parametrize("change, named", [
+    ({"lr": 0.02}, r"\blr\b"), ({"seed": 1}, r"\bseed\b"), ({"accumulate": 2}, r"\baccumulate\b"),
+    ({"scratch": "1,32,2"}, r"\bscratch\b"), ({"train": "other.tsv"}, r"--train\b"),
+    ({"lr": 0.02, "epochs": 2}, r"epochs, lr\b"),
+])
+def test_resume_with_other_settings_is_refused_by_name(files, tmp_path, change, named):
+    finetune(files, tmp_path, epochs=1)
+    before = {path.name: path.read_bytes() for path in tmp_path.glob("*.*")}
+    if "train" in change:
+        change = {"train": write(tmp_path / "sub" / "other.tsv", [("다른 글", "긍정"), *ROWS[1:]])}
+    refused(lambda: finetune(files, tmp_path, "--resume", **({"epochs": 1} | change)), "last.pt", named)
+    assert {path.name: path.read_bytes() for path in tmp_path.glob("*.*")} == before
+
+
+def test_resume_without_last_pt_is_refused(files, tmp_path):
+    refused(lambda: finetune(files, tmp_path, "--resume"), "last.pt: cannot read")
+
+
+def test_rows_without_label_are_left_out_of_training(files, tmp_path):
+    rows = [("라벨이 없는 아주 긴 글 " * 5, "")]
+    for i, row in enumerate(ROWS):
+        rows += [row] if i % 3 else [row, ("모르겠다", "")]
+    train = write(tmp_path / "some.tsv", rows)
+    finetune(files, tmp_path / "all")
+    finetune(files, tmp_path / "some", train=train)
+    whole, some = (read(tmp_path / folder / "last.pt")["weights"] for folder in ("all", "some"))
+    assert_equal(some, whole)
+    assert log_lines(tmp_path / "all")[-1]["train_loss"] == log_lines(tmp_path / "some")[-1]["train_loss"]
+
+
+def test_no_epochs_keep_the_head_of_a_finetuned_checkpoint(files, tmp_path, capsys):
+    vocab = (files / "tokenizer" / "vocab_size_150" / "vocab.txt").read_text(encoding="utf-8")
+    config = transformers.BertConfig(
+        vocab_size=150, hidden_size=16, num_hidden_layers=2, num_attention_heads=2, intermediate_size=24,
+        max_position_embeddings=40, initializer_range=0.4, num_labels=2)
+    torch.manual_seed(5)
+    model = transformers.BertForSequenceClassification(config).eval()
+    model.save_pretrained(tmp_path / "published")
+    (tmp_path / "published" / "vocab.txt").write_text(vocab, encoding="utf-8")
+    settings = {"do_lower_case": False, "strip_accents": False}
+    (tmp_path / "published" / "tokenizer_config.json").write_text(json.dumps(settings))
+
+    finetune(files, tmp_path, scratch=None, tokenizer=None, checkpoint=tmp_path / "published", epochs=0)
+    teacher = Teacher.load(tmp_path / "teacher.pt")
+    tokenizer = transformers.BertTokenizerFast.from_pretrained(tmp_path / "published", **settings)
+    texts = [text for text, _ in ROWS]
+    with torch.no_grad():
+        expected = model(**tokenizer(texts, padding=True, return_tensors="pt")).logits
+    actual = torch.stack([alone(teacher, text) for text in texts])
+    torch.testing.assert_close(actual, expected, rtol=0, atol=1e-5)
+    correct = sum(NAMES[logits.argmax()] == label
+                  for logits, (_, label) in zip(expected[30:54], ROWS[30:54], strict=True))
+    assert 0 < correct < 24
+    assert f"accuracy {correct / 24:.2%}" in capsys.readouterr().out
+    assert read(tmp_path / "teacher.pt")["scores"]["valid_accuracy"] == pytest.approx(correct / 24)
+    assert not (tmp_path / "last.pt").exists()
+
+
+@pytest.mark.parametrize("scratch", [
+    "1,16", "1,16,2,4", "a,b,c", "1,16,3", "0,16,2", "1,16,0", "1,-16,2", "1.5,2,2",
+])  # fmt: skip
+def test_a_wrong_shape_is_told_in_one_line(files, tmp_path, scratch):
+    refused(lambda: finetune(files, tmp_path, scratch=scratch), f"--scratch {scratch}: ", "2,128,4")
+    assert not list(tmp_path.iterdir())
+
+
+def test_a_tokenizer_folder_that_is_none_is_refused(files, tmp_path):
+    refused(lambda: finetune(files, tmp_path, tokenizer=tmp_path / "nothing"), "nothing: no tokenizer.json")
+
+
+@pytest.mark.parametrize("flags, named", [
+    ({"scratch": None}, "--checkpoint or --scratch"), ({"checkpoint": "x"}, "--checkpoint or --scratch"),
+    ({"tokenizer": None}, "--tokenizer"), ({"epochs": -1}, "--epochs"), ({"max_length": 2}, "--max-length"),
+    ({"lr": 0}, "--lr"), ({"layer_decay": 1.5}, "--layer-decay"), ({"warmup": 1}, "--warmup"),
+    ({"accumulate": 0}, "--accumulate"),
+])
+def test_wrong_flags_end_with_usage(files, tmp_path, capsys, flags, named):
+    with pytest.raises(SystemExit) as error:
+        arguments(files, tmp_path, **flags)
+    assert error.value.code == 2 and named in capsys.readouterr().err.splitlines()[-1]
+
+
+def test_validation_needs_labels_that_training_knows(files, tmp_path):
+    valid = write(tmp_path / "none.tsv", [("좋다", "")])
+    refused(lambda: finetune(files, tmp_path, valid=valid), "none.tsv: no row has a label")
+    valid = write(tmp_path / "other.tsv", [("좋다", "긍정"), ("그저 그렇다", "중립")])
+    refused(lambda: finetune(files, tmp_path, valid=valid), "other.tsv:3: label '중립'")
+
+
+# ---- dump_logits -------------------------------------------------------------------------------------------
+
+
+def new_teacher(files, path, seed, names=NAMES, max_length=12):
+    """A random teacher whose logits differ from text to text, with its file."""
+    tokenizer = Tokenizer.from_file(str(files / "tokenizer" / "vocab_size_150" / "tokenizer.json"))
+    config = TeacherConfig("bert", 150, 16, 2, 2, 24, 16, 40, 2, len(names), initializer_range=0.4)
+    torch.manual_seed(seed)
+    teacher = Teacher(config, tokenizer, names, max_length).eval()
+    teacher.save(path)
+    return teacher
+
+
+def dump(teachers, data, output, **flags):
+    flags = {"output_dir": output, "device": "cpu", "precision": "fp32", "max_tokens": 50} | flags
+    flat = [part for name, value in flags.items() for part in (f"--{name.replace('_', '-')}", str(value))]
+    dump_logits.main(dump_logits.parse_args(
+        ["--teacher", *map(str, teachers), "--data", *map(str, data), *flat]))
+
+
+@pytest.fixture
+def three_files(tmp_path):
+    """Labelled rows, unlabelled ones with blanks and one that is cut, and pairs."""
+    texts = ["정말 최고", "", "지루하다 " * 20, "   ", "이 영화 별로", "\U0001f600"]
+    pairs = [("이 영화", "정말 최고"), ("", "별로"), ("감동", ""), ("최악 " * 9, "또 보고 싶은 " * 9)]
+    (tmp_path / "b.jsonl").write_text("".join(json.dumps({"text": text}) + "\n" for text in texts))
+    return {write(tmp_path / "a.tsv", ROWS): ROWS,
+            tmp_path / "b.jsonl": [(text, None) for text in texts],
+            write(tmp_path / "c.tsv", pairs, "text\ttext2"): pairs}
+
+
+def test_row_i_holds_the_logits_of_row_i_of_each_file(files, tmp_path, three_files):
+    teacher = new_teacher(files, tmp_path / "t.pt", 1)
+    fingerprint = teacher.fingerprint()
+    dump([tmp_path / "t.pt"], three_files, tmp_path / "logits")
+    assert sorted(path.name for path in (tmp_path / "logits").iterdir()) == ["a.pt", "b.pt", "c.pt"]
+    for path, rows in three_files.items():
+        artifact = read(tmp_path / "logits" / f"{path.stem}.pt")
+        pair = path.stem == "c"
+        expected = torch.stack([alone(teacher, text, other if pair else None) for text, other in rows])
+        assert expected.std(0).min() > 0.02
+        assert artifact["logits"].dtype == torch.float32
+        torch.testing.assert_close(artifact["logits"], expected, rtol=0, atol=1e-5)  # finite, blank rows too
+        assert artifact["texts"] == read_examples(path).fingerprint()
+        assert artifact["teachers"] == [fingerprint] and artifact["max_lengths"] == [12]
+        assert artifact["label_names"] == NAMES
+
+
+@pytest.mark.parametrize("count", [2, 3])
+def test_several_teachers_give_the_mean_of_their_logits(files, tmp_path, count):
+    data = write(tmp_path / "a.tsv", ROWS)
+    paths = [tmp_path / f"t{i}.pt" for i in range(count)]
+    teachers = [new_teacher(files, path, i, max_length=10 + i) for i, path in enumerate(paths)]
+    for path in paths:
+        dump([path], [data], tmp_path / path.stem)
+    dump(paths, [data], tmp_path / "mean")
+    single = [read(tmp_path / path.stem / "a.pt")["logits"] for path in paths]
+    artifact = read(tmp_path / "mean" / "a.pt")
+    assert torch.equal(artifact["logits"], sum(single) / count)
+    assert artifact["teachers"] == [teacher.fingerprint() for teacher in teachers]
+    assert artifact["max_lengths"] == [10, 11, 12][:count]
+
+
+def test_float16_is_the_float32_rounded_at_half_the_size(files, tmp_path):
+    new_teacher(files, tmp_path / "t.pt", 1)
+    data = write(tmp_path / "a.tsv", ROWS * 40)
+    for dtype in ("float32", "float16"):
+        dump([tmp_path / "t.pt"], [data], tmp_path / dtype, dtype=dtype, max_tokens=5000)
+    full, half = (read(tmp_path / dtype / "a.pt")["logits"] for dtype in ("float32", "float16"))
+    assert half.dtype == torch.float16 and torch.equal(half, full.half())
+    full, half = ((tmp_path / dtype / "a.pt").stat().st_size for dtype in ("float32", "float16"))
+    assert full - half == 60 * 40 * 2 * 2
+
+
+def test_logits_too_large_for_float16_are_refused_with_their_row(files, tmp_path):
+    teacher = new_teacher(files, tmp_path / "t.pt", 1)
+    data = write(tmp_path / "a.tsv", ROWS)
+    logits = torch.stack([alone(teacher, text) for text, _ in ROWS]).abs().amax(1)
+    row = int(logits.argmax())
+    with torch.no_grad():  # the largest logit passes 65,520, the others do not
+        teacher.head_out.weight *= 66_000 / logits[row]
+    teacher.save(tmp_path / "t.pt")
+    first = int((logits * (66_000 / logits[row]) >= 65_520).nonzero()[0])
+    refused(lambda: dump([tmp_path / "t.pt"], [data], tmp_path / "out", dtype="float16"),
+            rf"a\.tsv:{first + 2}: the logits of row {first} ", "float32")
+    assert not (tmp_path / "out").exists()
+    dump([tmp_path / "t.pt"], [data], tmp_path / "out")
+
+
+def test_teachers_with_labels_in_another_order_are_refused(files, tmp_path):
+    new_teacher(files, tmp_path / "one.pt", 1)
+    new_teacher(files, tmp_path / "two.pt", 2, names=NAMES[::-1])
+    data = write(tmp_path / "a.tsv", ROWS)
+    refused(lambda: dump([tmp_path / "one.pt", tmp_path / "two.pt"], [data], tmp_path / "out"),
+            r"two\.pt: ", r"\['부정', '긍정'\]", r"\['긍정', '부정'\]")
+    assert not (tmp_path / "out").exists()
+
+
+@pytest.mark.parametrize("second", ["sub/a.tsv", "sub/a.tsv.gz", "sub/a.jsonl"])
+def test_two_files_of_one_name_are_refused_before_any_work(tmp_path, second):
+    """Neither the teacher nor the files exist: the names alone decide."""
+    refused(lambda: dump([tmp_path / "t.pt"], [tmp_path / "a.tsv", tmp_path / second], tmp_path / "out"),
+            r"a\.tsv and ", re.escape(second), r"a\.pt", "--output-dir")
+    assert not (tmp_path / "out").exists()
+
+
+def test_the_printed_accuracy_is_a_count_over_labelled_rows(files, tmp_path, capsys):
+    rows = [(text, label if i % 4 else "") for i, (text, label) in enumerate(ROWS)]
+    data = [write(tmp_path / "a.tsv", rows), write(tmp_path / "b.tsv", [(text,) for text, _ in ROWS], "text")]
+    teachers = [new_teacher(files, tmp_path / f"t{i}.pt", i) for i in range(2)]
+    dump([tmp_path / "t0.pt", tmp_path / "t1.pt"], data, tmp_path / "out")
+    lines = [line for line in capsys.readouterr().out.splitlines() if " on " in line]
+    logits = [torch.stack([alone(teacher, text) for text, _ in rows]) for teacher in teachers]
+    logits.append((logits[0] + logits[1]) / 2)
+    counts = [sum(NAMES[row.argmax()] == label for row, (_, label) in zip(each, rows, strict=True))
+              for each in logits]
+    assert len(set(counts)) > 1 and all(0 < count < 45 for count in counts)
+    labelled = [line for line in lines if str(data[0]) in line]
+    assert len(lines) == 6 and len(labelled) == 3
+    for line, count in zip(labelled, counts, strict=True):
+        assert line.endswith(f", accuracy {count / 45:.2%} of 45 labelled rows")
+    assert not any(", accuracy" in line for line in lines if str(data[1]) in line)
