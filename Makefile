@@ -17,6 +17,20 @@ SAMPLE = data/sample
 	$(PY) -m pip install -q -r requirements-test.txt
 	touch $@
 
+demo: .venv/installed
+	$(PY) train_tokenizer.py --data $(SAMPLE)/train.tsv $(SAMPLE)/unlabeled.tsv --output-dir demo/tokenizer
+	$(PY) finetune_teacher.py --train $(SAMPLE)/train.tsv --valid $(SAMPLE)/valid.tsv --output-dir demo/teacher \
+	    --scratch 1,128,4 --tokenizer demo/tokenizer/vocab_size_3000 --lr 1e-3 --epochs 8 --max-tokens 1024
+	$(PY) dump_logits.py --teacher demo/teacher/teacher.pt --data $(SAMPLE)/train.tsv $(SAMPLE)/unlabeled.tsv \
+	    --output-dir demo/logits
+	$(PY) distill.py --train $(SAMPLE)/train.tsv $(SAMPLE)/unlabeled.tsv --output-dir demo/students \
+	    --logits demo/logits/train.pt demo/logits/unlabeled.pt --valid $(SAMPLE)/valid.tsv \
+	    --tokenizer demo/tokenizer/vocab_size_3000 --size small --alpha 0.1 1 --seed 0 1 2 --max-tokens 1024
+	$(PY) evaluate.py demo/students/*/student.pt demo/teacher/teacher.pt --data $(SAMPLE)/test.tsv \
+	    --seen $(SAMPLE)/train.tsv
+	@echo
+	$(PY) student.py demo/students/small-alpha0.1-seed0/student.pt "배우들 연기가 최고예요" "돈도 시간도 아까움 환불해주세요"
+
 test: .venv/installed-test
 	$(PY) -m ruff check .
 	$(PY) -m pytest -q

@@ -47,19 +47,19 @@ def parse_args(argv=None):
     grid("--embedding-dim", type=int, default=None, metavar="N", help="instead of the size's")
     grid("--hidden-dim", type=int, default=None, metavar="N", help="of each direction, instead of the size's")
     grid("--num-layers", type=int, default=1, metavar="N", help="LSTM layers")
-    grid("--dropout", type=float, default=0.1, metavar="P", help="on embeddings and before the head")
+    grid("--dropout", type=float, default=0.0, metavar="P", help="on embeddings and before the head")
     grid("--pooling", default="last", choices=["last", "max", "mean", "attention"],
          help="states to one vector")
     grid("--head", default="linear", choices=["linear", "relu"], help="relu: one hidden layer, the paper's")
     arg("--max-length", type=int, default=128, help="tokens of a row, cut beyond (default: %(default)s)")
     # method
-    grid("--loss", default="kl", choices=["kl", "mse"], help="soft part: T²·KL, or the paper's squared error")
+    grid("--loss", default="mse", choices=["mse", "kl"], help="soft part: squared error of logits, or T²·KL")
     grid("--alpha", type=float, default=0.1, metavar="A",
          help="weight of the labels; 1: labels alone, no logits")
     grid("--temperature", type=float, default=2.0, metavar="T", help="softens both distributions of the KL")
     # optimisation
-    arg("--epochs", type=int, default=10, help="default: %(default)s")
-    grid("--lr", type=float, default=3e-3, metavar="R", help="peak learning rate")
+    arg("--epochs", type=int, default=8, help="default: %(default)s")
+    grid("--lr", type=float, default=4e-3, metavar="R", help="peak learning rate")
     arg("--max-tokens", type=int, default=4096,
         help="tokens of a batch, padding counted (default: %(default)s)")
     arg("--warmup", type=float, default=0.05, help="share of the run with rising rate (default: %(default)s)")
@@ -110,12 +110,12 @@ FORMAT = 1
 MUST_MATCH = ("epochs", "max_length", "max_tokens", "warmup", "weight_decay", "clip")
 
 
-def distill_loss(student_logits, teacher_logits, labels, alpha: float, temperature: float, kind: str = "kl"):
+def distill_loss(student_logits, teacher_logits, labels, alpha: float, temperature: float, kind: str = "mse"):
     """The method: mean over rows of alpha · CE(label) + (1 − alpha) · soft; without label (-1) all soft.
 
+    mse  soft = ‖teacher − student‖², Tang et al. (2019, arXiv 1903.12136), section 3.2
     kl   soft = T² · KL(softmax(teacher / T) ‖ softmax(student / T)), Hinton et al. (2015, arXiv 1503.02531):
          T² keeps the gradient's scale independent of T
-    mse  soft = ‖teacher − student‖², Tang et al. (2019, arXiv 1903.12136), section 3.2
     student_logits, teacher_logits (B, C), labels (B,); teacher_logits None: labels alone.
     """
     hard = F.cross_entropy(student_logits, labels.clamp(min=0), reduction="none")  # (B,)
@@ -272,11 +272,11 @@ def train_student(settings: dict, folder: Path, tokenizer, encoded, encoded_vali
         first_epoch, best, seconds = state["epoch"], state["best"], state["seconds"]
         precision = state["precision"]
         print(f"resuming {folder} after epoch {first_epoch}")
-    log = runtime.Log(folder / "log.jsonl", args.tensorboard)
+    log = runtime.Log(folder / "log.jsonl", args.resume, args.tensorboard)
     log.write(**made_by, **runtime.machine(device), precision=precision, train=data.fingerprint)
     print(f"{folder}: {count:,} parameters, {len(rows_used):,} rows, "
           + ("labels alone" if teacher_logits is None
-             else f"alpha {alpha:g}, {loss_kind}, T {temperature:g}"))
+             else f"alpha {alpha:g}, {loss_kind}" + (f", T {temperature:g}" if loss_kind == "kl" else "")))
 
     # loop
     for epoch in range(first_epoch, args.epochs):

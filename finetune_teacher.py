@@ -170,7 +170,7 @@ def main(args):
         runtime.set_rng_state(state["rng"], device)
         first_epoch, best, precision = state["epoch"], state["best"], state["precision"]
         print(f"resuming after epoch {first_epoch}, best validation accuracy {best:.2%}")
-    log = runtime.Log(output / "log.jsonl", args.tensorboard)
+    log = runtime.Log(output / "log.jsonl", args.resume, args.tensorboard)
     made_by = runtime.made_by(args)
     log.write(**made_by, **runtime.machine(device), precision=precision, train=train.fingerprint())
 
@@ -194,7 +194,7 @@ def main(args):
         for i, rows in enumerate(batches):
             with runtime.autocast(device, precision):
                 logits = teacher(**encoded.batch(rows, device))  # (B, C)
-            loss = F.cross_entropy(logits.float(), labels[rows])
+            loss = F.cross_entropy(logits.float(), labels[torch.from_numpy(rows).to(device)])
             in_step = min(args.accumulate, len(batches) - i // args.accumulate * args.accumulate)
             (loss / in_step).backward()
             total_loss += loss.detach() * len(rows)

@@ -24,7 +24,9 @@ def run(main, *args, errors=()):
     """Call main(*args) as a script: expected errors become one line on stderr and exit code 2, Ctrl-C 130."""
     try:
         main(*args)
-    except (UserError, *errors) as error:
+    except BrokenPipeError:  # the reader of a pipe, such as head, has enough
+        os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
+    except (UserError, OSError, *errors) as error:  # an OSError names the file and what is wrong with it
         print(f"error: {error}", file=sys.stderr)
         sys.exit(2)
     except KeyboardInterrupt:
@@ -67,22 +69,28 @@ def pick_precision(name: str, device: torch.device, step) -> str:
         return "fp32"
     best = {}
     with torch.random.fork_rng(devices=[]):
+        matrix = torch.randn(256, 256)
+        if _seconds(lambda: matrix.bfloat16() @ matrix.bfloat16()) > 5 * _seconds(lambda: matrix @ matrix):
+            return "fp32"  # emulated: one step would take minutes
         for precision in ("fp32", "bf16"):
-            times = []
-            for _ in range(4):
-                start = time.perf_counter()
-                try:
-                    with autocast(device, precision):
-                        step()
-                except RuntimeError:  # oneDNN has no bf16 kernel for this CPU
-                    if precision == "fp32":
-                        raise
-                    return "fp32"
-                times.append(time.perf_counter() - start)
-                if precision == "bf16" and times[-1] > 5 * best["fp32"]:
-                    return "fp32"
-            best[precision] = min(times[1:])  # the first call pays for set-up
+            try:
+                with autocast(device, precision):
+                    best[precision] = _seconds(step)
+            except RuntimeError:  # oneDNN has no bf16 kernel for this CPU
+                if precision == "fp32":
+                    raise
+                return "fp32"
     return "bf16" if best["bf16"] < 0.9 * best["fp32"] else "fp32"
+
+
+def _seconds(step) -> float:
+    """The best of three calls, after one that pays for set-up."""
+    times = []
+    for _ in range(4):
+        start = time.perf_counter()
+        step()
+        times.append(time.perf_counter() - start)
+    return min(times[1:])
 
 
 def seed_everything(seed: int) -> None:
@@ -175,9 +183,9 @@ def _plain(value) -> bool:
 
 
 class Log:
-    """One JSON object a line, appended to `path` and flushed; numbers also go to TensorBoard when asked."""
+    """One JSON object a line, flushed; numbers also go to TensorBoard when asked. A resumed run appends."""
 
-    def __init__(self, path, tensorboard: bool = False):
+    def __init__(self, path, resume: bool, tensorboard: bool = False):
         path = Path(path)
         self.writer = None
         if tensorboard:
@@ -188,7 +196,7 @@ class Log:
             self.writer = SummaryWriter(str(path.parent / "tensorboard"))
         try:
             path.parent.mkdir(parents=True, exist_ok=True)
-            self.file = open(path, "a", encoding="utf-8")  # noqa: SIM115 - open for the whole run
+            self.file = open(path, "a" if resume else "w", encoding="utf-8")  # noqa: SIM115 - open for the whole run
         except OSError as error:
             raise UserError(f"{path}: cannot write the log ({error.strerror or error})") from None
 

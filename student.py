@@ -30,6 +30,7 @@ FORMAT = 1
 SIZES = {"large": (128, 256), "base": (64, 128), "small": (32, 64), "mini": (16, 16), "tiny": (8, 16)}
 POOLINGS = ("last", "max", "mean", "attention")
 HEADS = ("linear", "relu")
+CHUNK = 65_536  # texts that predict holds encoded at a time
 
 
 class StudentError(ValueError):
@@ -45,7 +46,7 @@ class StudentConfig:
     embedding_dim: int = 64
     hidden_dim: int = 128
     num_layers: int = 1
-    dropout: float = 0.1
+    dropout: float = 0.0
     pooling: str = "last"
     head: str = "linear"
     max_length: int = 128  # tokens; a longer text is cut
@@ -149,26 +150,31 @@ class Student(nn.Module):
 
         Rows run in batches of like length, at most max_tokens tokens each, and come back in order.
         """
-        was_training = self.training
-        self.eval()
-        device = self.embedding.weight.device
-        probabilities = torch.empty(len(texts), len(self.label_names))
         rows = list(texts) if texts2 is None else list(zip(texts, texts2, strict=True))
         self.tokenizer.no_padding()
         self.tokenizer.enable_truncation(self.config.max_length)
-        ids = [encoding.ids or [self.config.blank_id] for encoding in self.tokenizer.encode_batch_fast(rows)]
-        order = sorted(range(len(ids)), key=lambda i: -len(ids[i]))
-        while order:
-            longest = len(ids[order[0]])
-            count = max(1, max_tokens // longest)
-            chosen, order = order[:count], order[count:]
-            lengths = torch.tensor([len(ids[i]) for i in chosen])
-            input_ids = torch.tensor([ids[i] + [self.config.pad_id] * (longest - len(ids[i]))
-                                      for i in chosen])
-            logits = self(input_ids.to(device), lengths.to(device))
-            probabilities[chosen] = logits.float().softmax(1).cpu()
+        was_training = self.training
+        self.eval()
+        probabilities = torch.empty(len(rows), len(self.label_names))
+        for start in range(0, len(rows), CHUNK):
+            self._predict_chunk(rows[start : start + CHUNK], max_tokens, probabilities[start : start + CHUNK])
         self.train(was_training)
         return probabilities
+
+    def _predict_chunk(self, rows: list, max_tokens: int, probabilities: torch.Tensor) -> None:
+        device, pad = self.embedding.weight.device, [self.config.pad_id]
+        encodings = self.tokenizer.encode_batch_fast(rows)
+        ids = [encoding.ids or [self.config.blank_id] for encoding in encodings]
+        order = sorted(range(len(ids)), key=lambda i: -len(ids[i]))
+        start = 0
+        while start < len(order):
+            longest = len(ids[order[start]])
+            chosen = order[start : start + max(1, max_tokens // longest)]
+            lengths = torch.tensor([len(ids[i]) for i in chosen])
+            input_ids = torch.tensor([ids[i] + pad * (longest - len(ids[i])) for i in chosen])
+            logits = self(input_ids.to(device), lengths.to(device))
+            probabilities[chosen] = logits.float().softmax(1).cpu()
+            start += len(chosen)
 
     def save(self, path, **extra) -> None:
         """Write student.pt (to a temporary file, then renamed); `extra` are plain values such as scores."""
@@ -239,6 +245,10 @@ def main():
 if __name__ == "__main__":
     try:
         main()
+    except BrokenPipeError:  # the reader of a pipe, such as head, has enough
+        os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
     except (StudentError, UnicodeDecodeError) as error:
         print(f"error: {error}", file=sys.stderr)
         sys.exit(2)
+    except KeyboardInterrupt:
+        sys.exit(130)

@@ -198,6 +198,8 @@ class Teacher(nn.Module):
 
     def predict(self, texts, texts2=None, max_tokens: int = 16384) -> torch.Tensor:
         """Probabilities (N, C) in float32 on the CPU, in order; the same call as Student.predict."""
+        if not texts:
+            return torch.empty(0, len(self.label_names))
         device = self.head_out.weight.device
         return logits_in_order(self, self.encode(texts, texts2), max_tokens, device).softmax(1)
 

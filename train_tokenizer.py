@@ -113,8 +113,10 @@ def main(args):
         print(f"{folder}: {tokenizer.get_vocab_size():,} tokens ({args.type}), {share:.3%} of tokens "
               f"unknown, {encoded.lengths.mean():.1f} tokens a text (longest {encoded.lengths.max()})")
         if tokenizer.get_vocab_size() < vocab_size:
-            print(f"  fewer than the {vocab_size:,} asked for: "
-                  f"no other token occurs {args.min_frequency} times")
+            print(f"  fewer than the {vocab_size:,} asked for: the texts hold no more; lower --min-frequency")
+        if tokenizer.get_vocab_size() > vocab_size:
+            print(f"  more than the {vocab_size:,} asked for: single characters alone are that many; lower "
+                  f"--limit-alphabet")
 
 
 if __name__ == "__main__":

@@ -71,7 +71,7 @@ def label_names(examples: list[Examples]) -> list[str]:
         raise UserError(f"{files}: {have}; a classifier needs at least two "
                         f"(column `label`, or --label-column)")
     if all(name.lstrip("-").isdecimal() for name in names):
-        return sorted(names, key=int)
+        return sorted(names, key=lambda name: (int(name), name))
     return sorted(names)
 
 

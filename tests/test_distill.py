@@ -68,10 +68,11 @@ def test_soft_loss_is_t_squared_times_kl():
     p = 1 / (1 + math.exp(-1.0))  # softmax((2, 0) / 2)[0]
     q = 1 / (1 + math.exp(0.5))  # softmax((0, 1) / 2)[0]
     kl = p * math.log(p / q) + (1 - p) * math.log((1 - p) / (1 - q))
-    loss = distill_loss(torch.tensor([[0.0, 1.0]]), torch.tensor([[2.0, 0.0]]), torch.tensor([0]), 0.0, 2.0)
+    student, teacher, label = torch.tensor([[0.0, 1.0]]), torch.tensor([[2.0, 0.0]]), torch.tensor([0])
+    loss = distill_loss(student, teacher, label, 0.0, 2.0, "kl")
     assert loss.item() == pytest.approx(4 * kl, rel=1e-6)
     hard = -math.log(1 / (1 + math.exp(1.0)))  # cross-entropy of label 0
-    loss = distill_loss(torch.tensor([[0.0, 1.0]]), torch.tensor([[2.0, 0.0]]), torch.tensor([0]), 0.3, 2.0)
+    loss = distill_loss(student, teacher, label, 0.3, 2.0, "kl")
     assert loss.item() == pytest.approx(0.3 * hard + 0.7 * 4 * kl, rel=1e-6)
 
 
@@ -79,14 +80,14 @@ def test_soft_gradient_keeps_its_scale_at_high_temperature():
     """Hinton et al. (2015), section 2.1: for T → ∞ and centred logits, T² times dKL/dz → (z − v) / C."""
     student = torch.tensor([[0.5, -0.5, 0.0]], requires_grad=True)
     teacher = torch.tensor([[1.0, 0.0, -1.0]])
-    distill_loss(student, teacher, torch.tensor([0]), 0.0, 1000.0).backward()
+    distill_loss(student, teacher, torch.tensor([0]), 0.0, 1000.0, "kl").backward()
     torch.testing.assert_close(student.grad, (student - teacher).detach() / 3, rtol=0, atol=1e-3)
 
 
 def test_soft_loss_is_zero_for_a_perfect_copy_and_blind_to_a_shift_of_the_logits():
     logits = torch.randn(5, 3)
     labels = torch.zeros(5, dtype=torch.long)
-    assert distill_loss(logits + 7, logits, labels, 0.0, 3.0).abs() < 1e-5
+    assert distill_loss(logits + 7, logits, labels, 0.0, 3.0, "kl").abs() < 1e-5
     assert distill_loss(logits, logits, labels, 0.0, 3.0, "mse") == 0
 
 

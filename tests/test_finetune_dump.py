@@ -417,7 +417,7 @@ def test_float16_is_the_float32_rounded_at_half_the_size(files, tmp_path):
     full, half = (read(tmp_path / dtype / "a.pt")["logits"] for dtype in ("float32", "float16"))
     assert half.dtype == torch.float16 and torch.equal(half, full.half())
     full, half = ((tmp_path / dtype / "a.pt").stat().st_size for dtype in ("float32", "float16"))
-    assert full - half == 60 * 40 * 2 * 2
+    assert full - half == pytest.approx(60 * 40 * 2 * 2, abs=128)  # tensors in the file start at multiples of 64
 
 
 def test_logits_too_large_for_float16_are_refused_with_their_row(files, tmp_path):

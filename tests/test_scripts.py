@@ -103,7 +103,8 @@ def test_the_chain_hands_every_artifact_on(chain):
     assert torch.load(folder / "logits/unlabeled.pt", weights_only=True)["logits"].shape == (200, 2)
     assert report["rows"] == 200 and report["seen_rows"] == 0
     student, teacher = report["models"]
-    assert student["parameters"] == 800 * 16 + 2 * 4 * 16 * (16 + 16 + 2) + 2 * 32 + 2
+    vocab_size = len((folder / "tokenizer/vocab_size_800/vocab.txt").read_text("utf-8").splitlines())
+    assert student["parameters"] == vocab_size * 16 + 2 * 4 * 16 * (16 + 16 + 2) + 2 * 32 + 2
     assert student["bytes"] == (folder / "students/mini/student.pt").stat().st_size
     assert student["agreement"] == 1 and student["mcnemar_p"] == 1
     assert 0 < teacher["accuracy"] < 1 and 0 < teacher["agreement"] < 1

@@ -179,11 +179,14 @@ def test_printed_figures_equal_a_count_over_the_texts(tmp_path, capsys, kind):
     assert printed == expected
 
 
-def test_a_vocabulary_that_falls_short_is_told(tmp_path, capsys):
-    train(tmp_path, REVIEWS, "--vocab-size", 3000)
-    assert "\n  fewer than the 3,000 asked for: no other token occurs 5 times\n" in capsys.readouterr().out
-    train(tmp_path, REVIEWS, "--vocab-size", 100)
-    assert "fewer" not in capsys.readouterr().out
+@pytest.mark.parametrize(("size", "told"), [(3000, "fewer"), (100, None), (20, "more")])
+def test_a_vocabulary_of_another_size_than_asked_for_is_told(tmp_path, capsys, size, told):
+    """WordPiece keeps every character of the alphabet, and has no more tokens than the texts hold."""
+    found = train(tmp_path, REVIEWS, "--vocab-size", size)[size].get_vocab_size()
+    lines = capsys.readouterr().out.splitlines()[2:]
+    assert len(lines) == (told is not None)
+    assert all(line.startswith(f"  {told} than the {size:,} asked for: ") for line in lines)
+    assert (found < size, found > size) == (told == "fewer", told == "more")
 
 
 # ---- misuse ------------------------------------------------------------------------------------------------
