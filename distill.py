@@ -190,10 +190,7 @@ def read_training_set(args) -> tuple[TrainingSet, Examples, torch.Tensor]:
     if logits is not None and logits.size(1) != len(names):
         raise UserError(f"{args.logits[0]}: {logits.size(1)} classes, but the labels are {names}")
     labels = torch.tensor([label for part in files for label in part.label_ids(names)])
-    valid_labels = torch.tensor(valid.label_ids(names))
-    if (valid_labels < 0).any():
-        row = int((valid_labels < 0).nonzero()[0])
-        raise UserError(f"{valid.path}:{valid.lines[row]}: no label; every row of --valid needs one")
+    valid_labels = torch.tensor(valid.label_ids(names, every_row=True))
     if 1 in args.alpha and (labels < 0).all():
         raise UserError("--alpha 1 trains on labels alone, but no --train file has any")
     texts = [text for part in files for text in part.texts]

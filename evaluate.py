@@ -204,10 +204,7 @@ def main(args):
     examples = read_examples(args.data, *columns)
     models = [load_model(path, device) for path in args.models]
     names = models[0].label_names
-    labels = torch.tensor(examples.label_ids(names))
-    if (labels < 0).any():
-        row = int((labels < 0).nonzero()[0])
-        raise UserError(f"{args.data}:{examples.lines[row]}: no label; every row needs one")
+    labels = torch.tensor(examples.label_ids(names, every_row=True))
     seen = {key for file in args.seen
             for key in text_keys(read_examples(file, args.text_column, args.text2_column))}
     leaked = torch.tensor([key in seen for key in text_keys(examples)])

@@ -79,7 +79,7 @@ from teacher import Teacher, TeacherConfig, load_checkpoint, load_tokenizer
 FORMAT = 1
 # A run resumed with other values of these would be neither the old run nor a new one.
 MUST_MATCH = ("epochs", "max_length", "max_tokens", "accumulate", "lr", "layer_decay", "warmup",
-              "weight_decay", "clip", "seed", "checkpoint", "scratch")
+              "weight_decay", "clip", "seed", "checkpoint", "scratch", "tokenizer")
 
 
 def parameter_groups(teacher: Teacher, lr: float, layer_decay: float, weight_decay: float) -> list[dict]:
@@ -127,16 +127,15 @@ def main(args):
     train, valid = read_examples(args.train, *columns), read_examples(args.valid, *columns)
     names = label_names([train])
     labels = torch.tensor(train.label_ids(names), device=device)  # (N,), -1 without label
-    valid_labels = torch.tensor(valid.label_ids(names))
-    if (valid_labels < 0).all():
-        raise UserError(f"{args.valid}: no row has a label; validation needs them")
+    valid_labels = torch.tensor(valid.label_ids(names, every_row=True))
 
     # model
     if args.scratch:
         teacher, report = new_teacher(args, names), []
     else:
         teacher, report = load_checkpoint(args.checkpoint, names, args.max_length)
-    print("\n".join(report))
+    for line in report:
+        print(line)
     teacher.to(device)
     count = sum(p.numel() for p in teacher.parameters())
     print(f"{teacher.config.family}, {count:,} parameters, labels {names}; {len(train):,} training rows, "
@@ -176,10 +175,8 @@ def main(args):
 
     def evaluate() -> dict:
         logits = logits_in_order(teacher, encoded_valid, 4 * args.max_tokens, device, precision)
-        known = valid_labels >= 0
-        loss = F.cross_entropy(logits[known], valid_labels[known]).item()
-        correct = (logits.argmax(1) == valid_labels)[known]
-        return {"valid_loss": loss, "valid_accuracy": correct.float().mean().item()}
+        accuracy = (logits.argmax(1) == valid_labels).float().mean().item()
+        return {"valid_loss": F.cross_entropy(logits, valid_labels).item(), "valid_accuracy": accuracy}
 
     def save_best(scores, epoch):
         teacher.save(output / "teacher.pt", scores=scores, epoch=epoch, made_by=made_by)

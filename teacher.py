@@ -37,6 +37,8 @@ ACTIVATIONS = {
     "silu": F.silu,
     "tanh": torch.tanh,
 }
+TO_JSON = ("a SentencePiece model has to be converted first: with transformers, "
+           "AutoTokenizer.from_pretrained(…).save_pretrained(…) writes tokenizer.json")
 # Between the two layers of the head, and whether dropout also comes before the first: BERT's pooler and
 # classifier, ElectraClassificationHead, RobertaClassificationHead, DistilBERT's pre_classifier.
 HEADS = {"bert": ("tanh", False), "electra": ("gelu", True), "roberta": ("tanh", True),
@@ -437,7 +439,7 @@ def load_tokenizer(folder: Path, family: str) -> Tokenizer:
             tokenizer = _byte_level_bpe(folder)
         else:
             raise UserError(f"{folder}: no tokenizer.json, vocab.txt, or vocab.json with merges.txt is there"
-                            + ("; a SentencePiece model has to be converted to tokenizer.json first"
+                            + (f"; {TO_JSON}"
                                if list(folder.glob("*.model")) else ""))
     except UserError:
         raise
@@ -454,6 +456,9 @@ def _wordpiece(folder: Path) -> Tokenizer:
     settings = _read_json(path) if path.exists() else {}
     tokens = (folder / "vocab.txt").read_text(encoding="utf-8").removesuffix("\n").split("\n")
     vocab = {token.removesuffix("\r"): i for i, token in enumerate(tokens)}
+    if any(token.startswith("▁") for token in vocab) and not any(token.startswith("##") for token in vocab):
+        raise UserError(f"{folder / 'vocab.txt'}: lists SentencePiece tokens, as KoBERT's does, which "
+                        f"WordPiece would misread; {TO_JSON}")
     missing = [token for token in ("[UNK]", "[CLS]", "[SEP]", "[PAD]") if token not in vocab]
     if missing:
         raise UserError(f"{folder / 'vocab.txt'}: has no {' '.join(missing)}; not a BERT vocabulary")

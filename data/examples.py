@@ -47,13 +47,17 @@ class Examples:
                 digest.update(data)
         return digest.hexdigest()
 
-    def label_ids(self, label_names: list[str]) -> list[int]:
-        """Index of each row's label in `label_names`, -1 where it has none. An unknown label is refused."""
-        if self.labels is None:
-            return [-1] * len(self)
+    def label_ids(self, label_names: list[str], every_row: bool = False) -> list[int]:
+        """Index of each row's label in `label_names`, -1 where it has none (refused with `every_row`).
+
+        An unknown label is refused.
+        """
         index = {name: i for i, name in enumerate(label_names)} | {"": -1}
         try:
-            return [index[label] for label in self.labels]
+            ids = [index[label] for label in self.labels] if self.labels is not None else [-1] * len(self)
+            if every_row and -1 in ids:
+                raise UserError(f"{self.path}:{self.lines[ids.index(-1)]}: no label; every row needs one")
+            return ids
         except KeyError:
             row = next(i for i, label in enumerate(self.labels) if label not in index)
             raise UserError(

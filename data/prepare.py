@@ -272,7 +272,7 @@ def write(out: Path, header: list[str], splits: dict) -> None:
                     os.replace(aside, file)
             raise
         new += old  # the set is in place: what it replaces can go
-    except (OSError, UnicodeEncodeError) as error:  # the latter: half an emoji, which a .jsonl can hold
+    except OSError as error:
         raise UserError(f"{out}: cannot write the files ({error}); nothing was changed") from None
     finally:
         for path in new:  # and never `old` after a failure: it may be all that is left

@@ -409,6 +409,16 @@ def test_a_pair_leaks_only_as_a_pair(tmp_path, monkeypatch, capsys):
     assert sizes("data/pairs") == (34, 2, 4)
 
 
+def test_a_file_that_has_its_test_set_already_gives_train_and_valid_alone(tmp_path, monkeypatch):
+    monkeypatch.chdir(tmp_path)
+    write_tsv("reviews.tsv", [(f"글 {i}", str(i % 2)) for i in range(40)])
+    prepared("split", "reviews.tsv", "--test-percent", "0")
+    assert sorted(path.name for path in Path("data/reviews").iterdir()) == ["train.tsv", "valid.tsv"]
+    train, valid = (rows("data/reviews", split)[1:] for split in ("train", "valid"))
+    assert (len(train), len(valid)) == (38, 2)
+    assert sorted(train + valid) == sorted(rows(".", "reviews")[1:])
+
+
 def test_split_refusals_leave_everything_as_it_was(tmp_path, monkeypatch, capsys):
     monkeypatch.chdir(tmp_path)
     Path("mine").mkdir()
@@ -423,7 +433,7 @@ def test_split_refusals_leave_everything_as_it_was(tmp_path, monkeypatch, capsys
     assert "no row in train" in refused(capsys, "split", "same.tsv", "--out", "mine", "--drop-leaks")
     assert "2 rows" in refused(capsys, "split", "two.tsv", "--out", "mine")
     assert "no row has a label" in refused(capsys, "split", "nolabel.csv", "--out", "mine")
-    assert "nothing was changed" in refused(capsys, "split", "half.jsonl", "--out", "mine")
+    assert "half.jsonl:1: 'text' holds half of a surrogate pair" in refused(capsys, "split", "half.jsonl")
     assert "two.tsv: cannot write" in refused(capsys, "split", "same.tsv", "--out", "two.tsv")
     assert bytes_of("mine") == before
 
@@ -480,8 +490,8 @@ def test_a_new_set_replaces_the_earlier_one_and_leaves_no_litter(server):
     (["imdb"], "invalid choice: 'imdb'"),
     (["split"], "split needs a FILE"),
     (["split", "a.csv", "--from", "x"], "--from is for the public corpora"),
-    (["nsmc", "a.csv"], "FILE and the column flags are for split"),
-    (["steam", "--text-column", "x"], "FILE and the column flags are for split"),
+    (["nsmc", "a.csv"], "FILE, --test-percent and the column flags are for split"),
+    (["steam", "--text-column", "x"], "FILE, --test-percent and the column flags are for split"),
     (["steam", "--seed", "x"], "invalid int value: 'x'"),
 ])
 def test_misuse(capsys, flags, message):
