@@ -142,6 +142,7 @@ def labelled(tmp_path, labels, name="a.tsv"):
 @pytest.mark.parametrize(("labels", "expected"), [
     (["10", "2", "1", "2"], ["1", "2", "10"]),
     (["1", "-1", "0", "-10"], ["-10", "-1", "0", "1"]),
+    (["01", "1", "2", "001", "-0", "0"], ["-0", "0", "001", "01", "1", "2"]),  # equal numbers: as letters
     (["10", "9", "가"], ["10", "9", "가"]),
     (["1.5", "10", "9"], ["1.5", "10", "9"]),
     (["b", "", "a", "B", ""], ["B", "a", "b"]),
@@ -169,6 +170,14 @@ def test_fewer_than_two_labels_are_refused(tmp_path, labels, have):
 def test_label_ids_are_positions_and_minus_one_without_label(tmp_path):
     assert labelled(tmp_path, ["b", "", "a", "b"]).label_ids(["b", "a"]) == [0, -1, 1, 0]
     assert read(tmp_path, "a.tsv", "text\n글\n글\n").label_ids(["b", "a"]) == [-1, -1]
+
+
+def test_every_row_needs_a_label_where_that_is_asked_for(tmp_path):
+    line = f"{tmp_path}/a.tsv:3: no label; every row needs one"
+    assert refused(labelled(tmp_path, ["a", "", "b", ""]).label_ids, ["a", "b"], every_row=True) == line
+    line = f"{tmp_path}/a.tsv:2: no label; every row needs one"
+    assert refused(read(tmp_path, "a.tsv", "text\n글\n").label_ids, ["a", "b"], every_row=True) == line
+    assert labelled(tmp_path, ["b", "a"]).label_ids(["a", "b"], every_row=True) == [1, 0]
 
 
 def test_an_unknown_label_is_named_with_file_and_line(tmp_path):

@@ -34,11 +34,11 @@ def write(path, rows, header="text\tlabel"):
 
 @pytest.fixture(scope="module")
 def files(tmp_path_factory):
-    """train.tsv, valid.tsv and a tokenizer of 150 tokens."""
+    """train.tsv, valid.tsv and tokenizers of 150 and of 100 tokens."""
     folder = tmp_path_factory.mktemp("data")
     write(folder / "train.tsv", ROWS)
     write(folder / "valid.tsv", ROWS[30:54])
-    flags = ["--data", folder / "train.tsv", "--output-dir", folder / "tokenizer", "--vocab-size", 150]
+    flags = ["--data", folder / "train.tsv", "--output-dir", folder / "tokenizer", "--vocab-size", 150, 100]
     train_tokenizer.main(train_tokenizer.parse_args([*map(str, flags), "--min-frequency", "1"]))
     return folder
 
@@ -196,7 +196,7 @@ def test_the_rate_rises_to_the_peak_and_falls_in_all_groups_alike(files, tmp_pat
 def test_teacher_pt_is_the_best_epoch_on_validation(files, tmp_path):
     """Validation labels that are the wrong way round: the longer it learns the worse it is."""
     rows = [(text, SWAPPED[label]) for text, label in ROWS[30:53]]
-    valid = write(tmp_path / "valid.tsv", [*rows, ("라벨이 없다", "")])
+    valid = write(tmp_path / "valid.tsv", rows)
     finetune(files, tmp_path / "out", valid=valid, epochs=8, lr=0.02, max_tokens=100)
     lines = log_lines(tmp_path / "out")
     accuracies = [line["valid_accuracy"] for line in lines]
@@ -221,6 +221,7 @@ def test_teacher_pt_is_the_best_epoch_on_validation(files, tmp_path):
 
 @pytest.mark.parametrize("epochs_done", [1, 2])
 def test_a_resumed_run_equals_an_uninterrupted_one_to_the_bit(files, tmp_path, monkeypatch, epochs_done):
+    finetune(files, tmp_path / "whole", epochs=1)
     finetune(files, tmp_path / "whole", epochs=3, accumulate=2)
     save, saved = runtime.save, []
 
@@ -244,6 +245,7 @@ def test_a_resumed_run_equals_an_uninterrupted_one_to_the_bit(files, tmp_path, m
         assert_equal({key: parts[key] for key in keys}, {key: whole[key] for key in keys})
     whole, parts = (log_lines(tmp_path / folder)[-1] for folder in ("whole", "parts"))
     assert whole | {"seconds": 0} == parts | {"seconds": 0}
+    assert len(log_lines(tmp_path / "whole")) == 3  # a new run begins the log anew
     config = TeacherConfig(**read(tmp_path / "whole" / "teacher.pt")["config"])
     assert config.hidden_dropout > 0 and config.attention_dropout > 0
 
@@ -261,12 +263,15 @@ def test_another_seed_gives_other_weights_and_the_same_seed_the_same(files, tmp_
     ({"lr": 0.02}, r"\blr\b"), ({"seed": 1}, r"\bseed\b"), ({"accumulate": 2}, r"\baccumulate\b"),
     ({"scratch": "1,32,2"}, r"\bscratch\b"), ({"train": "other.tsv"}, r"--train\b"),
     ({"lr": 0.02, "epochs": 2}, r"epochs, lr\b"),
+    ({"tokenizer": "tokenizer/vocab_size_100"}, r"\btokenizer\b"),
 ])
 def test_resume_with_other_settings_is_refused_by_name(files, tmp_path, change, named):
     finetune(files, tmp_path, epochs=1)
     before = {path.name: path.read_bytes() for path in tmp_path.glob("*.*")}
     if "train" in change:
         change = {"train": write(tmp_path / "sub" / "other.tsv", [("다른 글", "긍정"), *ROWS[1:]])}
+    if "tokenizer" in change:
+        change = {"tokenizer": files / change["tokenizer"]}
     refused(lambda: finetune(files, tmp_path, "--resume", **({"epochs": 1} | change)), "last.pt", named)
     assert {path.name: path.read_bytes() for path in tmp_path.glob("*.*")} == before
 
@@ -339,11 +344,11 @@ def test_wrong_flags_end_with_usage(files, tmp_path, capsys, flags, named):
     assert error.value.code == 2 and named in capsys.readouterr().err.splitlines()[-1]
 
 
-def test_validation_needs_labels_that_training_knows(files, tmp_path):
-    valid = write(tmp_path / "none.tsv", [("좋다", "")])
-    refused(lambda: finetune(files, tmp_path, valid=valid), "none.tsv: no row has a label")
-    valid = write(tmp_path / "other.tsv", [("좋다", "긍정"), ("그저 그렇다", "중립")])
-    refused(lambda: finetune(files, tmp_path, valid=valid), "other.tsv:3: label '중립'")
+@pytest.mark.parametrize("label, named", [("", "no label"), ("중립", "label '중립' is none of")])
+def test_every_validation_row_needs_a_label_that_training_knows(files, tmp_path, label, named):
+    valid = write(tmp_path / "other.tsv", [("좋다", "긍정"), ("그저 그렇다", label)])
+    refused(lambda: finetune(files, tmp_path / "out", valid=valid), f"other.tsv:3: {named}")
+    assert not (tmp_path / "out").exists()
 
 
 # ---- dump_logits -------------------------------------------------------------------------------------------
@@ -417,7 +422,7 @@ def test_float16_is_the_float32_rounded_at_half_the_size(files, tmp_path):
     full, half = (read(tmp_path / dtype / "a.pt")["logits"] for dtype in ("float32", "float16"))
     assert half.dtype == torch.float16 and torch.equal(half, full.half())
     full, half = ((tmp_path / dtype / "a.pt").stat().st_size for dtype in ("float32", "float16"))
-    assert full - half == pytest.approx(60 * 40 * 2 * 2, abs=128)  # tensors in the file start at multiples of 64
+    assert full - half == pytest.approx(60 * 40 * 2 * 2, abs=128)  # tensors start at multiples of 64
 
 
 def test_logits_too_large_for_float16_are_refused_with_their_row(files, tmp_path):

@@ -146,6 +146,7 @@ def test_logits_equal_transformers_from_either_weight_file(tmp_path, name, class
         close(results[-1], expected)
         close(ours(teacher, TEXTS, texts2, max_tokens=10_000), expected)  # one padded batch
     close(teacher.predict(TEXTS), theirs(model, tokenizer, TEXTS).softmax(1))
+    assert teacher.predict([]).shape == (0, classes)
 
     as_bin(tmp_path)
     teacher, _ = load_checkpoint(str(tmp_path), NAMES[classes], MAX_LENGTH)
@@ -370,6 +371,7 @@ def test_a_config_that_cannot_be_read_is_refused(tmp_path, change, parts):
     ("pytorch_model.bin", "이것은 모델이 아니다", ["pytorch_model.bin"]),
     ("vocab.txt", None, ["no tokenizer.json, vocab.txt"]),
     ("vocab.txt", "[PAD]\n[UNK]\n가\n", ["vocab.txt", "[CLS] [SEP]"]),
+    ("vocab.txt", "[UNK]\n[PAD]\n[CLS]\n[SEP]\n▁영화\n▁좋\n", ["vocab.txt", "SentencePiece"]),
     ("tokenizer.json", "{}", ["tokenizer"]),
     ("tokenizer_config.json", "{", ["tokenizer_config.json"]),
 ])
