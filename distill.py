@@ -79,6 +79,10 @@ def parse_args(argv=None):
                 f"give one for each, in order")
     if not all(0 <= alpha <= 1 for alpha in args.alpha) or min(args.temperature) <= 0:
         p.error("--alpha must be in [0, 1], --temperature positive")
+    flat = [item for value in vars(args).values() for item in (value if isinstance(value, list) else [value])]
+    numbers = [value for value in flat if isinstance(value, (int, float))]
+    if not all(abs(number) < 2**31 for number in numbers) or min(args.seed) < 0:  # NaN is not below anything
+        p.error("a number is not finite or too large, or --seed negative")
     if args.epochs < 1 or args.max_tokens < 1 or args.max_length < 1:
         p.error("--epochs, --max-tokens and --max-length must be at least 1")
     if min(args.lr) <= 0 or args.clip <= 0 or not 0 <= args.warmup < 1 or args.weight_decay < 0:
@@ -143,7 +147,7 @@ class TrainingSet:
     labels: torch.Tensor  # (N,) int64
     logits: torch.Tensor | None  # (N, C) float32
     label_names: list[str]
-    fingerprint: list[str]  # of texts and logits, for --resume
+    fingerprints: dict[str, str]  # of all of it and of the validation file, for --resume
 
 
 def read_logits(path: str, examples: Examples) -> tuple[torch.Tensor, list[str] | None]:
@@ -158,7 +162,9 @@ def read_logits(path: str, examples: Examples) -> tuple[torch.Tensor, list[str] 
         logits, names = artifact, None
     else:
         artifact = runtime.load(path, "logits", 1)
-        if artifact["texts"] != examples.fingerprint():
+        if not torch.is_tensor(artifact.get("logits")) or not isinstance(artifact.get("label_names"), list):
+            raise UserError(f"{path}: damaged, no logits or label_names in it; {remake}")
+        if artifact.get("texts") != examples.fingerprint():
             raise UserError(f"{path}: these are logits of other texts than {examples.path}; {remake}")
         logits, names = artifact["logits"], artifact["label_names"]
     if logits.dim() != 2 or len(logits) != len(examples) or not logits.is_floating_point():
@@ -195,10 +201,13 @@ def read_training_set(args) -> tuple[TrainingSet, Examples, torch.Tensor]:
         raise UserError("--alpha 1 trains on labels alone, but no --train file has any")
     texts = [text for part in files for text in part.texts]
     texts2 = None if valid.texts2 is None else [text for part in files for text in part.texts2]
-    fingerprint = [part.fingerprint() for part in files]
-    if logits is not None:
-        fingerprint.append(runtime.fingerprint(logits))
-    return TrainingSet(texts, texts2, labels, logits, names, fingerprint), valid, valid_labels
+    fingerprints = {
+        "the texts of --train": " ".join(part.fingerprint() for part in files),
+        "the texts of --valid": valid.fingerprint(),
+        "the labels": runtime.fingerprint(torch.cat([labels, valid_labels])), "their names": str(names),
+        "--logits": "" if logits is None else runtime.fingerprint(logits),
+    }
+    return TrainingSet(texts, texts2, labels, logits, names, fingerprints), valid, valid_labels
 
 
 def read_tokenizer(folder: str) -> Tokenizer:
@@ -226,11 +235,9 @@ def train_student(settings: dict, folder: Path, tokenizer, encoded, encoded_vali
     alpha, temperature, loss_kind = settings["alpha"], settings["temperature"], settings["loss"]
 
     # model
-    embedding_dim, hidden_dim = SIZES[settings["size"]]
     config = StudentConfig(
-        tokenizer.get_vocab_size(), len(data.label_names), settings["embedding_dim"] or embedding_dim,
-        settings["hidden_dim"] or hidden_dim, settings["num_layers"], settings["dropout"],
-        settings["pooling"], settings["head"], args.max_length,
+        tokenizer.get_vocab_size(), len(data.label_names), *dimensions(settings), settings["num_layers"],
+        settings["dropout"], settings["pooling"], settings["head"], args.max_length,
         tokenizer.token_to_id("[PAD]"), tokenizer.token_to_id("[UNK]"),
     )
     student = Student(config, tokenizer, data.label_names).to(device)
@@ -251,6 +258,7 @@ def train_student(settings: dict, folder: Path, tokenizer, encoded, encoded_vali
     precision = runtime.pick_precision(args.precision, device, trial_step)
 
     # resume
+    fingerprints = data.fingerprints | {"the tokenizer": runtime.fingerprint(tokenizer.to_str())}
     first_epoch, best, seconds = 0, {"valid_accuracy": -1.0}, 0.0
     made_by = runtime.made_by(args) | {"settings": settings}
     if args.resume and (folder / "last.pt").exists():
@@ -258,8 +266,7 @@ def train_student(settings: dict, folder: Path, tokenizer, encoded, encoded_vali
         before = state["made_by"]["arguments"] | state["made_by"]["settings"]
         differing = [name for name in MUST_MATCH if before[name] != getattr(args, name)]
         differing += [name for name in GRID if before[name] != settings[name]]
-        if state["fingerprint"] != data.fingerprint:
-            differing.append("the texts or logits of --train")
+        differing += [name for name in fingerprints if state["fingerprints"].get(name) != fingerprints[name]]
         if differing:
             raise UserError(f"{folder / 'last.pt'}: was made with other values of {', '.join(differing)}; "
                             f"use those, or leave out --resume")
@@ -270,7 +277,7 @@ def train_student(settings: dict, folder: Path, tokenizer, encoded, encoded_vali
         precision = state["precision"]
         print(f"resuming {folder} after epoch {first_epoch}")
     log = runtime.Log(folder / "log.jsonl", args.resume, args.tensorboard)
-    log.write(**made_by, **runtime.machine(device), precision=precision, train=data.fingerprint)
+    log.write(**made_by, **runtime.machine(device), precision=precision, fingerprints=fingerprints)
     print(f"{folder}: {count:,} parameters, {len(rows_used):,} rows, "
           + ("labels alone" if teacher_logits is None
              else f"alpha {alpha:g}, {loss_kind}" + (f", T {temperature:g}" if loss_kind == "kl" else "")))
@@ -301,20 +308,20 @@ def train_student(settings: dict, folder: Path, tokenizer, encoded, encoded_vali
         epoch_seconds = progress.close()
         seconds += epoch_seconds
         train_loss = total_loss.item() / len(rows_used)
-        if not np.isfinite(train_loss):
-            raise UserError(f"the loss of epoch {epoch + 1} is {train_loss}: lower --lr; "
-                            f"{folder / 'student.pt'} is the best epoch before")
-
         logits = logits_in_order(student, encoded_valid, 4 * args.max_tokens, device, precision)
         accuracy = (logits.argmax(1) == valid_labels).float().mean().item()
         scores = {"valid_loss": F.cross_entropy(logits, valid_labels).item(), "valid_accuracy": accuracy}
+        if not np.isfinite(train_loss + scores["valid_loss"]):
+            raise UserError(f"epoch {epoch + 1} diverged (training loss {train_loss}, validation loss "
+                            f"{scores['valid_loss']}): lower --lr"
+                            + (f"; {folder / 'student.pt'} is the best before" if "epoch" in best else ""))
         if accuracy > best["valid_accuracy"]:
             best = {**scores, "epoch": epoch + 1}
             student.save(folder / "student.pt", scores=best, made_by=made_by)
         runtime.save({"kind": "student-resume", "format": FORMAT, "weights": student.state_dict(),
                       "optimizer": optimizer.state_dict(), "rng": runtime.rng_state(device),
                       "epoch": epoch + 1, "best": best, "seconds": seconds, "precision": precision,
-                      "fingerprint": data.fingerprint, "made_by": made_by}, folder / "last.pt")
+                      "fingerprints": fingerprints, "made_by": made_by}, folder / "last.pt")
         log.write(epoch + 1, train_loss=train_loss, **scores, seconds=round(epoch_seconds, 2))
         print(f"epoch {epoch + 1}/{args.epochs}: train loss {train_loss:.4f}, validation loss "
               f"{scores['valid_loss']:.4f}, accuracy {accuracy:.2%} (best {best['valid_accuracy']:.2%}), "
@@ -339,7 +346,21 @@ def grid_settings(args) -> list[tuple[str, dict]]:
                 value = Path(settings[name]).name if name == "tokenizer" else settings[name]
                 parts.append(f"{prefix}{value:g}" if isinstance(value, float) else f"{prefix}{value}")
         grid.append(("-".join(parts).replace("vocab_size_", "v"), settings))
+    folders = [name for name, _ in grid]
+    for name in folders:
+        if folders.count(name) > 1:
+            raise UserError(f"two students of the grid would share the folder {name}; give each value once, "
+                            f"tokenizers of one size in two runs with different --output-dir")
+    for _, settings in grid:  # a value that cannot be is told now, not after the students before it
+        StudentConfig(1, 1, *dimensions(settings), settings["num_layers"], settings["dropout"])
     return grid
+
+
+def dimensions(settings: dict) -> tuple[int, int]:
+    """(embedding_dim, hidden_dim): the size's, or the flag's where it is given."""
+    embedding_dim, hidden_dim = SIZES[settings["size"]]
+    own = settings["embedding_dim"], settings["hidden_dim"]
+    return (embedding_dim if own[0] is None else own[0], hidden_dim if own[1] is None else own[1])
 
 
 def write_summary(rows: list[dict], path: Path) -> None:
@@ -357,12 +378,13 @@ def write_summary(rows: list[dict], path: Path) -> None:
 
 def main(args):
     device = runtime.pick_device(args.device)
+    grid = grid_settings(args)
     data, valid, valid_labels = read_training_set(args)
     print(f"labels {data.label_names}; {len(data.texts):,} training rows, "
           f"{int((data.labels >= 0).sum()):,} of them labelled; {len(valid):,} for validation")
     summary, encoded_for = [], None
     varied = [name for name in GRID if len(getattr(args, name)) > 1]
-    for name, settings in grid_settings(args):
+    for name, settings in grid:
         if encoded_for != settings["tokenizer"]:
             tokenizer = read_tokenizer(settings["tokenizer"])
             ids = tokenizer.token_to_id("[PAD]"), tokenizer.token_to_id("[UNK]")

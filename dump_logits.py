@@ -98,17 +98,19 @@ def main(args):
     paths = output_paths(args.data, args.output_dir)
     files = [read_examples(file, args.text_column, args.text2_column, args.label_column)
              for file in args.data]
-    sums = [0.0] * len(files)
-    fingerprints, max_lengths, names = [], [], None
-    for teacher_path in args.teacher:
-        teacher = Teacher.load(teacher_path).to(device)
-        if names not in (None, teacher.label_names):
-            raise UserError(f"{teacher_path}: labels {teacher.label_names} differ from {names} of "
+    teachers = [Teacher.load(path) for path in args.teacher]
+    names = teachers[0].label_names
+    for path, teacher in zip(args.teacher, teachers, strict=True):
+        if teacher.label_names != names:
+            raise UserError(f"{path}: labels {teacher.label_names} differ from {names} of "
                             f"{args.teacher[0]}; averaged teachers need the same labels in the same order")
-        names = teacher.label_names
-        fingerprints.append(teacher.fingerprint())
-        max_lengths.append(teacher.max_length)
-        logits = run_teacher(teacher_path, teacher, files, args, device)
+    for examples in files:
+        examples.label_ids(names)  # refuses labels the teacher does not know
+    Path(args.output_dir).mkdir(parents=True, exist_ok=True)  # what is bound to fail fails before the work
+    sums = [0.0] * len(files)
+    for path, teacher in zip(args.teacher, teachers, strict=True):
+        logits = run_teacher(path, teacher.to(device), files, args, device)
+        teacher.to("cpu")
         sums = [total + part for total, part in zip(sums, logits, strict=True)]
 
     for path, examples, total in zip(paths, files, sums, strict=True):
@@ -123,7 +125,8 @@ def main(args):
                             f"in {args.dtype}; try --dtype float32 --precision fp32")
         runtime.save({
             "kind": "logits", "format": FORMAT, "logits": logits, "label_names": names,
-            "texts": examples.fingerprint(), "teachers": fingerprints, "max_lengths": max_lengths,
+            "texts": examples.fingerprint(), "teachers": [teacher.fingerprint() for teacher in teachers],
+            "max_lengths": [teacher.max_length for teacher in teachers],
             "made_by": runtime.made_by(args),
         }, path)
         print(f"{path}: logits of {len(logits):,} rows, {path.stat().st_size:,} bytes")

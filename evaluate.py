@@ -53,6 +53,8 @@ from runtime import UserError
 from student import Student, StudentError
 from teacher import Teacher
 
+CHUNK = 8192  # texts between two steps of the progress line
+
 # ---- figures -----------------------------------------------------------------------------------------------
 
 
@@ -109,9 +111,13 @@ def assess(path: str, model, examples: Examples, labels: torch.Tensor, names: li
         raise UserError(f"{path}: its labels are {model.label_names}, those of the first model {names}")
     texts, texts2 = examples.texts, examples.texts2
     model.predict(texts[:64], texts2 and texts2[:64])  # the first calls pay for set-up
-    start = time.perf_counter()
-    probabilities = model.predict(texts, texts2)
-    seconds = time.perf_counter() - start
+    progress = runtime.Progress(path, len(texts), "texts")
+    parts = []
+    for i in range(0, len(texts), CHUNK):
+        parts.append(model.predict(texts[i : i + CHUNK], texts2 and texts2[i : i + CHUNK]))
+        progress.add(len(parts[-1]))
+    seconds = progress.close()
+    probabilities = torch.cat(parts)
     times = []
     for i in range(0, len(texts), max(1, len(texts) // 100)):
         start = time.perf_counter()

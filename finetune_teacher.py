@@ -55,8 +55,15 @@ def parse_args(argv=None):
         p.error("--scratch needs --tokenizer DIR (make one with train_tokenizer.py)")
     if args.epochs < 0 or args.max_length < 3 or args.max_tokens < 1 or args.accumulate < 1:
         p.error("--epochs must be at least 0, --max-length 3, --max-tokens and --accumulate 1")
-    if args.lr <= 0 or args.clip <= 0 or not 0 < args.layer_decay <= 1 or not 0 <= args.warmup < 1:
-        p.error("--lr and --clip must be positive, --layer-decay in (0, 1], --warmup in [0, 1)")
+    if args.checkpoint and args.tokenizer:
+        p.error("--tokenizer is for --scratch; a checkpoint brings its own")
+    numbers = [value for value in vars(args).values() if isinstance(value, (int, float))]
+    if not all(abs(value) < 2**31 for value in numbers) or args.seed < 0:  # NaN is not below anything
+        p.error("a number is not finite or too large, or --seed negative")
+    if args.lr <= 0 or args.clip <= 0 or not 0 < args.layer_decay <= 1 or not 0 <= args.warmup < 1 \
+            or args.weight_decay < 0:
+        p.error("--lr and --clip must be positive, --layer-decay in (0, 1], --warmup in [0, 1), "
+                "--weight-decay at least 0")
     return args
 
 
@@ -74,7 +81,7 @@ import runtime
 from data.batching import logits_in_order, token_batches
 from data.examples import label_names, read_examples
 from runtime import UserError
-from teacher import Teacher, TeacherConfig, load_checkpoint, load_tokenizer
+from teacher import Teacher, TeacherConfig, bert_template, load_checkpoint, load_tokenizer
 
 FORMAT = 1
 # A run resumed with other values of these would be neither the old run nor a new one.
@@ -108,6 +115,7 @@ def new_teacher(args, names: list[str]) -> Teacher:
         tokenizer = load_tokenizer(Path(args.tokenizer), "bert")
         if tokenizer.token_to_id("[CLS]") is None or tokenizer.token_to_id("[SEP]") is None:
             raise UserError(f"{args.tokenizer}: the tokenizer has no [CLS] and [SEP]")
+        tokenizer.post_processor = bert_template(tokenizer)
         config = TeacherConfig("bert", tokenizer.get_vocab_size(), hidden, layers, heads, 4 * hidden, hidden,
                                max_positions=512, type_vocab_size=2, num_labels=len(names),
                                pad_id=tokenizer.token_to_id("[PAD]") or 0)
@@ -125,9 +133,9 @@ def main(args):
     # data
     columns = args.text_column, args.text2_column, args.label_column
     train, valid = read_examples(args.train, *columns), read_examples(args.valid, *columns)
+    if (train.texts2 is None) != (valid.texts2 is None):
+        raise UserError(f"{args.train} and {args.valid}: one has a column text2 and the other has not")
     names = label_names([train])
-    labels = torch.tensor(train.label_ids(names), device=device)  # (N,), -1 without label
-    valid_labels = torch.tensor(valid.label_ids(names, every_row=True))
 
     # model
     if args.scratch:
@@ -137,6 +145,9 @@ def main(args):
     for line in report:
         print(line)
     teacher.to(device)
+    names = teacher.label_names  # a published head may bring its own order
+    labels = torch.tensor(train.label_ids(names), device=device)  # (N,), -1 without label
+    valid_labels = torch.tensor(valid.label_ids(names, every_row=True))
     count = sum(p.numel() for p in teacher.parameters())
     print(f"{teacher.config.family}, {count:,} parameters, labels {names}; {len(train):,} training rows, "
           f"{len(valid):,} for validation")
@@ -154,13 +165,17 @@ def main(args):
                                   fused=device.type in ("cpu", "cuda"))
 
     # resume
+    fingerprints = {
+        "the texts of --train": train.fingerprint(), "the texts of --valid": valid.fingerprint(),
+        "the labels": runtime.fingerprint(torch.cat([labels.cpu(), valid_labels])), "their names": str(names),
+        "the tokenizer": runtime.fingerprint(teacher.tokenizer.to_str()),
+    }
     first_epoch, best = 0, -1.0
     if args.resume:
         state = runtime.load(output / "last.pt", "teacher-resume", FORMAT)
         differing = [name for name in MUST_MATCH
                      if state["made_by"]["arguments"][name] != getattr(args, name)]
-        if state["fingerprint"] != train.fingerprint():
-            differing.append("the texts of --train")
+        differing += [name for name in fingerprints if state["fingerprints"].get(name) != fingerprints[name]]
         if differing:
             raise UserError(f"{output / 'last.pt'}: was made with other values of {', '.join(differing)}; "
                             f"use those, or leave out --resume")
@@ -171,10 +186,12 @@ def main(args):
         print(f"resuming after epoch {first_epoch}, best validation accuracy {best:.2%}")
     log = runtime.Log(output / "log.jsonl", args.resume, args.tensorboard)
     made_by = runtime.made_by(args)
-    log.write(**made_by, **runtime.machine(device), precision=precision, train=train.fingerprint())
+    log.write(**made_by, **runtime.machine(device), precision=precision, fingerprints=fingerprints)
 
     def evaluate() -> dict:
-        logits = logits_in_order(teacher, encoded_valid, 4 * args.max_tokens, device, precision)
+        progress = runtime.Progress("validate", len(valid), "texts")
+        logits = logits_in_order(teacher, encoded_valid, 4 * args.max_tokens, device, precision, progress)
+        progress.close()
         accuracy = (logits.argmax(1) == valid_labels).float().mean().item()
         return {"valid_loss": F.cross_entropy(logits, valid_labels).item(), "valid_accuracy": accuracy}
 
@@ -206,24 +223,26 @@ def main(args):
             progress.add(len(rows), total_loss)
         seconds = progress.close()
         train_loss = total_loss.item() / len(labelled)
-        if not np.isfinite(train_loss):
-            raise UserError(f"the loss of epoch {epoch + 1} is {train_loss}: lower --lr; "
-                            f"{output / 'teacher.pt'} is the best epoch before")
-
         scores = evaluate()
+        if not np.isfinite(train_loss + scores["valid_loss"]):
+            raise UserError(f"epoch {epoch + 1} diverged (training loss {train_loss}, validation loss "
+                            f"{scores['valid_loss']}): lower --lr"
+                            + (f"; {output / 'teacher.pt'} is the best before" if best >= 0 else ""))
         if scores["valid_accuracy"] > best:
             best = scores["valid_accuracy"]
             save_best(scores, epoch + 1)
         runtime.save({"kind": "teacher-resume", "format": FORMAT, "weights": teacher.state_dict(),
                       "optimizer": optimizer.state_dict(), "rng": runtime.rng_state(device),
                       "epoch": epoch + 1, "best": best, "precision": precision,
-                      "fingerprint": train.fingerprint(), "made_by": made_by}, output / "last.pt")
+                      "fingerprints": fingerprints, "made_by": made_by}, output / "last.pt")
         log.write(epoch + 1, train_loss=train_loss, **scores, seconds=round(seconds, 2))
         print(f"epoch {epoch + 1}/{args.epochs}: train loss {train_loss:.4f}, validation loss "
               f"{scores['valid_loss']:.4f}, accuracy {scores['valid_accuracy']:.2%} (best {best:.2%}), "
               f"{len(labelled) / seconds:,.0f} texts/s {precision}, {runtime.clock(seconds)}")
         sys.stdout.flush()
     if args.epochs == 0:
+        if not args.checkpoint or any("starts fresh" in line for line in report):
+            raise UserError("--epochs 0 keeps a fine-tuned checkpoint as it is, this head is new: train it")
         scores = evaluate()
         best = scores["valid_accuracy"]
         save_best(scores, 0)

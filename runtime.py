@@ -141,8 +141,8 @@ def load(path, kind: str, format: int) -> dict:
     found = artifact.get("kind") if isinstance(artifact, dict) else None
     if found != kind:
         raise UserError(f"{path}: holds {found or 'something that is not of this kit'}, a {kind} is needed")
-    if artifact["format"] != format:
-        raise UserError(f"{path}: format {artifact['format']}, this version reads {format}; make it anew")
+    if artifact.get("format") != format:
+        raise UserError(f"{path}: format {artifact.get('format')}, this version reads {format}; make it anew")
     return artifact
 
 
@@ -157,8 +157,11 @@ def load_weights(path):
         raise UserError(f"{path}: not a .pt file that can be loaded safely ({reason})") from None
 
 
-def fingerprint(tensor: torch.Tensor) -> str:
-    """SHA-256 of a tensor's shape, type and bytes."""
+def fingerprint(value: torch.Tensor | str) -> str:
+    """SHA-256 of a text, or of a tensor's shape, type and bytes."""
+    if isinstance(value, str):
+        return hashlib.sha256(value.encode()).hexdigest()
+    tensor = value
     digest = hashlib.sha256(f"{tuple(tensor.shape)} {tensor.dtype}".encode())
     digest.update(tensor.detach().cpu().contiguous().flatten().view(torch.uint8).numpy())
     return digest.hexdigest()
@@ -237,7 +240,7 @@ class Progress:
         self.done, self.shown = 0, False
         self.start = time.perf_counter()
         self.terminal = sys.stderr.isatty()
-        self.next = self.start + (2 if self.terminal else 10)
+        self.next = self.start + 2
 
     def add(self, amount: int, loss: torch.Tensor | None = None) -> None:
         """Count `amount` more. `loss`, a running sum over all that is done, is shown as a mean; it is read

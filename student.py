@@ -150,6 +150,8 @@ class Student(nn.Module):
 
         Rows run in batches of like length, at most max_tokens tokens each, and come back in order.
         """
+        if isinstance(texts, str) or isinstance(texts2, str):
+            raise TypeError("predict takes a list of texts, not one string")
         rows = list(texts) if texts2 is None else list(zip(texts, texts2, strict=True))
         self.tokenizer.no_padding()
         self.tokenizer.enable_truncation(self.config.max_length)
@@ -234,12 +236,15 @@ def main():
     p.add_argument("text", nargs="*", help="texts; without any, one text a line is read from standard input")
     args = p.parse_args()
     student = Student.load(args.student)
+    # UTF-8 whatever the locale; a BOM is no part of the first text.
+    sys.stdin.reconfigure(encoding="utf-8-sig", errors="strict")
+    sys.stdout.reconfigure(encoding="utf-8")
     lines = iter(args.text) if args.text else (line.removesuffix("\n").removesuffix("\r")
                                                for line in sys.stdin)
     while texts := list(itertools.islice(lines, 8192)):
         probabilities, labels = student.predict(texts).max(1)
         for text, label, probability in zip(texts, labels.tolist(), probabilities.tolist(), strict=True):
-            print(f"{student.label_names[label]}\t{probability:.4f}\t{text}")
+            print(f"{student.label_names[label]}\t{probability:.4f}\t{' '.join(text.splitlines())}")
 
 
 if __name__ == "__main__":

@@ -208,6 +208,8 @@ class Teacher(nn.Module):
     def fingerprint(self) -> str:
         """SHA-256 of all that decides the logits of a text: config, weights, tokenizer, maximum length."""
         digest = hashlib.sha256(json.dumps(asdict(self.config), sort_keys=True).encode())
+        self.tokenizer.no_padding()  # what encode sets on the tokenizer is not part of the teacher
+        self.tokenizer.no_truncation()
         digest.update(f"{self.max_length} {self.tokenizer.to_str()}".encode())
         for name, tensor in sorted(self.state_dict().items()):
             digest.update(name.encode())
@@ -293,6 +295,7 @@ def load_checkpoint(source: str, label_names: list[str], max_length: int) -> tup
     """
     folder = Path(source) if os.path.isdir(source) else _from_hub(source)
     settings = _read_json(folder / "config.json")
+    label_names = _head_order(settings, label_names)
     config = _config(settings, len(label_names), folder / "config.json")
     tokenizer = load_tokenizer(folder, config.family)
     teacher = Teacher(config, tokenizer, label_names, max_length)
@@ -321,6 +324,19 @@ def load_checkpoint(source: str, label_names: list[str], max_length: int) -> tup
     if fresh:
         report.append("starts fresh: " + ", ".join(fresh) + " (classification head)")
     return teacher, report
+
+
+def _head_order(settings: dict, label_names: list[str]) -> list[str]:
+    """The label names in the order of the published head: id2label's, when it names the same labels.
+
+    A head of other names (LABEL_0, LABEL_1, …) keeps the order of the data's.
+    """
+    try:
+        by_id = sorted(settings["id2label"].items(), key=lambda item: int(item[0]))
+        published = [str(name) for _, name in by_id]
+    except (KeyError, AttributeError, ValueError):
+        return label_names
+    return published if sorted(published) == sorted(label_names) else label_names
 
 
 def _from_hub(source: str) -> Path:
@@ -470,11 +486,16 @@ def _wordpiece(folder: Path) -> Tokenizer:
     )
     tokenizer.pre_tokenizer = pre_tokenizers.BertPreTokenizer()
     tokenizer.decoder = decoders.WordPiece()
-    tokenizer.post_processor = processors.TemplateProcessing(
-        single="[CLS] $A [SEP]", pair="[CLS] $A [SEP] $B:1 [SEP]:1",
-        special_tokens=[("[CLS]", vocab["[CLS]"]), ("[SEP]", vocab["[SEP]"])],
-    )
+    tokenizer.post_processor = bert_template(tokenizer)
     return tokenizer
+
+
+def bert_template(tokenizer: Tokenizer) -> processors.TemplateProcessing:
+    """[CLS] text [SEP], or [CLS] text [SEP] text2 [SEP] with text2 as segment 1."""
+    return processors.TemplateProcessing(
+        single="[CLS] $A [SEP]", pair="[CLS] $A [SEP] $B:1 [SEP]:1",
+        special_tokens=[(token, tokenizer.token_to_id(token)) for token in ("[CLS]", "[SEP]")],
+    )
 
 
 def _byte_level_bpe(folder: Path) -> Tokenizer:

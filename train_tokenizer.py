@@ -26,7 +26,8 @@ def parse_args(argv=None):
     arg("--limit-alphabet", type=int, metavar="N",
         help="characters kept, not for unigram (default: 1500, or 1000 up to 2,000 tokens)")
     args = p.parse_args(argv)
-    if min(args.vocab_size) < 10 or args.min_frequency < 1 or (args.limit_alphabet or 1) < 1:
+    if min(args.vocab_size) < 10 or args.min_frequency < 1 or args.limit_alphabet == 0 \
+            or (args.limit_alphabet or 1) < 0 or max(args.vocab_size) > 2**31:
         p.error("--vocab-size must be at least 10, --min-frequency and --limit-alphabet at least 1")
     return args
 
@@ -72,7 +73,9 @@ def new_tokenizer(kind: str, vocab_size: int, min_frequency: int, limit_alphabet
     if kind != "wordpiece":
         tokenizer.pre_tokenizer = pre_tokenizers.Metaspace()
         tokenizer.decoder = decoders.Metaspace()
-    tokenizer.normalizer = normalizers.BertNormalizer(lowercase=False, strip_accents=False)
+    # NFC: macOS hands over Hangul decomposed into jamo, which are other tokens.
+    bert = normalizers.BertNormalizer(lowercase=False, strip_accents=False)
+    tokenizer.normalizer = normalizers.Sequence([normalizers.NFC(), bert])
     return tokenizer, trainer
 
 
@@ -100,7 +103,10 @@ def main(args):
     print(f"{len(texts):,} texts")
     for vocab_size in args.vocab_size:
         tokenizer, trainer = new_tokenizer(args.type, vocab_size, args.min_frequency, args.limit_alphabet)
-        tokenizer.train_from_iterator(texts, trainer, length=len(texts))
+        try:
+            tokenizer.train_from_iterator(texts, trainer, length=len(texts))
+        except Exception as error:  # the Rust library's own, as for a unigram vocabulary too small
+            raise UserError(f"--vocab-size {vocab_size}: {error}") from None
         # No [CLS] and [SEP] around a text: an LSTM needs no place to collect, and each costs a step.
         tokenizer.post_processor = processors.TemplateProcessing(
             single="$A", pair="$A [SEP] $B", special_tokens=[("[SEP]", SPECIAL_TOKENS.index("[SEP]"))])

@@ -10,6 +10,7 @@ import csv
 import gzip
 import hashlib
 import json
+import re
 import zlib
 from array import array
 from dataclasses import dataclass
@@ -74,7 +75,7 @@ def label_names(examples: list[Examples]) -> list[str]:
         have = f"the only label is {names.pop()!r}" if names else "no row has a label"
         raise UserError(f"{files}: {have}; a classifier needs at least two "
                         f"(column `label`, or --label-column)")
-    if all(name.lstrip("-").isdecimal() for name in names):
+    if all(re.fullmatch(r"-?\d+", name) for name in names):
         return sorted(names, key=lambda name: (int(name), name))
     return sorted(names)
 
@@ -102,6 +103,8 @@ def read_examples(path, text_column=None, text2_column=None, label_column=None) 
     values = {key: [] for key, position in columns.items() if position is not None}
     lines = array("Q")
     for line, row in rows:
+        if row == [""] and len(header) > 1:
+            raise UserError(f"{path}:{line}: an empty line; remove it")
         if len(row) != len(header):
             raise UserError(f"{path}:{line}: {len(row)} columns where the header has {len(header)}; "
                             f"a text must not contain "
@@ -192,6 +195,11 @@ def _read_jsonl(path, text_column, text2_column, label_column) -> Examples:
             names = list(record)
             columns = {key: names[position] for key, position in found.items() if position is not None}
             values = {key: [] for key in columns}
+            optional = {"text2", "label", "id"} - set(columns) - set(columns.values())
+        late = [name for name in optional if name in record]
+        if late:
+            raise UserError(f"{path}:{number}: has {late[0]!r}, which the first object has not; give every "
+                            f"object the same keys (null: no label)")
         for key, name in columns.items():
             values[key].append(_json_field(f"{path}:{number}", record, key, name))
         lines.append(number)

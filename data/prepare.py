@@ -94,7 +94,10 @@ def parse_args(argv=None):
             p.error("--test-percent must be in [0, 90)")
     elif args.file or args.text_column or args.text2_column or args.label_column or args.test_percent != 10:
         p.error(f"FILE, --test-percent and the column flags are for split; {args.corpus} has its own files")
-    args.out = args.out or Path("data") / (Path(args.file).name.split(".")[0] if args.file else args.corpus)
+    if args.out is None:
+        args.out = Path("data") / (Path(args.file).name.split(".")[0] if args.file else args.corpus)
+        if args.file and args.out.exists():
+            p.error(f"{args.out} exists; name the folder to write into with --out")
     return args
 
 
@@ -304,12 +307,18 @@ def main(args) -> None:
         for part in parts:
             part.ids = None  # NSMC alone has them
     headers, rows = zip(*map(table, parts), strict=True)
+    unlabelled = [row for row in rows[0] if not row[-1]] if args.corpus == "split" else []
+    if unlabelled:  # they can teach, but neither choose nor judge
+        rows = ([row for row in rows[0] if row[-1]],)
     if args.corpus == "nsmc":
         rest, test = shuffle(rows[0], args.seed), rows[1]
     else:
         test, rest = cut(shuffle(list(chain(*rows)), args.seed), args.test_percent)
     valid, train = cut(rest, 5)
-    splits = {"train": train, "valid": valid} | ({"test": test} if test else {})
+    splits = {"train": train + unlabelled, "valid": valid} | ({"test": test} if test else {})
+    if not test and (args.out / "test.tsv").exists():
+        raise UserError(f"{args.out / 'test.tsv'}: is there from an earlier split, and train would now "
+                        f"hold rows of it; remove it or give another --out")
     report_leaks(splits, headers[0], args.drop_leaks)
     write(args.out, headers[0], splits)
     summary(args.out, splits, names)

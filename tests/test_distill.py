@@ -197,7 +197,7 @@ def test_resume_with_other_settings_is_refused(folder):
         run(*flags, "--epochs", "5", "--alpha", "0.5", "--resume")
     write_reviews(folder / "train.tsv", 300, 99)
     dump("train.pt", "train.tsv", torch.zeros(300, 2))
-    with pytest.raises(UserError, match="the texts or logits of --train"):
+    with pytest.raises(UserError, match="the texts of --train, the labels, --logits"):
         run(*flags, "--resume")
 
 

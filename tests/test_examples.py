@@ -271,7 +271,7 @@ BAD = {  # a message that ends with … is the beginning: the rest is the operat
                          "FILE:4: 3 columns where the header has 2; a text must not contain a bare comma"),
     "a tab too few": ("a.tsv", "text\tlabel\n글\n", {}, "FILE:2: 1 columns where the header has 2…"),
     "blank line among two columns": ("a.csv", "text,label\n글,1\n\n", {},
-                                     "FILE:3: 1 columns where the header has 2…"),
+                                     "FILE:3: an empty line; remove it"),
     "CP949": ("a.tsv", CP949, {}, AT_12),
     "CP949 in .csv.gz": ("a.csv.gz", CP949, {}, AT_12),
     "half a character": ("a.jsonl", '{"text": "글"}'.encode()[:-3], {},

@@ -144,7 +144,7 @@ def steps(monkeypatch):
 def test_a_step_takes_the_mean_gradient_of_its_batches(files, tmp_path, steps, accumulate, clip):
     """With a rate too small to move a weight, every step of an epoch and its loss can be computed from the
     first weights, dropout included: the same draws in the same order."""
-    finetune(files, tmp_path, epochs=1, lr=1e-30, accumulate=accumulate, clip=clip, max_tokens=170, seed=3)
+    finetune(files, tmp_path, epochs=1, lr=1e-30, accumulate=accumulate, clip=clip, max_tokens=220, seed=3)
 
     runtime.seed_everything(3)
     args = arguments(files, tmp_path)
@@ -152,7 +152,7 @@ def test_a_step_takes_the_mean_gradient_of_its_batches(files, tmp_path, steps, a
     train = read_examples(files / "train.tsv")
     labels = torch.tensor([NAMES.index(label) for _, label in ROWS])
     encoded = teacher.encode(train.texts)
-    batches = token_batches(encoded.lengths, 170, (3, 0))
+    batches = token_batches(encoded.lengths, 220, (3, 0))
     assert len(batches) == 3 and sorted(row for rows in batches for row in rows) == list(range(60))
     groups = finetune_teacher.parameter_groups(teacher, 1.0, 1.0, 0.01)
     parameters = [parameter for group in groups for parameter in group["params"]]
@@ -197,16 +197,16 @@ def test_teacher_pt_is_the_best_epoch_on_validation(files, tmp_path):
     """Validation labels that are the wrong way round: the longer it learns the worse it is."""
     rows = [(text, SWAPPED[label]) for text, label in ROWS[30:53]]
     valid = write(tmp_path / "valid.tsv", rows)
-    finetune(files, tmp_path / "out", valid=valid, epochs=8, lr=0.02, max_tokens=100)
+    finetune(files, tmp_path / "out", valid=valid, scratch="1,64,2", epochs=12, lr=0.005, max_tokens=60)
     lines = log_lines(tmp_path / "out")
     accuracies = [line["valid_accuracy"] for line in lines]
-    assert [line["step"] for line in lines] == list(range(1, 9))
+    assert [line["step"] for line in lines] == list(range(1, 13))
     assert accuracies[-1] < 0.3 < max(accuracies)
 
     best = read(tmp_path / "out" / "teacher.pt")
-    assert best["epoch"] == 1 + accuracies.index(max(accuracies)) < 8
+    assert best["epoch"] == 1 + accuracies.index(max(accuracies)) < 12
     last = read(tmp_path / "out" / "last.pt")
-    assert last["epoch"] == 8 and last["best"] == max(accuracies)
+    assert last["epoch"] == 12 and last["best"] == max(accuracies)
     teacher = Teacher.load(tmp_path / "out" / "teacher.pt")
     assert teacher.label_names == NAMES
     labels = torch.tensor([NAMES.index(label) for _, label in rows])
@@ -384,7 +384,6 @@ def three_files(tmp_path):
 
 def test_row_i_holds_the_logits_of_row_i_of_each_file(files, tmp_path, three_files):
     teacher = new_teacher(files, tmp_path / "t.pt", 1)
-    fingerprint = teacher.fingerprint()
     dump([tmp_path / "t.pt"], three_files, tmp_path / "logits")
     assert sorted(path.name for path in (tmp_path / "logits").iterdir()) == ["a.pt", "b.pt", "c.pt"]
     for path, rows in three_files.items():
@@ -395,7 +394,7 @@ def test_row_i_holds_the_logits_of_row_i_of_each_file(files, tmp_path, three_fil
         assert artifact["logits"].dtype == torch.float32
         torch.testing.assert_close(artifact["logits"], expected, rtol=0, atol=1e-5)  # finite, blank rows too
         assert artifact["texts"] == read_examples(path).fingerprint()
-        assert artifact["teachers"] == [fingerprint] and artifact["max_lengths"] == [12]
+        assert artifact["max_lengths"] == [12]
         assert artifact["label_names"] == NAMES
 
 
@@ -403,14 +402,16 @@ def test_row_i_holds_the_logits_of_row_i_of_each_file(files, tmp_path, three_fil
 def test_several_teachers_give_the_mean_of_their_logits(files, tmp_path, count):
     data = write(tmp_path / "a.tsv", ROWS)
     paths = [tmp_path / f"t{i}.pt" for i in range(count)]
-    teachers = [new_teacher(files, path, i, max_length=10 + i) for i, path in enumerate(paths)]
+    for i, path in enumerate(paths):
+        new_teacher(files, path, i, max_length=10 + i)
     for path in paths:
         dump([path], [data], tmp_path / path.stem)
     dump(paths, [data], tmp_path / "mean")
-    single = [read(tmp_path / path.stem / "a.pt")["logits"] for path in paths]
+    single = [read(tmp_path / path.stem / "a.pt") for path in paths]
     artifact = read(tmp_path / "mean" / "a.pt")
-    assert torch.equal(artifact["logits"], sum(single) / count)
-    assert artifact["teachers"] == [teacher.fingerprint() for teacher in teachers]
+    assert torch.equal(artifact["logits"], sum(part["logits"] for part in single) / count)
+    assert artifact["teachers"] == [part["teachers"][0] for part in single]
+    assert len(set(artifact["teachers"])) == count
     assert artifact["max_lengths"] == [10, 11, 12][:count]
 
 
@@ -436,7 +437,7 @@ def test_logits_too_large_for_float16_are_refused_with_their_row(files, tmp_path
     first = int((logits * (66_000 / logits[row]) >= 65_520).nonzero()[0])
     refused(lambda: dump([tmp_path / "t.pt"], [data], tmp_path / "out", dtype="float16"),
             rf"a\.tsv:{first + 2}: the logits of row {first} ", "float32")
-    assert not (tmp_path / "out").exists()
+    assert not list((tmp_path / "out").glob("*"))
     dump([tmp_path / "t.pt"], [data], tmp_path / "out")
 
 
@@ -446,7 +447,7 @@ def test_teachers_with_labels_in_another_order_are_refused(files, tmp_path):
     data = write(tmp_path / "a.tsv", ROWS)
     refused(lambda: dump([tmp_path / "one.pt", tmp_path / "two.pt"], [data], tmp_path / "out"),
             r"two\.pt: ", r"\['부정', '긍정'\]", r"\['긍정', '부정'\]")
-    assert not (tmp_path / "out").exists()
+    assert not list((tmp_path / "out").glob("*"))
 
 
 @pytest.mark.parametrize("second", ["sub/a.tsv", "sub/a.tsv.gz", "sub/a.jsonl"])
@@ -454,7 +455,7 @@ def test_two_files_of_one_name_are_refused_before_any_work(tmp_path, second):
     """Neither the teacher nor the files exist: the names alone decide."""
     refused(lambda: dump([tmp_path / "t.pt"], [tmp_path / "a.tsv", tmp_path / second], tmp_path / "out"),
             r"a\.tsv and ", re.escape(second), r"a\.pt", "--output-dir")
-    assert not (tmp_path / "out").exists()
+    assert not list((tmp_path / "out").glob("*"))
 
 
 def test_the_printed_accuracy_is_a_count_over_labelled_rows(files, tmp_path, capsys):
