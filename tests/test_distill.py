@@ -14,7 +14,7 @@ import train_tokenizer
 from data.examples import read_examples
 from distill import distill_loss
 from runtime import UserError
-from student import Student
+from student import Student, StudentError
 
 WORDS = ["좋다", "최고", "추천", "재밌다", "별로", "최악", "지루", "실망", "영화", "배우", "그냥", "정말"]
 
@@ -306,3 +306,41 @@ def test_logits_are_needed_unless_labels_teach_alone(capsys):
     with pytest.raises(SystemExit):
         distill.parse_args(["--train", "a", "--valid", "c", "--tokenizer", "t"])
     assert "--logits are needed, one for each --train file (or --alpha 1" in capsys.readouterr().err
+
+
+def test_resume_with_another_tokenizer_of_the_same_name_is_refused(folder):
+    flags = ["--train", "train.tsv", "--logits", "train.pt"]
+    run(*flags)
+    train_tokenizer.main(train_tokenizer.parse_args(
+        ["--data", "unlabeled.tsv", "--vocab-size", "60", "--min-frequency", "9"]))
+    with pytest.raises(UserError, match="other values of the tokenizer; use those"):
+        run(*flags, "--resume")
+
+
+def test_a_run_that_diverges_is_stopped_and_never_called_the_best(folder, monkeypatch):
+    monkeypatch.setattr(distill, "logits_in_order", lambda *args: torch.full((80, 2), torch.nan))
+    with pytest.raises(UserError, match=r"epoch 1 diverged .*validation loss nan\): lower --lr$"):
+        run("--train", "train.tsv", "--alpha", "1")
+    assert not (folder / "students/tiny/student.pt").exists()
+
+
+@pytest.mark.parametrize("flags, message", [
+    (["--seed", "0", "0"], "two students of the grid would share the folder base-seed0"),
+    (["--tokenizer", "x/vocab_size_400", "y/vocab_size_400"], "would share the folder base-v400"),
+    (["--dropout", "0.1", "1"], "dropout is 1.0, must be in"),
+    (["--embedding-dim", "0"], "embedding_dim is 0, must be at least 1"),
+])
+def test_a_grid_that_cannot_be_is_refused_before_it_starts(flags, message):
+    args = distill.parse_args(["--train", "a", "--logits", "b", "--valid", "c", "--tokenizer", "t", *flags])
+    with pytest.raises((UserError, StudentError), match=message):
+        distill.grid_settings(args)
+
+
+@pytest.mark.parametrize("flags", [
+    ["--lr", "nan"], ["--lr", "inf"], ["--seed", "-1"], ["--max-tokens", "9" * 20],
+])
+def test_numbers_out_of_this_world_are_misuse(flags, capsys):
+    with pytest.raises(SystemExit) as error:
+        distill.parse_args(["--train", "a", "--logits", "b", "--valid", "c", "--tokenizer", "t", *flags])
+    assert error.value.code == 2
+    assert "not finite or too large, or --seed negative" in capsys.readouterr().err

@@ -197,7 +197,8 @@ def test_every_figure_equals_a_computation_from_predict(case, capsys):
         assert 0.05 < second["agreement"] < 0.95 and 0 < second["accuracy"] < 1  # they can be told apart
 
 
-def test_pairs_are_judged_as_pairs(case, capsys):
+def test_pairs_are_judged_as_pairs_in_any_number_of_chunks(case, capsys, monkeypatch):
+    monkeypatch.setattr(evaluate, "CHUNK", 7)
     pairs = [(text, other, label) for (text, label), (other, _) in zip(case, rows(60, 1), strict=True)]
     write_tsv("pairs.tsv", pairs, ("premise", "text2", "gold"))
     found = json.loads(run(capsys, "one.pt", "two.pt", "--data", "pairs.tsv", "--json", "--text-column",

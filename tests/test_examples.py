@@ -279,6 +279,8 @@ BAD = {  # a message that ends with … is the beginning: the rest is the operat
                          "convert it, for example from CP949"),
     "NUL": ("a.tsv", "text\n글\n가\0나\n", {}, f"FILE:3: {NUL}"),
     "UTF-16": ("a.csv", "text\n글\n".encode("utf-16"), {}, f"FILE:1: {NUL}"),
+    "empty line after a text of two": ("a.csv", 'text,label\n"두\n줄",1\n\n글,1\n', {},
+                                       "FILE:4: an empty line; remove it"),
     "no gzip": ("a.tsv.gz", b"text\n", {}, "FILE: cannot read (Not a gzipped file (b'te'))"),
     "gzip cut": ("a.tsv.gz", GZIP[:-9], {}, "FILE: cannot read (Compressed file ended before the "
                                             "end-of-stream marker was reached)"),
@@ -327,3 +329,16 @@ def test_bad_files_are_refused_in_one_line(tmp_path, case):
         assert message.startswith(expected[:-1]) and "\n" not in message
     else:
         assert message == expected
+
+
+def test_a_key_that_only_later_objects_have_is_refused(tmp_path):
+    path = tmp_path / "a.jsonl"
+    path.write_text('{"text": "가"}\n{"text": "나", "label": "1"}\n', encoding="utf-8")
+    with pytest.raises(UserError, match=r"a\.jsonl:2: has 'label', which the first object has not"):
+        read_examples(path)
+
+
+def test_a_label_that_only_looks_like_a_number_sorts_by_letter(tmp_path):
+    path = tmp_path / "a.tsv"
+    path.write_text("text\tlabel\n가\t10\n나\t--1\n다\t2\n", encoding="utf-8")
+    assert label_names([read_examples(path)]) == ["--1", "10", "2"]

@@ -522,3 +522,25 @@ def test_help_is_the_manual_and_needs_no_torch():
     assert result.returncode == 0, result.stderr
     assert prepare.__doc__.strip() in result.stdout
     assert "(default: data/downloads)" in " ".join(result.stdout.split())
+
+
+def test_rows_without_label_go_to_train(tmp_path, monkeypatch):
+    monkeypatch.chdir(tmp_path)
+    write_tsv("some.tsv", [(f"글 {i}", "" if i % 2 else str(i % 4 // 2)) for i in range(80)])
+    prepared("split", "some.tsv")
+    assert sizes("data/some") == (74, 2, 4)  # 40 labelled rows: 4, 2 and 34; and the 40 others
+    assert sum(row[1] == "" for row in rows("data/some", "train")[1:]) == 40
+    assert all(row[1] for split in ("valid", "test") for row in rows("data/some", split)[1:])
+
+
+def test_a_split_neither_guesses_an_existing_folder_nor_leaves_a_stale_test(tmp_path, monkeypatch, capsys):
+    monkeypatch.chdir(tmp_path)
+    write_tsv("sample.tsv", [(f"글 {i}", str(i % 2)) for i in range(40)])
+    prepared("split", "sample.tsv")
+    before = bytes_of("data/sample")
+    with pytest.raises(SystemExit):
+        prepared("split", "sample.tsv")
+    assert "data/sample exists; name the folder to write into with --out" in capsys.readouterr().err
+    assert "from an earlier split" in refused(
+        capsys, "split", "sample.tsv", "--out", "data/sample", "--test-percent", "0")
+    assert bytes_of("data/sample") == before

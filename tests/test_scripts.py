@@ -10,6 +10,8 @@ from pathlib import Path
 import pytest
 import torch
 
+from teacher import Teacher
+
 ROOT = Path(__file__).parent.parent
 SCRIPTS = ["train_tokenizer.py", "finetune_teacher.py", "dump_logits.py", "distill.py", "evaluate.py",
            "student.py"]
@@ -156,3 +158,13 @@ def test_the_sample_is_what_its_readme_says():
         labels += [row["label"] for row in rows if "label" in row]
     assert len(texts) == len(set(texts)) == 3335
     assert len(labels) == 2600 and abs(labels.count("1") / len(labels) - 0.5) < 0.03
+
+
+def test_a_scratch_teacher_reads_cls_and_tells_the_second_text_apart(chain):
+    folder, _ = chain
+    teacher = Teacher.load(folder / "teacher/teacher.pt")
+    encoded = teacher.encode(["좋아요", ""], ["별로", "별로"])
+    cls, sep = teacher.tokenizer.token_to_id("[CLS]"), teacher.tokenizer.token_to_id("[SEP]")
+    first, second = (encoded.tokens[encoded.offsets[i] : encoded.offsets[i + 1]].tolist() for i in (0, 1))
+    assert first[0] == second[0] == cls and first[-1] == second[-1] == sep and second[1] == sep
+    assert encoded.second.tolist() == [first.index(sep) + 1, 2]

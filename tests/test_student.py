@@ -1,5 +1,6 @@
 """The student: sizes, exactness under padding, predict, the file, and standing alone."""
 
+import os
 import shutil
 import subprocess
 import sys
@@ -183,3 +184,19 @@ def test_student_py_and_student_pt_work_in_an_empty_folder(tmp_path):
     refused = script("nothing.pt", "단어2")
     assert refused.returncode == 2
     assert refused.stderr == "error: nothing.pt: cannot read (No such file or directory)\n"
+
+
+def test_predict_refuses_one_string():
+    with pytest.raises(TypeError, match="a list of texts, not one string"):
+        new_student().predict("단어2")
+
+
+def test_standard_input_is_utf_8_whatever_the_locale_and_anything_else_is_refused(tmp_path):
+    new_student().save(tmp_path / "student.pt")
+    command = [sys.executable, ROOT / "student.py", tmp_path / "student.pt"]
+    plain = subprocess.run([*command, "단어2"], capture_output=True).stdout
+    posix = os.environ | {"LC_ALL": "POSIX", "PYTHONUTF8": "0", "PYTHONCOERCECLOCALE": "0"}
+    with_bom = subprocess.run(command, input="\ufeff단어2\n".encode(), capture_output=True, env=posix)
+    assert with_bom.stdout == plain
+    cp949 = subprocess.run(command, input="단어2\n".encode("cp949"), capture_output=True, env=posix)
+    assert cp949.returncode == 2 and cp949.stderr.startswith(b"error: ") and b"Traceback" not in cp949.stderr

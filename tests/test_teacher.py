@@ -531,3 +531,21 @@ def test_a_file_that_cannot_be_used_is_refused_in_one_line(tmp_path, content):
 def test_activations_equal_transformers(activation):
     x = torch.linspace(-4, 4, 101)
     close(ACTIVATIONS[activation](x), transformers.activations.ACT2FN[activation](x), atol=1e-6)
+
+
+def test_a_published_head_keeps_the_order_of_its_own_labels(tmp_path):
+    """id2label names the data's labels in another order: the columns follow the head, not the data."""
+    publish(tmp_path, num_labels=2)
+    config = json.loads((tmp_path / "config.json").read_text("utf-8"))
+    own, numbered = {"0": "긍정", "1": "부정"}, {"0": "LABEL_0", "1": "LABEL_1"}
+    for names, expected in ((own, ["긍정", "부정"]), (numbered, None)):
+        (tmp_path / "config.json").write_text(json.dumps(config | {"id2label": names}), encoding="utf-8")
+        teacher, _ = load_checkpoint(str(tmp_path), ["부정", "긍정"], MAX_LENGTH)
+        assert teacher.label_names == (expected or ["부정", "긍정"])
+
+
+def test_kobert_style_vocabulary_is_not_read_as_wordpiece(tmp_path):
+    publish(tmp_path)
+    (tmp_path / "tokenizer.json").unlink(missing_ok=True)
+    (tmp_path / "vocab.txt").write_text("[PAD]\n[UNK]\n[CLS]\n[SEP]\n▁이\n▁영화\n는\n", encoding="utf-8")
+    refused(tmp_path, "vocab.txt: lists SentencePiece tokens", "save_pretrained")

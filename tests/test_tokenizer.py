@@ -3,6 +3,7 @@
 import gzip
 import os
 import re
+import unicodedata
 
 import pytest
 from tokenizers import BertWordPieceTokenizer, Tokenizer
@@ -140,6 +141,14 @@ def test_case_accents_and_jamo_survive_encoding(tmp_path, kind):
 
 
 @pytest.mark.parametrize("kind", KINDS)
+def test_hangul_in_jamo_is_the_same_text(tmp_path, kind):
+    """macOS hands over Hangul decomposed (NFD)."""
+    tokenizer = train(tmp_path, REVIEWS, "--type", kind, "--vocab-size", 300)[300]
+    for text in REVIEWS:
+        assert tokenizer.encode(unicodedata.normalize("NFD", text)).ids == tokenizer.encode(text).ids
+
+
+@pytest.mark.parametrize("kind", KINDS)
 def test_a_text_gets_no_special_tokens_and_a_pair_gets_one_sep_between(tmp_path, kind):
     tokenizer = train(tmp_path, REVIEWS, "--type", kind, "--vocab-size", 300)[300]
     first, second = tokenizer.encode("이 영화").ids, tokenizer.encode("최고").ids
@@ -201,6 +210,7 @@ LEAST = "--vocab-size must be at least 10, --min-frequency and --limit-alphabet 
     (["--data", "a.tsv", "--vocab-size", "3k"], "argument --vocab-size: invalid int value: '3k'"),
     (["--data", "a.tsv", "--vocab-size", "3000", "9"], LEAST),
     (["--data", "a.tsv", "--min-frequency", "0"], LEAST),
+    (["--data", "a.tsv", "--limit-alphabet", "0"], LEAST),
     (["--data", "a.tsv", "--limit-alphabet", "-1"], LEAST),
     (["--data", "a.tsv", "--cased"], "unrecognized arguments: --cased"),
 ])
@@ -211,13 +221,16 @@ def test_bad_flags_end_with_code_2(capsys, flags, message):
     assert message in capsys.readouterr().err.strip().split("\n")[-1]
 
 
-@pytest.mark.parametrize(("data", "out", "message"), [
-    ("none.tsv", "out", "{}/none.tsv: cannot read (No such file or directory)"),
-    ("texts.tsv", "texts.tsv", "{}/texts.tsv/vocab_size_3000: cannot write (Not a directory)"),
+@pytest.mark.parametrize(("data", "out", "flags", "message"), [
+    ("none.tsv", "out", [], "{}/none.tsv: cannot read (No such file or directory)"),
+    ("texts.tsv", "texts.tsv", [], "{}/texts.tsv/vocab_size_3000: cannot write (Not a directory)"),
+    ("texts.tsv", "out", ["--type", "unigram", "--vocab-size", "10"],
+     "--vocab-size 10: The vocabulary is not large enough to contain all chars"),
 ])
-def test_unusable_paths_end_with_code_2_and_one_line(tmp_path, capsys, data, out, message):
-    write(tmp_path / "texts.tsv", ["글"])
-    args = train_tokenizer.parse_args(["--data", str(tmp_path / data), "--output-dir", str(tmp_path / out)])
+def test_what_cannot_be_done_ends_with_code_2_and_one_line(tmp_path, capsys, data, out, flags, message):
+    write(tmp_path / "texts.tsv", ["가나다라마바사아자차카타파하"])
+    args = train_tokenizer.parse_args(
+        ["--data", str(tmp_path / data), "--output-dir", str(tmp_path / out), *flags])
     with pytest.raises(SystemExit) as exit_:
         runtime.run(train_tokenizer.main, args)
     assert exit_.value.code == 2
