@@ -62,7 +62,7 @@ def wilson_interval(correct: int, n: int, z: float = 1.959964) -> tuple[float, f
     """95 % interval of a proportion, Wilson (1927): unlike the textbook one it stays in [0, 1]."""
     centre = (correct + z * z / 2) / (n + z * z)
     half = z / (n + z * z) * math.sqrt(correct * (n - correct) / n + z * z / 4)
-    return centre - half, centre + half
+    return max(0.0, centre - half), min(1.0, centre + half)  # rounding may overstep
 
 
 def macro_f1(predicted: torch.Tensor, labels: torch.Tensor, classes: int) -> float:
@@ -208,11 +208,17 @@ def main(args):
     device = runtime.pick_device(args.device)
     columns = args.text_column, args.text2_column, args.label_column
     examples = read_examples(args.data, *columns)
+    if args.errors and Path(args.errors).resolve() == Path(args.data).resolve():
+        raise UserError(f"--errors {args.errors} would overwrite --data; name another file")
     models = [load_model(path, device) for path in args.models]
     names = models[0].label_names
     labels = torch.tensor(examples.label_ids(names, every_row=True))
-    seen = {key for file in args.seen
-            for key in text_keys(read_examples(file, args.text_column, args.text2_column))}
+    seen = set()
+    for file in args.seen:
+        part = read_examples(file, args.text_column, args.text2_column)
+        if (part.texts2 is None) != (examples.texts2 is None):
+            raise UserError(f"{file}: one of it and {args.data} has a column text2 and the other has not")
+        seen.update(text_keys(part))
     leaked = torch.tensor([key in seen for key in text_keys(examples)])
 
     results = [assess(path, model, examples, labels, names)
@@ -224,8 +230,6 @@ def main(args):
         result["mcnemar_p"] = mcnemar(first == labels, predicted == labels)
         if args.seen and not leaked.all():
             result["unseen_accuracy"] = (predicted == labels)[~leaked].double().mean().item()
-    if args.errors:
-        count = write_errors(args.errors, results, examples, labels, names)
 
     majority = torch.bincount(labels).max().item() / len(labels)
     if args.json:
@@ -234,16 +238,19 @@ def main(args):
             "seen_rows": int(leaked.sum()) if args.seen else None, **runtime.machine(device),
             "models": [{key: result[key] for key in result if key != "probabilities"} for result in results],
         }, ensure_ascii=False, indent=1))
-        return
-    machine = runtime.machine(device)
-    print(f"{args.data}: {len(labels):,} rows, labels {names}, largest class {majority:.2%}; "
-          f"{machine['hardware']}, {machine['threads']} threads\n")
-    print(table(results, args.markdown))
-    if args.seen:
-        print(f"\n{int(leaked.sum()):,} of {len(labels):,} texts ({leaked.double().mean():.2%}) also occur "
-              f"in {', '.join(args.seen)}; 'unseen only' is the accuracy without them")
+    else:
+        machine = runtime.machine(device)
+        print(f"{args.data}: {len(labels):,} rows, labels {names}, largest class {majority:.2%}; "
+              f"{machine['hardware']}, {machine['threads']} threads\n")
+        print(table(results, args.markdown))
+        if args.seen:
+            print(f"\n{int(leaked.sum()):,} of {len(labels):,} texts ({leaked.double().mean():.2%}) also "
+                  f"occur in {', '.join(args.seen)}"
+                  + ("" if leaked.all() else "; 'unseen only' is the accuracy without them"))
     if args.errors:
-        print(f"\n{args.errors}: {count:,} mistakes, most confident first")
+        count = write_errors(args.errors, results, examples, labels, names)
+        if not args.json:
+            print(f"\n{args.errors}: {count:,} mistakes, most confident first")
 
 
 if __name__ == "__main__":

@@ -237,7 +237,7 @@ class Teacher(nn.Module):
             teacher = cls(TeacherConfig(**artifact["config"]), Tokenizer.from_str(artifact["tokenizer"]),
                           artifact["label_names"], artifact["max_length"])
             teacher.load_state_dict(artifact["weights"])
-        except (KeyError, TypeError, ValueError, RuntimeError) as error:
+        except Exception as error:  # the tokenizers library raises bare Exception
             reason = str(error).strip().split("\n")[0]
             raise UserError(f"{path}: not a usable teacher ({reason}); make it anew") from None
         return teacher.eval()

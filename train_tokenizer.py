@@ -37,6 +37,7 @@ if __name__ == "__main__":
 
 import os
 import sys
+from collections import Counter
 from pathlib import Path
 
 from tokenizers import Tokenizer, decoders, models, normalizers, pre_tokenizers, processors, trainers
@@ -49,34 +50,64 @@ from runtime import UserError
 SPECIAL_TOKENS = ["[PAD]", "[UNK]", "[CLS]", "[SEP]", "[MASK]"]  # ids 0 to 4
 
 
-def new_tokenizer(kind: str, vocab_size: int, min_frequency: int, limit_alphabet: int | None):
-    """An untrained tokenizer and its trainer.
-
-    WordPiece as the original kit's: BERT's normalisation and word splitting, case and accents kept.
+def train(texts: list[str], kind: str, vocab_size: int, min_frequency: int,
+          limit_alphabet: int) -> Tokenizer:
+    """WordPiece as the original kit's: BERT's normalisation and word splitting, case and accents kept.
     BPE and unigram split as SentencePiece does, a space being part of the token that follows it.
     """
-    limits = {"min_frequency": min_frequency,
-              "limit_alphabet": limit_alphabet or (1000 if vocab_size <= 2000 else 1500)}
-    common = {"vocab_size": vocab_size, "special_tokens": SPECIAL_TOKENS,
-              "show_progress": sys.stderr.isatty()}
-    if kind == "wordpiece":
-        tokenizer = Tokenizer(models.WordPiece(unk_token="[UNK]"))
-        tokenizer.pre_tokenizer = pre_tokenizers.BertPreTokenizer()
-        tokenizer.decoder = decoders.WordPiece()
-        trainer = trainers.WordPieceTrainer(**common, **limits)
-    elif kind == "bpe":
-        tokenizer = Tokenizer(models.BPE(unk_token="[UNK]"))
-        trainer = trainers.BpeTrainer(**common, **limits)
-    else:
-        tokenizer = Tokenizer(models.Unigram())
-        trainer = trainers.UnigramTrainer(**common, unk_token="[UNK]")
-    if kind != "wordpiece":
-        tokenizer.pre_tokenizer = pre_tokenizers.Metaspace()
-        tokenizer.decoder = decoders.Metaspace()
+    limits = {"min_frequency": min_frequency, "limit_alphabet": limit_alphabet}
+    common = {"vocab_size": vocab_size, "show_progress": sys.stderr.isatty()}
+    kinds = {"wordpiece": models.WordPiece(unk_token="[UNK]"), "bpe": models.BPE(unk_token="[UNK]"),
+             "unigram": models.Unigram()}
+    tokenizer = Tokenizer(kinds[kind])
     # NFC: macOS hands over Hangul decomposed into jamo, which are other tokens.
     bert = normalizers.BertNormalizer(lowercase=False, strip_accents=False)
     tokenizer.normalizer = normalizers.Sequence([normalizers.NFC(), bert])
-    return tokenizer, trainer
+    if kind == "wordpiece":
+        tokenizer.pre_tokenizer = pre_tokenizers.BertPreTokenizer()
+        tokenizer.decoder = decoders.WordPiece()
+        first, inner = alphabet(tokenizer, texts, limit_alphabet)
+        trainer = trainers.WordPieceTrainer(**common, **limits, initial_alphabet=first,
+                                            special_tokens=SPECIAL_TOKENS + first + [f"##{c}" for c in inner])
+    else:
+        tokenizer.pre_tokenizer = pre_tokenizers.Metaspace()
+        tokenizer.decoder = decoders.Metaspace()
+        if kind == "bpe":
+            trainer = trainers.BpeTrainer(**common, **limits, special_tokens=SPECIAL_TOKENS)
+        else:
+            trainer = trainers.UnigramTrainer(**common, special_tokens=SPECIAL_TOKENS, unk_token="[UNK]")
+    try:
+        tokenizer.train_from_iterator(texts, trainer, length=len(texts))
+    except Exception as error:  # the Rust library's own, as for a unigram vocabulary too small
+        raise UserError(f"--vocab-size {vocab_size}: {error}") from None
+    if kind == "wordpiece":  # anew, as the alphabet must not stay special
+        trained = tokenizer
+        tokenizer = Tokenizer(models.WordPiece(trained.get_vocab(), unk_token="[UNK]"))
+        tokenizer.normalizer, tokenizer.pre_tokenizer = trained.normalizer, trained.pre_tokenizer
+        tokenizer.decoder = trained.decoder
+        tokenizer.add_special_tokens(SPECIAL_TOKENS)
+    # No [CLS] and [SEP] around a text: an LSTM needs no place to collect, and each costs a step.
+    tokenizer.post_processor = processors.TemplateProcessing(
+        single="$A", pair="$A [SEP] $B", special_tokens=[("[SEP]", SPECIAL_TOKENS.index("[SEP]"))])
+    return tokenizer
+
+
+def alphabet(tokenizer: Tokenizer, texts: list[str], limit: int) -> tuple[list[str], list[str]]:
+    """The `limit` most frequent characters, and those of them that occur inside a word; both sorted.
+
+    The library would number them in the order of a hash table, another one in each run (its issue 1794),
+    and so break ties between tokens at random. Given in order, the same texts give the same file.
+    """
+    words = Counter()
+    for text in texts:
+        words.update(word for word, _ in tokenizer.pre_tokenizer.pre_tokenize_str(
+            tokenizer.normalizer.normalize_str(text)))
+    counts = Counter()
+    for word, count in words.items():
+        for character in word:
+            counts[character] += count
+    kept = set(sorted(counts, key=lambda character: (-counts[character], character))[:limit])
+    return sorted(kept), sorted(kept & {character for word in words for character in word[1:]})
 
 
 def save(tokenizer: Tokenizer, folder: Path, kind: str) -> None:
@@ -102,14 +133,8 @@ def main(args):
         texts += examples.texts + (examples.texts2 or [])
     print(f"{len(texts):,} texts")
     for vocab_size in args.vocab_size:
-        tokenizer, trainer = new_tokenizer(args.type, vocab_size, args.min_frequency, args.limit_alphabet)
-        try:
-            tokenizer.train_from_iterator(texts, trainer, length=len(texts))
-        except Exception as error:  # the Rust library's own, as for a unigram vocabulary too small
-            raise UserError(f"--vocab-size {vocab_size}: {error}") from None
-        # No [CLS] and [SEP] around a text: an LSTM needs no place to collect, and each costs a step.
-        tokenizer.post_processor = processors.TemplateProcessing(
-            single="$A", pair="$A [SEP] $B", special_tokens=[("[SEP]", SPECIAL_TOKENS.index("[SEP]"))])
+        limit_alphabet = args.limit_alphabet or (1000 if vocab_size <= 2000 else 1500)
+        tokenizer = train(texts, args.type, vocab_size, args.min_frequency, limit_alphabet)
         folder = Path(args.output_dir, f"vocab_size_{vocab_size}")
         save(tokenizer, folder, args.type)
 
@@ -119,7 +144,8 @@ def main(args):
         print(f"{folder}: {tokenizer.get_vocab_size():,} tokens ({args.type}), {share:.3%} of tokens "
               f"unknown, {encoded.lengths.mean():.1f} tokens a text (longest {encoded.lengths.max()})")
         if tokenizer.get_vocab_size() < vocab_size:
-            print(f"  fewer than the {vocab_size:,} asked for: the texts hold no more; lower --min-frequency")
+            print(f"  fewer than the {vocab_size:,} asked for: the texts hold no more"
+                  + ("" if args.type == "unigram" else "; lower --min-frequency"))
         if tokenizer.get_vocab_size() > vocab_size:
             print(f"  more than the {vocab_size:,} asked for: single characters alone are that many; lower "
                   f"--limit-alphabet")

@@ -152,12 +152,12 @@ def _decoded_lines(path):
                     raise UserError(f"{path}:{number}: NUL byte; the file is not UTF-8 text "
                                     f"(UTF-16? convert it)")
                 try:
-                    text = raw.decode("utf-8-sig" if number == 1 else "utf-8")
+                    text = raw.decode()
                 except UnicodeDecodeError as error:
                     raise UserError(f"{path}:{number}: not UTF-8 at byte {offset + error.start} of the file "
                                     f"({error.reason}); convert it, for example from CP949") from None
                 offset += len(raw)
-                yield number, text
+                yield number, text.removeprefix("\ufeff") if number == 1 else text
     except (OSError, EOFError, zlib.error) as error:  # gzip reports a broken archive as any of the three
         reason = getattr(error, "strerror", None) or error
         raise UserError(f"{path}: cannot read ({reason})") from None
@@ -186,7 +186,7 @@ def _read_jsonl(path, text_column, text2_column, label_column) -> Examples:
             continue
         try:
             record = json.loads(line)
-        except (json.JSONDecodeError, RecursionError) as error:
+        except (ValueError, RecursionError) as error:
             raise UserError(f"{path}:{number}: not valid JSON ({error})") from None
         if not isinstance(record, dict):
             raise UserError(f"{path}:{number}: a JSON object such as {{\"text\": \"…\"}} is needed")

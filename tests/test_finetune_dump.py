@@ -261,15 +261,18 @@ def test_another_seed_gives_other_weights_and_the_same_seed_the_same(files, tmp_
 
 @pytest.mark.parametrize("change, named", [
     ({"lr": 0.02}, r"\blr\b"), ({"seed": 1}, r"\bseed\b"), ({"accumulate": 2}, r"\baccumulate\b"),
-    ({"scratch": "1,32,2"}, r"\bscratch\b"), ({"train": "other.tsv"}, r"--train\b"),
+    ({"scratch": "1,32,2"}, r"\bscratch\b"), ({"train": ("다른 글", ROWS[0][1])}, r"--train\b"),
+    ({"train": (ROWS[0][0], SWAPPED[ROWS[0][1]])}, r"\blabels\b"),
+    ({"valid": ("다른 글", ROWS[30][1])}, r"--valid\b"),
     ({"lr": 0.02, "epochs": 2}, r"epochs, lr\b"),
     ({"tokenizer": "tokenizer/vocab_size_100"}, r"\btokenizer\b"),
 ])
 def test_resume_with_other_settings_is_refused_by_name(files, tmp_path, change, named):
     finetune(files, tmp_path, epochs=1)
     before = {path.name: path.read_bytes() for path in tmp_path.glob("*.*")}
-    if "train" in change:
-        change = {"train": write(tmp_path / "sub" / "other.tsv", [("다른 글", "긍정"), *ROWS[1:]])}
+    for name, rows in (("train", ROWS), ("valid", ROWS[30:54])):
+        if name in change:  # another first row
+            change = {name: write(tmp_path / "sub" / "other.tsv", [change[name], *rows[1:]])}
     if "tokenizer" in change:
         change = {"tokenizer": files / change["tokenizer"]}
     refused(lambda: finetune(files, tmp_path, "--resume", **({"epochs": 1} | change)), "last.pt", named)
@@ -384,6 +387,7 @@ def three_files(tmp_path):
 
 def test_row_i_holds_the_logits_of_row_i_of_each_file(files, tmp_path, three_files):
     teacher = new_teacher(files, tmp_path / "t.pt", 1)
+    fingerprint = teacher.fingerprint()
     dump([tmp_path / "t.pt"], three_files, tmp_path / "logits")
     assert sorted(path.name for path in (tmp_path / "logits").iterdir()) == ["a.pt", "b.pt", "c.pt"]
     for path, rows in three_files.items():
@@ -394,7 +398,7 @@ def test_row_i_holds_the_logits_of_row_i_of_each_file(files, tmp_path, three_fil
         assert artifact["logits"].dtype == torch.float32
         torch.testing.assert_close(artifact["logits"], expected, rtol=0, atol=1e-5)  # finite, blank rows too
         assert artifact["texts"] == read_examples(path).fingerprint()
-        assert artifact["max_lengths"] == [12]
+        assert artifact["teachers"] == [fingerprint] and artifact["max_lengths"] == [12]
         assert artifact["label_names"] == NAMES
 
 

@@ -371,7 +371,6 @@ def test_a_config_that_cannot_be_read_is_refused(tmp_path, change, parts):
     ("pytorch_model.bin", "이것은 모델이 아니다", ["pytorch_model.bin"]),
     ("vocab.txt", None, ["no tokenizer.json, vocab.txt"]),
     ("vocab.txt", "[PAD]\n[UNK]\n가\n", ["vocab.txt", "[CLS] [SEP]"]),
-    ("vocab.txt", "[UNK]\n[PAD]\n[CLS]\n[SEP]\n▁영화\n▁좋\n", ["vocab.txt", "SentencePiece"]),
     ("tokenizer.json", "{}", ["tokenizer"]),
     ("tokenizer_config.json", "{", ["tokenizer_config.json"]),
 ])
@@ -477,6 +476,7 @@ def test_save_and_load_keep_logits_and_fingerprint_to_the_bit(tmp_path, name):
     teacher, _ = load_checkpoint(str(tmp_path / "published"), NAMES[2], MAX_LENGTH)
     fingerprint = teacher.fingerprint()
     expected = ours(teacher, TEXTS, TEXTS2)
+    assert teacher.fingerprint() == fingerprint  # encoding, which sets truncation, leaves no trace
     teacher.save(tmp_path / "out" / "teacher.pt", epoch=2)
     loaded = Teacher.load(tmp_path / "out" / "teacher.pt")
     assert loaded.fingerprint() == fingerprint
