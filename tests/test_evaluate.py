@@ -371,11 +371,12 @@ def test_files_that_are_no_model_are_refused(case, capsys):
 
 def test_errors_that_cannot_be_written_are_told(case, capsys):
     """After the table is printed: what was computed is not lost."""
-    with pytest.raises(UserError) as error:
+    with pytest.raises(runtime.UserError) as error:
         evaluate.main(evaluate.parse_args(["one.pt", "--data", "data.tsv", "--errors", "no/such/folder.tsv"]))
     assert str(error.value) == "no/such/folder.tsv: cannot write (No such file or directory)"
     assert "one.pt" in capsys.readouterr().out
-    assert "would overwrite --data" in refused(capsys, "one.pt", "--data", "data.tsv", "--errors", "./data.tsv")
+    again = refused(capsys, "one.pt", "--data", "data.tsv", "--errors", "./data.tsv")
+    assert "would overwrite --data" in again
 
 
 @pytest.mark.parametrize(("flags", "message"), [
