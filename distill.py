@@ -297,7 +297,7 @@ def train_student(settings: dict, folder: Path, tokenizer, encoded, encoded_vali
             loss = distill_loss(logits.float(), soft, labels[index], alpha, temperature, loss_kind)
             loss.backward()
             total_loss += loss.detach() * len(rows)
-            done = (epoch + (i + 1) / len(batches)) / args.epochs  # (0, 1]
+            done = (epoch + (i + 0.5) / len(batches)) / args.epochs  # of the run, in (0, 1)
             scale = min(done / max(args.warmup, 1e-9), (1 - done) / (1 - args.warmup))
             for group in optimizer.param_groups:
                 group["lr"] = settings["lr"] * scale

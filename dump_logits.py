@@ -40,6 +40,7 @@ def parse_args(argv=None):
 if __name__ == "__main__":
     ARGS = parse_args()  # before torch is imported: --help and a wrong flag answer at once
 
+import re
 from pathlib import Path
 
 import numpy as np
@@ -56,7 +57,8 @@ FORMAT = 1
 
 def output_paths(data: list[str], output_dir: str) -> list[Path]:
     """train.tsv.gz -> OUTPUT_DIR/train.pt; two files that would share one name are refused."""
-    paths = [Path(output_dir, Path(file).name.split(".")[0] + ".pt") for file in data]
+    paths = [Path(output_dir, re.sub(r"(\.(tsv|txt|csv|jsonl))?(\.gz)?$", "", Path(file).name) + ".pt")
+             for file in data]
     for i, path in enumerate(paths):
         if path in paths[:i]:
             raise UserError(f"{data[paths.index(path)]} and {data[i]} would both be written to {path}; "

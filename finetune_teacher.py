@@ -213,7 +213,7 @@ def main(args):
             (loss / in_step).backward()
             total_loss += loss.detach() * len(rows)
             if (i + 1) % args.accumulate == 0 or i + 1 == len(batches):
-                done = (epoch + (i + 1) / len(batches)) / args.epochs  # (0, 1]
+                done = (epoch + (i + 0.5) / len(batches)) / args.epochs  # of the run, in (0, 1)
                 scale = min(done / max(args.warmup, 1e-9), (1 - done) / (1 - args.warmup))
                 for group in optimizer.param_groups:
                     group["lr"] = group["peak"] * scale

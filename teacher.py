@@ -2,7 +2,7 @@
 
     teacher = Teacher.load("teacher/teacher.pt")
     teacher.predict(["이 영화 진짜 재밌다"])            # (N, C) probabilities
-    encoder, report = load_checkpoint("monologg/koelectra-small-v3-discriminator")   # published weights
+    teacher, report = load_checkpoint("monologg/koelectra-small-v3-discriminator", ["0", "1"], 128)
 
 The four families share the post-norm encoder of Vaswani et al. (2017, arXiv 1706.03762) and differ in
 names, in embeddings (ELECTRA projects them up, DistilBERT has no segments, RoBERTa's positions start after
@@ -236,6 +236,8 @@ class Teacher(nn.Module):
         try:
             teacher = cls(TeacherConfig(**artifact["config"]), Tokenizer.from_str(artifact["tokenizer"]),
                           artifact["label_names"], artifact["max_length"])
+            if len(teacher.label_names) != teacher.config.num_labels:
+                raise ValueError(f"{len(teacher.label_names)} labels for {teacher.config.num_labels} classes")
             teacher.load_state_dict(artifact["weights"])
         except Exception as error:  # the tokenizers library raises bare Exception
             reason = str(error).strip().split("\n")[0]
@@ -304,18 +306,19 @@ def load_checkpoint(source: str, label_names: list[str], max_length: int) -> tup
     own = teacher.state_dict()
     loaded, fresh, used = {}, [], set()
     for ours, theirs in published_names(config).items():
-        found = [tensors[name] for name in theirs if name in tensors]
-        fits = len(found) == len(theirs) and torch.cat(found).shape == own[ours].shape
-        if fits:
-            loaded[ours] = torch.cat(found).to(own[ours].dtype)
+        rows, *rest = own[ours].shape
+        shape = [rows // len(theirs), *rest]
+        unfit = [name for name in theirs if name not in tensors or list(tensors[name].shape) != shape]
+        if not unfit:
+            loaded[ours] = torch.cat([tensors[name] for name in theirs]).to(own[ours].dtype)
             used.update(theirs)
         elif ours.startswith("head_"):
             fresh.append(ours)
-        elif not found:
-            raise UserError(f"{file}: tensor {theirs[0]} is missing; the encoder is not complete")
+        elif unfit[0] not in tensors:
+            raise UserError(f"{file}: tensor {unfit[0]} is missing; the encoder is not complete")
         else:
-            raise UserError(f"{file}: tensor {theirs[0]} has shape {list(found[0].shape)}, config.json asks "
-                            f"for {list(own[ours].shape)}")
+            raise UserError(f"{file}: tensor {unfit[0]} has shape {list(tensors[unfit[0]].shape)}, "
+                            f"config.json asks for {shape}")
     teacher.load_state_dict(loaded, strict=False)
     unused = sorted(set(tensors) - used)
     report = [f"{file}: {len(used)} tensors read, {len(unused)} not used, {len(fresh)} started fresh"]
@@ -374,6 +377,7 @@ def _read_json(path: Path) -> dict:
 
 def _config(settings: dict, num_labels: int, path: Path) -> TeacherConfig:
     """config.json of any of the four families as a TeacherConfig."""
+    settings = {name: value for name, value in settings.items() if value is not None}
     family = settings.get("model_type")
     if family not in HEADS:
         raise UserError(f"{path}: model_type is {family!r}; this kit reads {', '.join(HEADS)} "
@@ -419,7 +423,8 @@ def _read_weights(folder: Path) -> tuple[Path, dict]:
     file = folder / "pytorch_model.bin"
     if file.exists():
         tensors = runtime.load_weights(file)
-        if not isinstance(tensors, dict) or not all(torch.is_tensor(value) for value in tensors.values()):
+        if not isinstance(tensors, dict) or not all(
+                isinstance(name, str) and torch.is_tensor(value) for name, value in tensors.items()):
             raise UserError(f"{file}: is not a dict of tensors")
         return file, tensors
     file = folder / "model.safetensors"

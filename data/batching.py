@@ -10,7 +10,7 @@ from itertools import chain
 import numpy as np
 import torch
 
-from runtime import Progress, autocast
+from runtime import Progress, UserError, autocast
 
 CHUNK = 8192  # texts handed to the tokenizer's threads at a time
 POOL = 50  # batches' worth of rows among which lengths are sorted: less padding, order still random
@@ -57,6 +57,9 @@ def encode(tokenizer, texts, texts2, max_length: int, pad_id: int, blank_id: int
     A row is cut at max_length tokens, special tokens included; a row that has no token becomes [blank_id].
     With `segments`, where text2 starts is kept for models with segment embeddings.
     """
+    special = tokenizer.num_special_tokens_to_add(texts2 is not None)
+    if max_length < special:
+        raise UserError(f"--max-length {max_length} has no room for {special} special tokens")
     tokenizer.no_padding()
     tokenizer.enable_truncation(max_length)
     rows = texts if texts2 is None else list(zip(texts, texts2, strict=True))

@@ -260,7 +260,7 @@ def test_a_bare_tensor_from_any_system_teaches(folder):
     logits = torch.randn(300, 2, dtype=torch.float16)
     torch.save(logits, "bare.pt")
     found, names = distill.read_logits("bare.pt", read_examples("train.tsv"))
-    assert torch.equal(found, logits.float()) and names is None
+    assert found.dtype == torch.float32 and torch.equal(found, logits.float()) and names is None
     run("--train", "train.tsv", "--logits", "bare.pt")
     assert Student.load("students/tiny/student.pt").label_names == ["0", "1"]
 
@@ -344,3 +344,57 @@ def test_numbers_out_of_this_world_are_misuse(flags, capsys):
         distill.parse_args(["--train", "a", "--logits", "b", "--valid", "c", "--tokenizer", "t", *flags])
     assert error.value.code == 2
     assert "not finite or too large, or --seed negative" in capsys.readouterr().err
+
+
+def test_the_last_epoch_is_not_kept_when_an_earlier_one_was_better(folder, monkeypatch):
+    right = F.one_hot(torch.tensor(read_examples("valid.tsv").label_ids(["0", "1"])), 2).float()
+    outputs = iter([1 - right, right, 1 - right])
+    monkeypatch.setattr(distill, "logits_in_order", lambda *args: next(outputs))
+    run("--train", "train.tsv", "--alpha", "1")
+    assert Student.load("students/tiny/student.pt").artifact["scores"]["epoch"] == 2
+
+
+def test_every_setting_reaches_its_place(folder, monkeypatch):
+    losses, orders, seeds = set(), [], []
+    batches, seed_everything = distill.token_batches, runtime.seed_everything
+    monkeypatch.setattr(distill, "distill_loss", lambda *a: losses.add(a[3:]) or distill_loss(*a))
+    monkeypatch.setattr(distill, "token_batches", lambda *a: orders.append(a[1:]) or batches(*a))
+    monkeypatch.setattr(runtime, "seed_everything", lambda s: seeds.append(s) or seed_everything(s))
+    run("--train", "train.tsv", "--logits", "train.pt", "--loss", "kl", "--alpha", "0.25",
+        "--temperature", "3", "--seed", "7", "--pooling", "max", "--head", "relu", "--dropout", "0.3", "--num-layers", "2",
+        "--embedding-dim", "5", "--hidden-dim", "6", "--max-length", "9")
+    assert losses == {(0.25, 3.0, "kl")} and seeds == [7]
+    assert orders == [(256, (7, 0)), (256, (7, 1)), (256, (7, 2))]  # a new order every epoch
+    config = Student.load("students/tiny-e5-h6/student.pt").config
+    assert (config.pooling, config.head, config.dropout, config.num_layers) == ("max", "relu", 0.3, 2)
+    assert (config.embedding_dim, config.hidden_dim, config.max_length) == (5, 6, 9)
+
+
+def test_a_grid_of_tokenizers_encodes_for_each(folder):
+    train_tokenizer.main(train_tokenizer.parse_args(
+        ["--data", "train.tsv", "--vocab-size", "30", "--min-frequency", "1"]))
+    run("--train", "train.tsv", "--alpha", "1", "--epochs", "1", "--tokenizer",
+        "tokenizer/vocab_size_60", "tokenizer/vocab_size_30")
+    for size in (60, 30):
+        tokenizer = distill.read_tokenizer(f"tokenizer/vocab_size_{size}")
+        student = Student.load(f"students/tiny-v{size}/student.pt")
+        assert student.tokenizer.get_vocab() == tokenizer.get_vocab()
+
+
+def test_the_order_of_labels_is_that_of_the_logits(folder):
+    dump("train.pt", "train.tsv", torch.randn(300, 2), names=("1", "0"))
+    run("--train", "train.tsv", "--logits", "train.pt", "--epochs", "1")
+    assert Student.load("students/tiny/student.pt").label_names == ["1", "0"]
+    with pytest.raises(UserError, match="its classes are not those of the other logits"):
+        run("--train", "train.tsv", "unlabeled.tsv", "--logits", "train.pt", "unlabeled.pt")
+
+
+def test_the_rate_rises_then_falls_and_is_never_zero(folder, monkeypatch):
+    rates, step = [], torch.optim.AdamW.step
+    monkeypatch.setattr(torch.optim.AdamW, "step", lambda self: rates.append(
+        self.param_groups[0]["lr"]) or step(self))
+    run("--train", "train.tsv", "--alpha", "1", "--lr", "0.01", "--warmup", "0.2")
+    n = len(rates)
+    done = [(i + 0.5) / n for i in range(n)]
+    expected = [0.01 * min(d / 0.2, (1 - d) / 0.8) for d in done]
+    assert rates == pytest.approx(expected, rel=0.05) and min(rates) > 0

@@ -39,6 +39,11 @@ def test_parameter_counts_are_the_originals(size):
     assert sum(p.numel() for p in student.parameters()) == COUNTS[size]
 
 
+def test_relu_head_has_one_hidden_layer_of_the_hidden_size():
+    shapes = [tuple(p.shape) for p in new_student(head="relu").head.parameters()]
+    assert shapes == [(5, 10), (5,), (3, 5), (3,)]
+
+
 def test_equals_a_packed_bidirectional_lstm():
     """The same weights in nn.LSTM over packed sequences, PyTorch's own exact way, two layers."""
     student = new_student(num_layers=2)
@@ -86,7 +91,8 @@ def test_pooling_against_its_definition(pooling):
     torch.testing.assert_close(student.pool(states, padding)[0], expected)
 
 
-def test_predict_keeps_order_and_knows_blank_long_and_unknown_texts():
+def test_predict_keeps_order_and_knows_blank_long_and_unknown_texts(monkeypatch):
+    monkeypatch.setattr("student.CHUNK", 4)  # more than one chunk
     student = new_student(max_length=5)
     texts = ["단어2 단어3", "", "없는말", "단어4 " * 50, "단어2", "   "]
     together = student.predict(texts, max_tokens=10)
@@ -96,6 +102,8 @@ def test_predict_keeps_order_and_knows_blank_long_and_unknown_texts():
         torch.testing.assert_close(together[i : i + 1], student.predict([text]), rtol=0, atol=1e-6)
     by_hand = student(torch.tensor([[2, 3]]), torch.tensor([2])).softmax(1)
     torch.testing.assert_close(together[:1], by_hand, rtol=0, atol=1e-6)
+    as_pair = student.predict(["단어2"], ["단어3"])  # this tokenizer joins them without [SEP]
+    torch.testing.assert_close(as_pair, by_hand, rtol=0, atol=1e-6)
     assert torch.equal(together[1], together[2])  # a blank text is [UNK]
     torch.testing.assert_close(together[3:4], student.predict(["단어4 " * 5]), rtol=0, atol=1e-6)  # cut at 5
 

@@ -549,3 +549,14 @@ def test_kobert_style_vocabulary_is_not_read_as_wordpiece(tmp_path):
     (tmp_path / "tokenizer.json").unlink(missing_ok=True)
     (tmp_path / "vocab.txt").write_text("[PAD]\n[UNK]\n[CLS]\n[SEP]\n▁이\n▁영화\n는\n", encoding="utf-8")
     refused(tmp_path, "vocab.txt: lists SentencePiece tokens", "save_pretrained")
+
+
+def test_nulls_in_config_json_are_defaults_and_each_part_must_fit(tmp_path):
+    publish(tmp_path)
+    config = json.loads((tmp_path / "config.json").read_text("utf-8"))
+    nulls = {"pad_token_id": None, "hidden_dropout_prob": None}
+    (tmp_path / "config.json").write_text(json.dumps(config | nulls))
+    assert load_checkpoint(str(tmp_path), NAMES[2], MAX_LENGTH)[0].config.pad_id == 0
+    key, value = (f"bert.encoder.layer.0.attention.self.{part}.weight" for part in ("key", "value"))
+    as_bin(tmp_path, lambda tensors: tensors | {key: torch.zeros(15, 16), value: torch.zeros(17, 16)})
+    refused(tmp_path, f"tensor {key} has shape [15, 16], config.json asks for [16, 16]")
