@@ -361,7 +361,8 @@ def test_every_setting_reaches_its_place(folder, monkeypatch):
     monkeypatch.setattr(distill, "token_batches", lambda *a: orders.append(a[1:]) or batches(*a))
     monkeypatch.setattr(runtime, "seed_everything", lambda s: seeds.append(s) or seed_everything(s))
     run("--train", "train.tsv", "--logits", "train.pt", "--loss", "kl", "--alpha", "0.25",
-        "--temperature", "3", "--seed", "7", "--pooling", "max", "--head", "relu", "--dropout", "0.3", "--num-layers", "2",
+        "--temperature", "3", "--seed", "7", "--pooling", "max", "--head", "relu", "--dropout", "0.3",
+        "--num-layers", "2",
         "--embedding-dim", "5", "--hidden-dim", "6", "--max-length", "9")
     assert losses == {(0.25, 3.0, "kl")} and seeds == [7]
     assert orders == [(256, (7, 0)), (256, (7, 1)), (256, (7, 2))]  # a new order every epoch
