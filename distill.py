@@ -161,7 +161,7 @@ def read_logits(path: str, examples: Examples) -> tuple[torch.Tensor, list[str] 
     if torch.is_tensor(artifact):
         logits, names = artifact, None
     else:
-        artifact = runtime.load(path, "logits", 1)
+        artifact = runtime.check(artifact, path, "logits", 1)
         if not torch.is_tensor(artifact.get("logits")) or not isinstance(artifact.get("label_names"), list):
             raise UserError(f"{path}: damaged, no logits or label_names in it; {remake}")
         if artifact.get("texts") != examples.fingerprint():
@@ -308,7 +308,10 @@ def train_student(settings: dict, folder: Path, tokenizer, encoded, encoded_vali
         epoch_seconds = progress.close()
         seconds += epoch_seconds
         train_loss = total_loss.item() / len(rows_used)
-        logits = logits_in_order(student, encoded_valid, 4 * args.max_tokens, device, precision)
+
+        progress = runtime.Progress("validate", len(encoded_valid), "texts")
+        logits = logits_in_order(student, encoded_valid, 4 * args.max_tokens, device, precision, progress)
+        progress.close()
         accuracy = (logits.argmax(1) == valid_labels).float().mean().item()
         scores = {"valid_loss": F.cross_entropy(logits, valid_labels).item(), "valid_accuracy": accuracy}
         if not np.isfinite(train_loss + scores["valid_loss"]):

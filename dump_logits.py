@@ -66,8 +66,8 @@ def output_paths(data: list[str], output_dir: str) -> list[Path]:
     return paths
 
 
-def run_teacher(path: str, teacher: Teacher, files: list[Examples], args, device) -> list[torch.Tensor]:
-    """Logits (N, C) float32 of each file, in file order."""
+def run_teacher(path: str, teacher: Teacher, files: list[Examples], labels, args, device) -> list:
+    """Logits (N, C) float32 of each file, in file order; `labels` (N,) of each, for the printout."""
     encoded = [teacher.encode(examples.texts, examples.texts2).to(device) for examples in files]
     lengths = encoded[0].lengths
     longest = np.argsort(-lengths, kind="stable")[: max(1, args.max_tokens // lengths.max())]
@@ -75,19 +75,18 @@ def run_teacher(path: str, teacher: Teacher, files: list[Examples], args, device
         precision = runtime.pick_precision(args.precision, device,
                                            lambda: teacher(**encoded[0].batch(longest, device)))
     results = []
-    for examples, rows in zip(files, encoded, strict=True):
+    for examples, rows, known in zip(files, encoded, labels, strict=True):
         what = f"{Path(path).name}, {Path(examples.path).name}"
         progress = runtime.Progress(what, len(rows), "texts")
         results.append(logits_in_order(teacher, rows, args.max_tokens, device, precision, progress))
         seconds = progress.close()
         print(f"{path} on {examples.path}: {len(rows) / seconds:,.0f} texts/s {precision}, "
-              f"{runtime.clock(seconds)}{accuracy(results[-1], examples, teacher.label_names)}")
+              f"{runtime.clock(seconds)}{accuracy(results[-1], known)}")
     return results
 
 
-def accuracy(logits, examples: Examples, names: list[str]) -> str:
+def accuracy(logits: torch.Tensor, labels: torch.Tensor) -> str:
     """Share of labelled rows whose label has the largest logit, in words for the log; empty without any."""
-    labels = torch.tensor(examples.label_ids(names))
     known = labels >= 0
     if not known.any():
         return ""
@@ -106,20 +105,18 @@ def main(args):
         if teacher.label_names != names:
             raise UserError(f"{path}: labels {teacher.label_names} differ from {names} of "
                             f"{args.teacher[0]}; averaged teachers need the same labels in the same order")
-    for examples in files:
-        examples.label_ids(names)  # refuses labels the teacher does not know
+    labels = [torch.tensor(examples.label_ids(names)) for examples in files]  # or refuses
     Path(args.output_dir).mkdir(parents=True, exist_ok=True)  # what is bound to fail fails before the work
     sums = [0.0] * len(files)
     for path, teacher in zip(args.teacher, teachers, strict=True):
-        logits = run_teacher(path, teacher.to(device), files, args, device)
+        logits = run_teacher(path, teacher.to(device), files, labels, args, device)
         teacher.to("cpu")
         sums = [total + part for total, part in zip(sums, logits, strict=True)]
 
-    for path, examples, total in zip(paths, files, sums, strict=True):
+    for path, examples, known, total in zip(paths, files, labels, sums, strict=True):
         logits = total / len(args.teacher)
         if len(args.teacher) > 1:
-            print(f"mean of {len(args.teacher)} teachers on {examples.path}"
-                  f"{accuracy(logits, examples, names)}")
+            print(f"mean of {len(args.teacher)} teachers on {examples.path}{accuracy(logits, known)}")
         logits = logits.to(getattr(torch, args.dtype))
         if not logits.isfinite().all():
             row = int((~logits.isfinite()).any(1).nonzero()[0])

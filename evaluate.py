@@ -100,7 +100,7 @@ def load_model(path: str, device):
     if kind == "student":
         return Student.load(path, device)
     if kind == "teacher":
-        return Teacher.load(path).to(device)
+        return Teacher.from_artifact(artifact, path).to(device)
     raise UserError(f"{path}: holds {kind or 'something that is not of this kit'}; "
                     f"a student.pt or teacher.pt is needed")
 

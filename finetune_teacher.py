@@ -144,6 +144,8 @@ def main(args):
         teacher, report = load_checkpoint(args.checkpoint, names, args.max_length)
     for line in report:
         print(line)
+    if args.epochs == 0 and (args.scratch or any(line.startswith("starts fresh") for line in report)):
+        raise UserError("--epochs 0 keeps a fine-tuned checkpoint as it is, this head is new: train it")
     teacher.to(device)
     names = teacher.label_names  # a published head may bring its own order
     labels = torch.tensor(train.label_ids(names), device=device)  # (N,), -1 without label
@@ -223,6 +225,7 @@ def main(args):
             progress.add(len(rows), total_loss)
         seconds = progress.close()
         train_loss = total_loss.item() / len(labelled)
+
         scores = evaluate()
         if not np.isfinite(train_loss + scores["valid_loss"]):
             raise UserError(f"epoch {epoch + 1} diverged (training loss {train_loss}, validation loss "
@@ -241,8 +244,6 @@ def main(args):
               f"{len(labelled) / seconds:,.0f} texts/s {precision}, {runtime.clock(seconds)}")
         sys.stdout.flush()
     if args.epochs == 0:
-        if not args.checkpoint or any("starts fresh" in line for line in report):
-            raise UserError("--epochs 0 keeps a fine-tuned checkpoint as it is, this head is new: train it")
         scores = evaluate()
         best = scores["valid_accuracy"]
         save_best(scores, 0)

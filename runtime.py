@@ -137,7 +137,11 @@ def load(path, kind: str, format: int) -> dict:
 
     Raises UserError when the file is missing, is no .pt file, carries code, or is of another kind or format.
     """
-    artifact = load_weights(path)
+    return check(load_weights(path), path, kind, format)
+
+
+def check(artifact, path, kind: str, format: int) -> dict:
+    """`artifact`, as load_weights read it from `path`, if it is of this kind and format; else a UserError."""
     found = artifact.get("kind") if isinstance(artifact, dict) else None
     if found != kind:
         raise UserError(f"{path}: holds {found or 'something that is not of this kit'}, a {kind} is needed")

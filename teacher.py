@@ -229,10 +229,12 @@ class Teacher(nn.Module):
     @classmethod
     def load(cls, path) -> "Teacher":
         """Read teacher.pt as finetune_teacher.py writes it. Raises UserError."""
-        return cls.from_artifact(runtime.load(path, "teacher", FORMAT), path)
+        return cls.from_artifact(runtime.load_weights(path), path)
 
     @classmethod
-    def from_artifact(cls, artifact: dict, path) -> "Teacher":
+    def from_artifact(cls, artifact, path) -> "Teacher":
+        """The teacher in what runtime.load_weights read from `path`. Raises UserError."""
+        runtime.check(artifact, path, "teacher", FORMAT)
         try:
             teacher = cls(TeacherConfig(**artifact["config"]), Tokenizer.from_str(artifact["tokenizer"]),
                           artifact["label_names"], artifact["max_length"])

@@ -50,9 +50,17 @@ from runtime import UserError
 SPECIAL_TOKENS = ["[PAD]", "[UNK]", "[CLS]", "[SEP]", "[MASK]"]  # ids 0 to 4
 
 
-def train(texts: list[str], kind: str, vocab_size: int, min_frequency: int,
+# NFC: macOS hands over Hangul decomposed into jamo, which are other tokens.
+NORMALIZER = normalizers.Sequence(
+    [normalizers.NFC(), normalizers.BertNormalizer(lowercase=False, strip_accents=False)])
+BERT_WORDS = pre_tokenizers.BertPreTokenizer()
+
+
+def train(texts: list[str], words: Counter, kind: str, vocab_size: int, min_frequency: int,
           limit_alphabet: int) -> Tokenizer:
-    """WordPiece as the original kit's: BERT's normalisation and word splitting, case and accents kept.
+    """A trained tokenizer; `words` are those of the texts with their counts, for WordPiece.
+
+    WordPiece as the original kit's: BERT's normalisation and word splitting, case and accents kept.
     BPE and unigram split as SentencePiece does, a space being part of the token that follows it.
     """
     limits = {"min_frequency": min_frequency, "limit_alphabet": limit_alphabet}
@@ -60,13 +68,11 @@ def train(texts: list[str], kind: str, vocab_size: int, min_frequency: int,
     kinds = {"wordpiece": models.WordPiece(unk_token="[UNK]"), "bpe": models.BPE(unk_token="[UNK]"),
              "unigram": models.Unigram()}
     tokenizer = Tokenizer(kinds[kind])
-    # NFC: macOS hands over Hangul decomposed into jamo, which are other tokens.
-    bert = normalizers.BertNormalizer(lowercase=False, strip_accents=False)
-    tokenizer.normalizer = normalizers.Sequence([normalizers.NFC(), bert])
+    tokenizer.normalizer = NORMALIZER
     if kind == "wordpiece":
-        tokenizer.pre_tokenizer = pre_tokenizers.BertPreTokenizer()
+        tokenizer.pre_tokenizer = BERT_WORDS
         tokenizer.decoder = decoders.WordPiece()
-        first, inner = alphabet(tokenizer, texts, limit_alphabet)
+        first, inner = alphabet(words, limit_alphabet)
         trainer = trainers.WordPieceTrainer(**common, **limits, initial_alphabet=first,
                                             special_tokens=SPECIAL_TOKENS + first + [f"##{c}" for c in inner])
     else:
@@ -92,16 +98,20 @@ def train(texts: list[str], kind: str, vocab_size: int, min_frequency: int,
     return tokenizer
 
 
-def alphabet(tokenizer: Tokenizer, texts: list[str], limit: int) -> tuple[list[str], list[str]]:
+def count_words(texts: list[str]) -> Counter:
+    """The words WordPiece splits, with their counts."""
+    words = Counter()
+    for text in texts:
+        words.update(word for word, _ in BERT_WORDS.pre_tokenize_str(NORMALIZER.normalize_str(text)))
+    return words
+
+
+def alphabet(words: Counter, limit: int) -> tuple[list[str], list[str]]:
     """The `limit` most frequent characters, and those of them that occur inside a word; both sorted.
 
     The library would number them in the order of a hash table, another one in each run (its issue 1794),
     and so break ties between tokens at random. Given in order, the same texts give the same file.
     """
-    words = Counter()
-    for text in texts:
-        words.update(word for word, _ in tokenizer.pre_tokenizer.pre_tokenize_str(
-            tokenizer.normalizer.normalize_str(text)))
     counts = Counter()
     for word, count in words.items():
         for character in word:
@@ -132,9 +142,10 @@ def main(args):
         examples = read_examples(file, args.text_column, args.text2_column)
         texts += examples.texts + (examples.texts2 or [])
     print(f"{len(texts):,} texts")
+    words = count_words(texts) if args.type == "wordpiece" else Counter()
     for vocab_size in args.vocab_size:
         limit_alphabet = args.limit_alphabet or (1000 if vocab_size <= 2000 else 1500)
-        tokenizer = train(texts, args.type, vocab_size, args.min_frequency, limit_alphabet)
+        tokenizer = train(texts, words, args.type, vocab_size, args.min_frequency, limit_alphabet)
         folder = Path(args.output_dir, f"vocab_size_{vocab_size}")
         save(tokenizer, folder, args.type)
 
