@@ -1,12 +1,13 @@
 # make demo    all five scripts on the embedded sample, a table at the end
 # make test    the test suite
-# Both set up .venv on first use.
+# make bench   the kit beside its peers, short form; fills the README's table
+# All set up .venv on first use.
 
 PYTHON ?= python3
 PY = .venv/bin/python
 SAMPLE = data/sample
 
-.PHONY: demo test lint clean
+.PHONY: demo test bench lint clean
 
 .venv/installed: requirements.txt
 	$(PYTHON) -m venv .venv
@@ -34,6 +35,15 @@ demo: .venv/installed
 test: .venv/installed-test
 	$(PY) -m ruff check .
 	$(PY) -m pytest -q
+
+.venv/installed-bench: .venv/installed bench/requirements.txt
+	$(PY) -m pip install -q -r bench/requirements.txt
+	touch $@
+
+bench: .venv/installed-bench
+	for name in distillation dumping finetuning prediction scaling; do \
+	    $(PY) -m bench.$$name $(BENCH) || exit 1; done
+	$(PY) -m bench.table
 
 clean:
 	rm -rf demo .pytest_cache .ruff_cache

@@ -5,6 +5,7 @@
     python distill.py --train train.tsv unlabeled.tsv --logits logits/train.pt logits/unlabeled.pt …
     python distill.py --train train.tsv --alpha 1 …                       # labels only, no teacher
     python distill.py … --size base small tiny --seed 0 1 2               # the whole grid, then one table
+    torchrun --nproc_per_node 2 distill.py …                              # several processes, one result
 
 reads   training files, for each the logits that dump_logits.py (or any (N, C) tensor) gives its rows,
         a labelled validation file, a folder with tokenizer.json
@@ -104,9 +105,9 @@ import torch.nn.functional as F
 from tokenizers import Tokenizer
 
 import runtime
-from data.batching import encode, logits_in_order, token_batches
-from data.examples import Examples, label_names, read_examples
-from runtime import UserError
+from data.batching import Encoded, Store, encode, logits_in_order, training_batches
+from data.examples import Examples, Survey, label_names, read_again, read_examples, survey
+from runtime import RANK, WORLD, UserError
 from student import SIZES, Student, StudentConfig, StudentError
 
 FORMAT = 1
@@ -140,74 +141,105 @@ def distill_loss(student_logits, teacher_logits, labels, alpha: float, temperatu
 
 @dataclass
 class TrainingSet:
-    """All training files in a row. Row i has labels[i] (-1: none) and logits[i]."""
+    """What the students of a grid share: files, their logits, names and the order of classes."""
 
-    texts: list[str]
-    texts2: list[str] | None
-    labels: torch.Tensor  # (N,) int64
-    logits: torch.Tensor | None  # (N, C) float32
+    files: list[Survey]
+    columns: tuple  # names of the columns, as read_examples takes them
+    logits: list[torch.Tensor | None]  # (rows, C) of each file, still on disk
     label_names: list[str]
-    fingerprints: dict[str, str]  # of all of it and of the validation file, for --resume
+    valid: Examples
+    valid_labels: torch.Tensor  # (N,)
+    fingerprints: dict[str, str]
+
+    @property
+    def rows(self) -> int:
+        return sum(file.rows for file in self.files)
+
+    @property
+    def labelled(self) -> int:
+        return sum(file.labelled for file in self.files)
 
 
-def read_logits(path: str, examples: Examples) -> tuple[torch.Tensor, list[str] | None]:
-    """Logits (N, C) float32 for the rows of `examples`, and the label names if the file has them.
+def read_logits(path: str, file: Survey) -> tuple[torch.Tensor, list[str] | None]:
+    """Logits (N, C) of the rows of `file`, mapped rather than read; the label names they were made with.
 
     The file is what dump_logits.py writes, or a bare (N, C) tensor from any other system. Logits of other
     texts are refused: they would train a student that looks fine and is wrong.
     """
-    remake = f"make the right ones: python dump_logits.py --teacher … --data {examples.path}"
-    artifact = runtime.load_weights(path)
+    remake = f"make the right ones: python dump_logits.py --teacher … --data {file.path}"
+    artifact = runtime.load_weights(path, mmap=True)
     if torch.is_tensor(artifact):
         logits, names = artifact, None
     else:
         artifact = runtime.check(artifact, path, "logits", 1)
         if not torch.is_tensor(artifact.get("logits")) or not isinstance(artifact.get("label_names"), list):
             raise UserError(f"{path}: damaged, no logits or label_names in it; {remake}")
-        if artifact.get("texts") != examples.fingerprint():
-            raise UserError(f"{path}: these are logits of other texts than {examples.path}; {remake}")
+        if artifact.get("texts") != file.fingerprint:
+            raise UserError(f"{path}: these are logits of other texts than {file.path}; {remake}")
         logits, names = artifact["logits"], artifact["label_names"]
-    if logits.dim() != 2 or len(logits) != len(examples) or not logits.is_floating_point():
-        raise UserError(f"{path}: {list(logits.shape)} {logits.dtype} where {examples.path} has "
-                        f"{len(examples)} rows: a float tensor (rows, classes) is needed; {remake}")
-    if not logits.isfinite().all():
-        row = int((~logits.isfinite()).any(1).nonzero()[0])
-        raise UserError(f"{path}: the logits of row {row} are not finite; {remake}")
-    return logits.float(), names
+    if logits.dim() != 2 or len(logits) != file.rows or not logits.is_floating_point():
+        raise UserError(f"{path}: {list(logits.shape)} {logits.dtype} where {file.path} has "
+                        f"{file.rows} rows: a float tensor (rows, classes) is needed; {remake}")
+    for start in range(0, len(logits), 2**20):
+        finite = logits[start : start + 2**20].isfinite().all(1)
+        if not finite.all():
+            row = start + int((~finite).nonzero()[0])
+            raise UserError(f"{path}: the logits of row {row} are not finite; {remake}")
+    return logits, names
 
 
-def read_training_set(args) -> tuple[TrainingSet, Examples, torch.Tensor]:
-    """The training files, the validation file and its labels (N,)."""
+def read_training_set(args) -> TrainingSet:
+    """Everything that can be wrong with the files is told here, before any work."""
     columns = args.text_column, args.text2_column, args.label_column
-    files = [read_examples(file, *columns) for file in args.train]
+    files = [survey(file, *columns) for file in args.train]
     valid = read_examples(args.valid, *columns)
-    if len({part.texts2 is None for part in [*files, valid]}) > 1:
+    if len({valid.texts2 is not None, *(file.pairs for file in files)}) > 1:
         raise UserError("some files have a column text2 and some have not; all or none must be pairs")
-    logits, names = None, None
-    if args.logits:
-        pairs = [read_logits(path, part) for path, part in zip(args.logits, files, strict=True)]
-        for path, (tensor, found) in zip(args.logits, pairs, strict=True):
-            if tensor.size(1) != pairs[0][0].size(1) or (found and names and found != names):
-                raise UserError(f"{path}: its classes are not those of the other logits; "
-                                f"one teacher for all files")
-            names = names or found
-        logits = torch.cat([tensor for tensor, _ in pairs])
-    names = names or label_names([*files, valid])
-    if logits is not None and logits.size(1) != len(names):
-        raise UserError(f"{args.logits[0]}: {logits.size(1)} classes, but the labels are {names}")
-    labels = torch.tensor([label for part in files for label in part.label_ids(names)])
+    logits, names = [None] * len(files), None
+    for i, path in enumerate(args.logits or ()):
+        logits[i], found = read_logits(path, files[i])
+        if logits[i].size(1) != logits[0].size(1) or (found and names and found != names):
+            raise UserError(f"{path}: its classes are not those of the other logits; "
+                            f"one teacher for all files")
+        names = names or found
+    if names is None:
+        labels = set.union({label for label in valid.labels or () if label}, *(file.labels for file in files))
+        names = label_names(labels, ", ".join([*args.train, args.valid]))
+    if args.logits and logits[0].size(1) != len(names):
+        raise UserError(f"{args.logits[0]}: {logits[0].size(1)} classes, but the labels are {names}")
     valid_labels = torch.tensor(valid.label_ids(names, every_row=True))
-    if 1 in args.alpha and (labels < 0).all():
+    for file in files:
+        file.refuse_other_labels(names, *columns)
+    if 1 in args.alpha and not any(file.labelled for file in files):
         raise UserError("--alpha 1 trains on labels alone, but no --train file has any")
-    texts = [text for part in files for text in part.texts]
-    texts2 = None if valid.texts2 is None else [text for part in files for text in part.texts2]
     fingerprints = {
-        "the texts of --train": " ".join(part.fingerprint() for part in files),
+        "the texts of --train": " ".join(file.fingerprint for file in files),
         "the texts of --valid": valid.fingerprint(),
-        "the labels": runtime.fingerprint(torch.cat([labels, valid_labels])), "their names": str(names),
-        "--logits": "" if logits is None else runtime.fingerprint(logits),
+        "the labels": " ".join([*(file.label_fingerprint for file in files),
+                                runtime.fingerprint(valid_labels)]),
+        "their names": str(names),
+        "--logits": " ".join(runtime.fingerprint(tensor) for tensor in logits if tensor is not None),
     }
-    return TrainingSet(texts, texts2, labels, logits, names, fingerprints), valid, valid_labels
+    return TrainingSet(files, columns, logits, names, valid, valid_labels, fingerprints)
+
+
+def encode_training_set(data: TrainingSet, tokenizer, args, device) -> tuple[Store, Encoded]:
+    """The rows of all training files with their labels and logits, and those of the validation file."""
+    ids = tokenizer.token_to_id("[PAD]"), tokenizer.token_to_id("[UNK]")
+    store = Store(Path(args.output_dir))
+    progress = runtime.Progress("encode", data.rows + len(data.valid), "texts")
+    for file, logits in zip(data.files, data.logits, strict=True):
+        row = 0
+        for part in read_again(file, *data.columns):
+            encoded = encode(tokenizer, part.texts, part.texts2, args.max_length, *ids, progress=progress)
+            encoded.columns["labels"] = torch.tensor(part.label_ids(data.label_names))  # -1 without label
+            if logits is not None:
+                encoded.columns["teacher_logits"] = logits[row : row + len(part)].float()
+            store.append(encoded)
+            row += len(part)
+    valid = encode(tokenizer, data.valid.texts, data.valid.texts2, args.max_length, *ids, progress=progress)
+    progress.close()
+    return store, valid.to(device)
 
 
 def read_tokenizer(folder: str) -> Tokenizer:
@@ -227,12 +259,13 @@ def read_tokenizer(folder: str) -> Tokenizer:
 # ---- one student -------------------------------------------------------------------------------------------
 
 
-def train_student(settings: dict, folder: Path, tokenizer, encoded, encoded_valid, data, valid_labels,
-                  args) -> dict:
+def train_student(settings: dict, folder: Path, tokenizer, store: Store, encoded_valid: Encoded,
+                  data: TrainingSet, args, device) -> dict:
     """Train one student, write it to `folder`, return its row of the summary. `settings` has GRID's keys."""
-    device = runtime.pick_device(args.device)
-    runtime.seed_everything(settings["seed"])
+    runtime.seed_everything(device, settings["seed"])
     alpha, temperature, loss_kind = settings["alpha"], settings["temperature"], settings["loss"]
+    labels_alone = alpha == 1 or data.logits[0] is None
+    rows_used = data.labelled if labels_alone else data.rows
 
     # model
     config = StudentConfig(
@@ -244,15 +277,13 @@ def train_student(settings: dict, folder: Path, tokenizer, encoded, encoded_vali
     count = sum(p.numel() for p in student.parameters())
     optimizer = torch.optim.AdamW(student.parameters(), settings["lr"], weight_decay=args.weight_decay,
                                   fused=device.type in ("cpu", "cuda"))
-    labels = data.labels.to(device)
-    teacher_logits = None if data.logits is None or alpha == 1 else data.logits.to(device)
-    rows_used = np.arange(len(labels))
-    if teacher_logits is None:
-        rows_used = np.flatnonzero(data.labels.numpy() >= 0)
+
+    window = next(store.windows(device))
+    trial = window.batch(np.argsort(window.lengths)[-128:])
 
     def trial_step():
-        rows = rows_used[np.argsort(encoded.lengths[rows_used])[-128:]]
-        F.cross_entropy(student(**encoded.batch(rows, device)).float(), labels[rows].clamp(min=0)).backward()
+        logits = student(trial["input_ids"], trial["lengths"])
+        F.cross_entropy(logits.float(), trial["labels"].clamp(min=0)).backward()
         optimizer.zero_grad()
 
     precision = runtime.pick_precision(args.precision, device, trial_step)
@@ -272,63 +303,69 @@ def train_student(settings: dict, folder: Path, tokenizer, encoded, encoded_vali
                             f"use those, or leave out --resume")
         student.load_state_dict(state["weights"])
         optimizer.load_state_dict(state["optimizer"])
-        runtime.set_rng_state(state["rng"], device)
         first_epoch, best, seconds = state["epoch"], state["best"], state["seconds"]
         precision = state["precision"]
         print(f"resuming {folder} after epoch {first_epoch}")
     log = runtime.Log(folder / "log.jsonl", args.resume, args.tensorboard)
     log.write(**made_by, **runtime.machine(device), precision=precision, fingerprints=fingerprints)
-    print(f"{folder}: {count:,} parameters, {len(rows_used):,} rows, "
-          + ("labels alone" if teacher_logits is None
+    print(f"{folder}: {count:,} parameters, {rows_used:,} rows, "
+          + ("labels alone" if labels_alone
              else f"alpha {alpha:g}, {loss_kind}" + (f", T {temperature:g}" if loss_kind == "kl" else "")))
 
     # loop
     for epoch in range(first_epoch, args.epochs):
         student.train()
-        batches = [rows_used[rows] for rows in
-                   token_batches(encoded.lengths[rows_used], args.max_tokens, (settings["seed"], epoch))]
-        total_loss = torch.zeros((), device=device)
-        progress = runtime.Progress(f"epoch {epoch + 1}/{args.epochs}", len(rows_used), "texts")
-        for i, rows in enumerate(batches):
-            with runtime.autocast(device, precision):
-                logits = student(**encoded.batch(rows, device))  # (B, C)
-            index = torch.from_numpy(rows).to(device)
-            soft = None if teacher_logits is None else teacher_logits[index]
-            loss = distill_loss(logits.float(), soft, labels[index], alpha, temperature, loss_kind)
-            loss.backward()
-            total_loss += loss.detach() * len(rows)
-            done = (epoch + (i + 0.5) / len(batches)) / args.epochs  # of the run, in (0, 1)
+        rows_done, total_loss = 0, torch.zeros((), device=device)
+        progress = runtime.Progress(f"epoch {epoch + 1}/{args.epochs}", rows_used, "texts")
+        batches = training_batches(store, args.max_tokens, (settings["seed"], epoch), device, labels_alone)
+        for step, (window, rows) in enumerate(batches):
+            runtime.seed_everything(device, settings["seed"], epoch, step, RANK)
+            mine = rows[RANK::WORLD]
+            if len(mine):
+                batch = window.batch(mine)
+                labels, teacher_logits = batch.pop("labels"), batch.pop("teacher_logits", None)
+                with runtime.autocast(device, precision):
+                    logits = student(**batch)  # (B, C)
+                loss = distill_loss(logits.float(), None if labels_alone else teacher_logits, labels, alpha,
+                                    temperature, loss_kind)
+                (loss * (len(mine) / len(rows))).backward()
+                total_loss += loss.detach() * len(mine)
+            done = (epoch + (rows_done + len(rows) / 2) / rows_used) / args.epochs  # of the run, in (0, 1)
             scale = min(done / max(args.warmup, 1e-9), (1 - done) / (1 - args.warmup))
             for group in optimizer.param_groups:
                 group["lr"] = settings["lr"] * scale
+            runtime.sum_gradients(student.parameters())
             torch.nn.utils.clip_grad_norm_(student.parameters(), args.clip)
             optimizer.step()
             optimizer.zero_grad()
-            progress.add(len(rows), total_loss)
+            rows_done += len(rows)
+            progress.add(len(rows), total_loss * WORLD)
         epoch_seconds = progress.close()
         seconds += epoch_seconds
-        train_loss = total_loss.item() / len(rows_used)
+        runtime.sum_over_ranks([total_loss])
+        train_loss = total_loss.item() / rows_used
 
         progress = runtime.Progress("validate", len(encoded_valid), "texts")
-        logits = logits_in_order(student, encoded_valid, 4 * args.max_tokens, device, precision, progress)
+        logits = logits_in_order(student, encoded_valid, 4 * args.max_tokens, precision, progress)
         progress.close()
-        accuracy = (logits.argmax(1) == valid_labels).float().mean().item()
-        scores = {"valid_loss": F.cross_entropy(logits, valid_labels).item(), "valid_accuracy": accuracy}
+        accuracy = (logits.argmax(1) == data.valid_labels).float().mean().item()
+        scores = {"valid_loss": F.cross_entropy(logits, data.valid_labels).item(), "valid_accuracy": accuracy}
         if not np.isfinite(train_loss + scores["valid_loss"]):
             raise UserError(f"epoch {epoch + 1} diverged (training loss {train_loss}, validation loss "
                             f"{scores['valid_loss']}): lower --lr"
                             + (f"; {folder / 'student.pt'} is the best before" if "epoch" in best else ""))
         if accuracy > best["valid_accuracy"]:
             best = {**scores, "epoch": epoch + 1}
-            student.save(folder / "student.pt", scores=best, made_by=made_by)
+            if RANK == 0:
+                student.save(folder / "student.pt", scores=best, made_by=made_by)
         runtime.save({"kind": "student-resume", "format": FORMAT, "weights": student.state_dict(),
-                      "optimizer": optimizer.state_dict(), "rng": runtime.rng_state(device),
-                      "epoch": epoch + 1, "best": best, "seconds": seconds, "precision": precision,
-                      "fingerprints": fingerprints, "made_by": made_by}, folder / "last.pt")
+                      "optimizer": optimizer.state_dict(), "epoch": epoch + 1, "best": best,
+                      "seconds": seconds, "precision": precision, "fingerprints": fingerprints,
+                      "made_by": made_by}, folder / "last.pt")
         log.write(epoch + 1, train_loss=train_loss, **scores, seconds=round(epoch_seconds, 2))
         print(f"epoch {epoch + 1}/{args.epochs}: train loss {train_loss:.4f}, validation loss "
               f"{scores['valid_loss']:.4f}, accuracy {accuracy:.2%} (best {best['valid_accuracy']:.2%}), "
-              f"{len(rows_used) / epoch_seconds:,.0f} texts/s {precision}, {runtime.clock(epoch_seconds)}")
+              f"{rows_used / epoch_seconds:,.0f} texts/s {precision}, {runtime.clock(epoch_seconds)}")
         sys.stdout.flush()
     log.close()
     return {"parameters": count, **best, "seconds": round(seconds, 1), "folder": str(folder)}
@@ -371,7 +408,8 @@ def write_summary(rows: list[dict], path: Path) -> None:
     rows = sorted(rows, key=lambda row: -row["valid_accuracy"])
     table = [list(rows[0])] + [[f"{value:.4f}" if isinstance(value, float) and abs(value) < 10 else str(value)
                                 for value in row.values()] for row in rows]
-    path.write_text("".join("\t".join(line) + "\n" for line in table), encoding="utf-8")
+    if RANK == 0:
+        path.write_text("".join("\t".join(line) + "\n" for line in table), encoding="utf-8")
     widths = [max(map(len, column)) for column in zip(*table, strict=True)]
     print()
     for line in table:
@@ -380,22 +418,20 @@ def write_summary(rows: list[dict], path: Path) -> None:
 
 
 def main(args):
-    device = runtime.pick_device(args.device)
+    device = runtime.connect(runtime.pick_device(args.device))
     grid = grid_settings(args)
-    data, valid, valid_labels = read_training_set(args)
-    print(f"labels {data.label_names}; {len(data.texts):,} training rows, "
-          f"{int((data.labels >= 0).sum()):,} of them labelled; {len(valid):,} for validation")
+    data = read_training_set(args)
+    print(f"labels {data.label_names}; {data.rows:,} training rows, {data.labelled:,} of them labelled; "
+          f"{len(data.valid):,} for validation")
     summary, encoded_for = [], None
     varied = [name for name in GRID if len(getattr(args, name)) > 1]
     for name, settings in grid:
         if encoded_for != settings["tokenizer"]:
             tokenizer = read_tokenizer(settings["tokenizer"])
-            ids = tokenizer.token_to_id("[PAD]"), tokenizer.token_to_id("[UNK]")
-            encoded = encode(tokenizer, data.texts, data.texts2, args.max_length, *ids).to(device)
-            encoded_valid = encode(tokenizer, valid.texts, valid.texts2, args.max_length, *ids).to(device)
+            store, encoded_valid = encode_training_set(data, tokenizer, args, device)
             encoded_for = settings["tokenizer"]
-        result = train_student(settings, Path(args.output_dir, name), tokenizer, encoded, encoded_valid, data,
-                               valid_labels, args)
+        result = train_student(settings, Path(args.output_dir, name), tokenizer, store, encoded_valid, data,
+                               args, device)
         summary.append({key: settings[key] for key in varied} | result)
     if len(summary) > 1:
         write_summary(summary, Path(args.output_dir, "summary.tsv"))

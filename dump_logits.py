@@ -2,6 +2,7 @@
 
     python dump_logits.py --teacher teacher/teacher.pt --data data/nsmc/train.tsv       # -> logits/train.pt
     python dump_logits.py --teacher a.pt b.pt --data train.tsv unlabeled.tsv.gz         # mean of two teachers
+    torchrun --nproc_per_node 2 dump_logits.py …                                        # several processes
 
 reads   teacher.pt (several: their logits are averaged), files with a text column; labels are not needed
 writes  OUTPUT_DIR/NAME.pt for each data file NAME.tsv: logits (N, C), fingerprints of texts and teachers
@@ -43,16 +44,16 @@ if __name__ == "__main__":
 import re
 from pathlib import Path
 
-import numpy as np
 import torch
 
 import runtime
-from data.batching import logits_in_order
-from data.examples import Examples, read_examples
+from data.batching import logits_in_order, token_batches
+from data.examples import Survey, read_again, stream_examples, survey
 from runtime import UserError
 from teacher import Teacher
 
 FORMAT = 1
+SHARD = 2**18  # rows that are encoded, sorted by length and run at a time
 
 
 def output_paths(data: list[str], output_dir: str) -> list[Path]:
@@ -66,69 +67,69 @@ def output_paths(data: list[str], output_dir: str) -> list[Path]:
     return paths
 
 
-def run_teacher(path: str, teacher: Teacher, files: list[Examples], labels, args, device) -> list:
-    """Logits (N, C) float32 of each file, in file order; `labels` (N,) of each, for the printout."""
-    encoded = [teacher.encode(examples.texts, examples.texts2).to(device) for examples in files]
-    lengths = encoded[0].lengths
-    longest = np.argsort(-lengths, kind="stable")[: max(1, args.max_tokens // lengths.max())]
+def load_teachers(paths: list[str], device) -> list[Teacher]:
+    """Teachers whose logits can be averaged: they have the same classes in the same order."""
+    teachers = [Teacher.load(path).to(device) for path in paths]
+    for path, teacher in zip(paths, teachers, strict=True):
+        if teacher.label_names != teachers[0].label_names:
+            raise UserError(f"{path}: labels {teacher.label_names} differ from {teachers[0].label_names} of "
+                            f"{paths[0]}; averaged teachers need the same labels in the same order")
+    return teachers
+
+
+def choose_precision(teacher: Teacher, file: Survey, columns: tuple, args, device) -> str:
+    """By a trial on the longest of the file's first rows."""
+    part = next(stream_examples(file.path, *columns))
+    encoded = teacher.encode(part.texts, part.texts2).to(device)
+    longest = token_batches(encoded.lengths, args.max_tokens)[0]
     with torch.inference_mode():
-        precision = runtime.pick_precision(args.precision, device,
-                                           lambda: teacher(**encoded[0].batch(longest, device)))
-    results = []
-    for examples, rows, known in zip(files, encoded, labels, strict=True):
-        what = f"{Path(path).name}, {Path(examples.path).name}"
-        progress = runtime.Progress(what, len(rows), "texts")
-        results.append(logits_in_order(teacher, rows, args.max_tokens, device, precision, progress))
-        seconds = progress.close()
-        print(f"{path} on {examples.path}: {len(rows) / seconds:,.0f} texts/s {precision}, "
-              f"{runtime.clock(seconds)}{accuracy(results[-1], known)}")
-    return results
+        return runtime.pick_precision(args.precision, device, lambda: teacher(**encoded.batch(longest)))
 
 
-def accuracy(logits: torch.Tensor, labels: torch.Tensor) -> str:
-    """Share of labelled rows whose label has the largest logit, in words for the log; empty without any."""
-    known = labels >= 0
-    if not known.any():
-        return ""
-    correct = (logits.argmax(1) == labels)[known]
-    return f", accuracy {correct.float().mean():.2%} of {len(correct):,} labelled rows"
+def dump(file: Survey, columns: tuple, teachers: list[Teacher], args, device) -> torch.Tensor:
+    """Logits (N, C) of a file in args.dtype, the mean over teachers, in file order."""
+    names = teachers[0].label_names
+    precisions = [choose_precision(teacher, file, columns, args, device) for teacher in teachers]
+    progress = runtime.Progress(Path(file.path).name, file.rows * len(teachers), "texts")
+    shards, right = [], 0
+    for part in read_again(file, *columns, chunk=SHARD):
+        logits = 0
+        for teacher, precision in zip(teachers, precisions, strict=True):
+            encoded = teacher.encode(part.texts, part.texts2).to(device)
+            logits += logits_in_order(teacher, encoded, args.max_tokens, precision, progress) / len(teachers)
+        right += int((logits.argmax(1) == torch.tensor(part.label_ids(names))).sum())
+        shards.append(logits.to(getattr(torch, args.dtype)))
+        if not shards[-1].isfinite().all():
+            row = int((~shards[-1].isfinite()).any(1).nonzero()[0])
+            raise UserError(f"{file.path}:{part.lines[row]}: the logits of this row are not finite in "
+                            f"{args.dtype}; try --dtype float32 --precision fp32")
+    seconds = progress.close()
+    print(f"{file.path}: {file.rows / seconds:,.0f} texts/s {precisions[0]}, {runtime.clock(seconds)}"
+          + (f", accuracy {right / file.labelled:.2%} of {file.labelled:,} labelled rows"
+             if file.labelled else ""))
+    return torch.cat(shards)
 
 
 def main(args):
-    device = runtime.pick_device(args.device)
+    device = runtime.connect(runtime.pick_device(args.device))
     paths = output_paths(args.data, args.output_dir)
-    files = [read_examples(file, args.text_column, args.text2_column, args.label_column)
-             for file in args.data]
-    teachers = [Teacher.load(path) for path in args.teacher]
+    columns = args.text_column, args.text2_column, args.label_column
+    files = [survey(file, *columns) for file in args.data]
+    teachers = load_teachers(args.teacher, device)
     names = teachers[0].label_names
-    for path, teacher in zip(args.teacher, teachers, strict=True):
-        if teacher.label_names != names:
-            raise UserError(f"{path}: labels {teacher.label_names} differ from {names} of "
-                            f"{args.teacher[0]}; averaged teachers need the same labels in the same order")
-    labels = [torch.tensor(examples.label_ids(names)) for examples in files]  # or refuses
+    for file in files:
+        file.refuse_other_labels(names, *columns)
     Path(args.output_dir).mkdir(parents=True, exist_ok=True)  # what is bound to fail fails before the work
-    sums = [0.0] * len(files)
-    for path, teacher in zip(args.teacher, teachers, strict=True):
-        logits = run_teacher(path, teacher.to(device), files, labels, args, device)
-        teacher.to("cpu")
-        sums = [total + part for total, part in zip(sums, logits, strict=True)]
-
-    for path, examples, known, total in zip(paths, files, labels, sums, strict=True):
-        logits = total / len(args.teacher)
-        if len(args.teacher) > 1:
-            print(f"mean of {len(args.teacher)} teachers on {examples.path}{accuracy(logits, known)}")
-        logits = logits.to(getattr(torch, args.dtype))
-        if not logits.isfinite().all():
-            row = int((~logits.isfinite()).any(1).nonzero()[0])
-            raise UserError(f"{examples.path}:{examples.lines[row]}: the logits of row {row} are not finite "
-                            f"in {args.dtype}; try --dtype float32 --precision fp32")
+    for path, file in zip(paths, files, strict=True):
+        logits = dump(file, columns, teachers, args, device)
         runtime.save({
             "kind": "logits", "format": FORMAT, "logits": logits, "label_names": names,
-            "texts": examples.fingerprint(), "teachers": [teacher.fingerprint() for teacher in teachers],
+            "texts": file.fingerprint, "teachers": [teacher.fingerprint() for teacher in teachers],
             "max_lengths": [teacher.max_length for teacher in teachers],
             "made_by": runtime.made_by(args),
         }, path)
-        print(f"{path}: logits of {len(logits):,} rows, {path.stat().st_size:,} bytes")
+        if runtime.RANK == 0:
+            print(f"{path}: logits of {len(logits):,} rows, {path.stat().st_size:,} bytes")
 
 
 if __name__ == "__main__":

@@ -4,6 +4,7 @@
         --checkpoint monologg/koelectra-small-v3-discriminator            # a hub id, or a folder
     python finetune_teacher.py --train … --valid … --scratch 2,128,4 --tokenizer tokenizer/vocab_size_3000
     python finetune_teacher.py … --resume                                 # go on after an interruption
+    torchrun --nproc_per_node 2 finetune_teacher.py …                     # several processes, one result
 
 reads   train and validation files (columns text, label), a published checkpoint
 writes  OUTPUT_DIR/teacher.pt (best epoch), last.pt (for --resume), log.jsonl
@@ -71,6 +72,7 @@ if __name__ == "__main__":
     ARGS = parse_args()  # before torch is imported: --help and a wrong flag answer at once
 
 import sys
+from itertools import islice
 from pathlib import Path
 
 import numpy as np
@@ -78,9 +80,9 @@ import torch
 import torch.nn.functional as F
 
 import runtime
-from data.batching import logits_in_order, token_batches
-from data.examples import label_names, read_examples
-from runtime import UserError
+from data.batching import Store, logits_in_order, training_batches
+from data.examples import label_names, read_again, read_examples, survey
+from runtime import RANK, WORLD, UserError
 from teacher import Teacher, TeacherConfig, bert_template, load_checkpoint, load_tokenizer
 
 FORMAT = 1
@@ -125,17 +127,23 @@ def new_teacher(args, names: list[str]) -> Teacher:
     return Teacher(config, tokenizer, names, args.max_length)
 
 
+def grouped(batches, count: int):
+    """Lists of `count` batches, of those left at the end."""
+    while group := list(islice(batches, count)):
+        yield group
+
+
 def main(args):
-    device = runtime.pick_device(args.device)
-    runtime.seed_everything(args.seed)
+    device = runtime.connect(runtime.pick_device(args.device))
+    runtime.seed_everything(device, args.seed)
     output = Path(args.output_dir)
 
     # data
     columns = args.text_column, args.text2_column, args.label_column
-    train, valid = read_examples(args.train, *columns), read_examples(args.valid, *columns)
-    if (train.texts2 is None) != (valid.texts2 is None):
+    train, valid = survey(args.train, *columns), read_examples(args.valid, *columns)
+    if train.pairs != (valid.texts2 is not None):
         raise UserError(f"{args.train} and {args.valid}: one has a column text2 and the other has not")
-    names = label_names([train])
+    names = label_names(train.labels, args.train)
 
     # model
     if args.scratch:
@@ -148,18 +156,25 @@ def main(args):
         raise UserError("--epochs 0 keeps a fine-tuned checkpoint as it is, this head is new: train it")
     teacher.to(device)
     names = teacher.label_names  # a published head may bring its own order
-    labels = torch.tensor(train.label_ids(names), device=device)  # (N,), -1 without label
     valid_labels = torch.tensor(valid.label_ids(names, every_row=True))
     count = sum(p.numel() for p in teacher.parameters())
-    print(f"{teacher.config.family}, {count:,} parameters, labels {names}; {len(train):,} training rows, "
+    print(f"{teacher.config.family}, {count:,} parameters, labels {names}; {train.rows:,} training rows, "
           f"{len(valid):,} for validation")
-    encoded = teacher.encode(train.texts, train.texts2).to(device)
-    encoded_valid = teacher.encode(valid.texts, valid.texts2).to(device)
-    labelled = np.flatnonzero(labels.cpu().numpy() >= 0)
+    store = Store(output)
+    progress = runtime.Progress("encode", train.rows + len(valid), "texts")
+    for part in read_again(train, *columns):
+        encoded = teacher.encode(part.texts, part.texts2, progress)
+        encoded.columns["labels"] = torch.tensor(part.label_ids(names))  # (N,), -1 without label
+        store.append(encoded)
+    encoded_valid = teacher.encode(valid.texts, valid.texts2, progress).to(device)
+    progress.close()
+
+    window = next(store.windows(device))
+    trial = window.batch(np.argsort(window.lengths)[-64:])
+    trial_labels = trial.pop("labels").clamp(min=0)
 
     def trial_step():
-        rows = labelled[np.argsort(encoded.lengths[labelled])[-64:]]
-        F.cross_entropy(teacher(**encoded.batch(rows, device)).float(), labels[rows]).backward()
+        F.cross_entropy(teacher(**trial).float(), trial_labels).backward()
         teacher.zero_grad()
 
     precision = runtime.pick_precision(args.precision, device, trial_step)
@@ -168,8 +183,8 @@ def main(args):
 
     # resume
     fingerprints = {
-        "the texts of --train": train.fingerprint(), "the texts of --valid": valid.fingerprint(),
-        "the labels": runtime.fingerprint(torch.cat([labels.cpu(), valid_labels])), "their names": str(names),
+        "the texts of --train": train.fingerprint, "the texts of --valid": valid.fingerprint(),
+        "the labels": train.label_fingerprint + runtime.fingerprint(valid_labels), "their names": str(names),
         "the tokenizer": runtime.fingerprint(teacher.tokenizer.to_str()),
     }
     first_epoch, best = 0, -1.0
@@ -183,7 +198,6 @@ def main(args):
                             f"use those, or leave out --resume")
         teacher.load_state_dict(state["weights"])
         optimizer.load_state_dict(state["optimizer"])
-        runtime.set_rng_state(state["rng"], device)
         first_epoch, best, precision = state["epoch"], state["best"], state["precision"]
         print(f"resuming after epoch {first_epoch}, best validation accuracy {best:.2%}")
     log = runtime.Log(output / "log.jsonl", args.resume, args.tensorboard)
@@ -192,7 +206,7 @@ def main(args):
 
     def evaluate() -> dict:
         progress = runtime.Progress("validate", len(valid), "texts")
-        logits = logits_in_order(teacher, encoded_valid, 4 * args.max_tokens, device, precision, progress)
+        logits = logits_in_order(teacher, encoded_valid, 4 * args.max_tokens, precision, progress)
         progress.close()
         accuracy = (logits.argmax(1) == valid_labels).float().mean().item()
         return {"valid_loss": F.cross_entropy(logits, valid_labels).item(), "valid_accuracy": accuracy}
@@ -203,28 +217,36 @@ def main(args):
     # loop
     for epoch in range(first_epoch, args.epochs):
         teacher.train()
-        batches = [labelled[rows] for rows in
-                   token_batches(encoded.lengths[labelled], args.max_tokens, (args.seed, epoch))]
-        total_loss = torch.zeros((), device=device)
-        progress = runtime.Progress(f"epoch {epoch + 1}/{args.epochs}", len(labelled), "texts")
-        for i, rows in enumerate(batches):
-            with runtime.autocast(device, precision):
-                logits = teacher(**encoded.batch(rows, device))  # (B, C)
-            loss = F.cross_entropy(logits.float(), labels[torch.from_numpy(rows).to(device)])
-            in_step = min(args.accumulate, len(batches) - i // args.accumulate * args.accumulate)
-            (loss / in_step).backward()
-            total_loss += loss.detach() * len(rows)
-            if (i + 1) % args.accumulate == 0 or i + 1 == len(batches):
-                done = (epoch + (i + 0.5) / len(batches)) / args.epochs  # of the run, in (0, 1)
-                scale = min(done / max(args.warmup, 1e-9), (1 - done) / (1 - args.warmup))
-                for group in optimizer.param_groups:
-                    group["lr"] = group["peak"] * scale
-                torch.nn.utils.clip_grad_norm_(teacher.parameters(), args.clip)
-                optimizer.step()
-                optimizer.zero_grad()
-            progress.add(len(rows), total_loss)
+        rows_done, total_loss = 0, torch.zeros((), device=device)
+        progress = runtime.Progress(f"epoch {epoch + 1}/{args.epochs}", train.labelled, "texts")
+        batches = training_batches(store, args.max_tokens, (args.seed, epoch), device, labelled=True)
+        for step, group in enumerate(grouped(batches, args.accumulate)):
+            runtime.seed_everything(device, args.seed, epoch, step, RANK)
+            rows_in_step = sum(len(rows) for _, rows in group)
+            for window, rows in group:
+                mine = rows[RANK::WORLD]
+                if not len(mine):
+                    continue
+                batch = window.batch(mine)
+                labels = batch.pop("labels")
+                with runtime.autocast(device, precision):
+                    logits = teacher(**batch)  # (B, C)
+                loss = F.cross_entropy(logits.float(), labels, reduction="sum")
+                (loss / rows_in_step).backward()
+                total_loss += loss.detach()
+            done = (epoch + (rows_done + rows_in_step / 2) / train.labelled) / args.epochs  # in (0, 1)
+            scale = min(done / max(args.warmup, 1e-9), (1 - done) / (1 - args.warmup))
+            for parameters in optimizer.param_groups:
+                parameters["lr"] = parameters["peak"] * scale
+            runtime.sum_gradients(teacher.parameters())
+            torch.nn.utils.clip_grad_norm_(teacher.parameters(), args.clip)
+            optimizer.step()
+            optimizer.zero_grad()
+            rows_done += rows_in_step
+            progress.add(rows_in_step, total_loss * WORLD)
         seconds = progress.close()
-        train_loss = total_loss.item() / len(labelled)
+        runtime.sum_over_ranks([total_loss])
+        train_loss = total_loss.item() / train.labelled
 
         scores = evaluate()
         if not np.isfinite(train_loss + scores["valid_loss"]):
@@ -235,13 +257,13 @@ def main(args):
             best = scores["valid_accuracy"]
             save_best(scores, epoch + 1)
         runtime.save({"kind": "teacher-resume", "format": FORMAT, "weights": teacher.state_dict(),
-                      "optimizer": optimizer.state_dict(), "rng": runtime.rng_state(device),
-                      "epoch": epoch + 1, "best": best, "precision": precision,
-                      "fingerprints": fingerprints, "made_by": made_by}, output / "last.pt")
+                      "optimizer": optimizer.state_dict(), "epoch": epoch + 1, "best": best,
+                      "precision": precision, "fingerprints": fingerprints, "made_by": made_by},
+                     output / "last.pt")
         log.write(epoch + 1, train_loss=train_loss, **scores, seconds=round(seconds, 2))
         print(f"epoch {epoch + 1}/{args.epochs}: train loss {train_loss:.4f}, validation loss "
               f"{scores['valid_loss']:.4f}, accuracy {scores['valid_accuracy']:.2%} (best {best:.2%}), "
-              f"{len(labelled) / seconds:,.0f} texts/s {precision}, {runtime.clock(seconds)}")
+              f"{train.labelled / seconds:,.0f} texts/s {precision}, {runtime.clock(seconds)}")
         sys.stdout.flush()
     if args.epochs == 0:
         scores = evaluate()

@@ -1,7 +1,8 @@
 """What two or more scripts need, has one right answer, and knows nothing of models, losses or text.
 
-That rule decides what may enter: device, precision, seeds, atomic save, safe load, JSON-lines log, progress.
-No argparse, no import from this project, nothing that belongs to a noun (examples, teacher, student).
+That rule decides what may enter: device, precision, seeds, torchrun's ranks, atomic save, safe load,
+JSON-lines log, progress. No argparse, no import from this project, nothing that belongs to a noun (examples,
+teacher, student).
 """
 
 import contextlib
@@ -11,9 +12,16 @@ import os
 import platform
 import sys
 import time
+import zipfile
+from datetime import timedelta
 from pathlib import Path
 
+import numpy as np
 import torch
+
+# Set by torchrun. Every rank runs the whole script; rank 0 alone prints, logs and writes.
+RANK, WORLD = int(os.environ.get("RANK", 0)), int(os.environ.get("WORLD_SIZE", 1))
+PATIENCE = timedelta(minutes=10)  # how long a rank waits for the others before it gives up
 
 
 class UserError(Exception):
@@ -24,10 +32,17 @@ def run(main, *args, errors=()):
     """Call main(*args) as a script: expected errors become one line on stderr and exit code 2, Ctrl-C 130."""
     try:
         main(*args)
+        if WORLD > 1 and torch.distributed.is_initialized():
+            torch.distributed.destroy_process_group()
     except BrokenPipeError:  # the reader of a pipe, such as head, has enough
         os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
     except (UserError, OSError, *errors) as error:  # an OSError names the file and what is wrong with it
-        print(f"error: {error}", file=sys.stderr)
+        line = f"{f'rank {RANK}: ' if WORLD > 1 else ''}error: {error}\n"
+        sys.stderr.write(line)  # with its end at once: print would let another rank's line come between
+        sys.stderr.flush()
+        if WORLD > 1:
+            sys.stdout.flush()
+            os._exit(2)  # past the threads that talk to the other ranks: without those they abort the process
         sys.exit(2)
     except KeyboardInterrupt:
         print("\ninterrupted", file=sys.stderr)
@@ -58,11 +73,17 @@ def pick_precision(name: str, device: torch.device, step) -> str:
     """Resolve 'auto' to 'bf16' or 'fp32' by trying: step() is one forward (and backward) pass on the device.
 
     A CPU without bf16 instructions either refuses bf16 LSTMs or runs bf16 products hundreds of times slower,
-    and no flag of PyTorch tells in advance; so bf16 has to win a short race. The race leaves the random
-    state as it was.
+    and no flag of PyTorch tells in advance; so bf16 has to win a short race, on every rank. The race leaves
+    the random state as it was.
     """
     if name != "auto":
         return name
+    wins = torch.tensor([float(_faster(device, step) == "bf16")], device=device)
+    sum_over_ranks([wins])
+    return "bf16" if wins.item() == WORLD else "fp32"
+
+
+def _faster(device: torch.device, step) -> str:
     if device.type == "cuda":
         return "bf16" if torch.cuda.is_bf16_supported(including_emulation=False) else "fp32"
     if device.type != "cpu":
@@ -93,30 +114,84 @@ def _seconds(step) -> float:
     return min(times[1:])
 
 
-def seed_everything(seed: int) -> None:
-    """Seed PyTorch on every device. Nothing here draws from random or numpy's global generators."""
-    torch.manual_seed(seed)
+def seed_everything(device: torch.device, *numbers: int) -> None:
+    """Seed PyTorch's generator of the CPU and of `device` with a hash of the numbers.
 
-
-def rng_state(device: torch.device) -> dict:
-    """The random states a resumed run must continue from (dropout draws from them)."""
-    state = {"cpu": torch.get_rng_state()}
+    The training loops call it before each step with (seed, step, rank): dropout is then a function of those
+    alone, and a run can go on from any step without a stored random state.
+    """
+    seed = int(np.random.SeedSequence(numbers).generate_state(1, np.uint64)[0] >> 1)
+    torch.default_generator.manual_seed(seed)  # torch.manual_seed would visit every device: 0.1 ms
     if device.type == "cuda":
-        state["cuda"] = torch.cuda.get_rng_state(device)
-    return state
+        torch.cuda.init()
+        torch.cuda.default_generators[device.index or 0].manual_seed(seed)
+    elif device.type == "mps":
+        torch.mps.manual_seed(seed)
 
 
-def set_rng_state(state: dict, device: torch.device) -> None:
-    torch.set_rng_state(state["cpu"])
-    if device.type == "cuda" and "cuda" in state:
-        torch.cuda.set_rng_state(state["cuda"], device)
+# ---- torchrun ----------------------------------------------------------------------------------------------
+
+
+def connect(device: torch.device) -> torch.device:
+    """Meet the other ranks when torchrun started this process; returns the device of this rank."""
+    if WORLD == 1:
+        return device
+    if device.type == "cuda":
+        device = torch.device("cuda", int(os.environ["LOCAL_RANK"]))
+        if device.index >= torch.cuda.device_count():
+            raise UserError(f"torchrun started {device.index + 1} or more processes on a machine with "
+                            f"{torch.cuda.device_count()} GPUs: lower --nproc_per_node")
+        torch.cuda.set_device(device)
+    if RANK > 0:
+        sys.stdout = open(os.devnull, "w")  # noqa: SIM115 - for the rest of the run
+    with _others("cannot meet the other ranks"):
+        torch.distributed.init_process_group("nccl" if device.type == "cuda" else "gloo", timeout=PATIENCE)
+    return device
+
+
+def sum_over_ranks(tensors: list[torch.Tensor]) -> None:
+    """Replace each tensor by its sum over all ranks, in one message; all are of one type, on one device."""
+    if WORLD == 1:
+        return
+    flat = torch.cat([tensor.flatten() for tensor in tensors])
+    with _others("lost another rank"):
+        torch.distributed.all_reduce(flat)
+    for tensor, total in zip(tensors, flat.split([tensor.numel() for tensor in tensors]), strict=True):
+        tensor.copy_(total.view_as(tensor))
+
+
+def sum_gradients(parameters) -> None:
+    """Replace each gradient by its sum over all ranks. A rank that had no row of the batch adds zeros."""
+    if WORLD == 1:
+        return
+    parameters = list(parameters)
+    for parameter in parameters:
+        if parameter.grad is None:
+            parameter.grad = torch.zeros_like(parameter)
+    sum_over_ranks([parameter.grad for parameter in parameters])
+
+
+@contextlib.contextmanager
+def _others(trouble: str):
+    """A collective that fails, because another rank is gone or silent for PATIENCE, ends in one line."""
+    try:
+        yield
+    except RuntimeError as error:  # what torch.distributed raises for all of it
+        reason = str(error).strip().split("\n")[0][:200]
+        raise UserError(f"{trouble}, whose own message tells why ({reason}); start the run again, "
+                        f"where it was training with --resume") from None
 
 
 # ---- artifacts ---------------------------------------------------------------------------------------------
 
 
 def save(artifact: dict, path) -> None:
-    """torch.save to a temporary file beside `path`, flushed, then renamed: no reader sees half a file."""
+    """torch.save to a temporary file beside `path`, flushed, then renamed: no reader sees half a file.
+
+    Of several ranks, 0 alone writes.
+    """
+    if RANK > 0:
+        return
     path = Path(path)
     partial = path.with_name(f".{path.name}.{os.getpid()}.partial")
     try:
@@ -150,10 +225,13 @@ def check(artifact, path, kind: str, format: int) -> dict:
     return artifact
 
 
-def load_weights(path):
-    """torch.load on the CPU with weights_only, its many ways of failing told in one line each."""
+def load_weights(path, mmap: bool = False):
+    """torch.load on the CPU with weights_only, its many ways of failing told in one line each.
+
+    With `mmap`, tensors stay in the file until they are read (not in files from before PyTorch 1.6).
+    """
     try:
-        return torch.load(path, map_location="cpu", weights_only=True)
+        return torch.load(path, map_location="cpu", weights_only=True, mmap=mmap and zipfile.is_zipfile(path))
     except OSError as error:
         raise UserError(f"{path}: cannot read ({error.strerror or error})") from None
     except Exception as error:  # a corrupt file can raise nearly anything: pickle, zip, unicode, key errors
@@ -190,12 +268,15 @@ def _plain(value) -> bool:
 
 
 class Log:
-    """One JSON object a line, flushed; numbers also go to TensorBoard when asked. A resumed run appends."""
+    """One JSON object a line, flushed; numbers also go to TensorBoard when asked. A resumed run appends.
+
+    Of several ranks, 0 alone writes.
+    """
 
     def __init__(self, path, resume: bool, tensorboard: bool = False):
-        path = Path(path)
+        path = Path(path if RANK == 0 else os.devnull)
         self.writer = None
-        if tensorboard:
+        if tensorboard and RANK == 0:
             try:
                 from torch.utils.tensorboard import SummaryWriter
             except ImportError:
@@ -230,13 +311,14 @@ def machine(device: torch.device) -> dict:
         if device.type == "cpu":
             lines = Path("/proc/cpuinfo").read_text(encoding="utf-8").splitlines()
             name = next((line.split(":", 1)[1].strip() for line in lines if "model name" in line), name)
-    return {"device": device.type, "hardware": name, "threads": torch.get_num_threads()}
+    return {"device": device.type, "hardware": name, "threads": torch.get_num_threads(), "ranks": WORLD}
 
 
 class Progress:
     """A line with rate and time left for work that lasts longer than two seconds.
 
     On a terminal the line redraws itself; into a file or pipe a plain line is printed every ten seconds.
+    Of several ranks, 0 alone shows it.
     """
 
     def __init__(self, what: str, total: int, unit: str):
@@ -244,7 +326,7 @@ class Progress:
         self.done, self.shown = 0, False
         self.start = time.perf_counter()
         self.terminal = sys.stderr.isatty()
-        self.next = self.start + 2
+        self.next = self.start + 2 if RANK == 0 else float("inf")
 
     def add(self, amount: int, loss: torch.Tensor | None = None) -> None:
         """Count `amount` more. `loss`, a running sum over all that is done, is shown as a mean; it is read

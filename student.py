@@ -13,10 +13,25 @@ Shapes: B batch, T tokens, E embedding, H hidden, C classes.
 """
 
 import argparse
+
+
+def parse_args(argv=None):
+    p = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    p.add_argument("student", metavar="STUDENT.pt")
+    p.add_argument("text", nargs="*", help="texts; without any, one text a line is read from standard input")
+    return p.parse_args(argv)
+
+
+if __name__ == "__main__":
+    ARGS = parse_args()  # before torch is imported: --help and a wrong flag answer at once
+
 import itertools
 import os
 import sys
 import zlib
+from array import array
+from concurrent.futures import ThreadPoolExecutor
+from contextlib import contextmanager
 from dataclasses import asdict, dataclass
 from pathlib import Path
 
@@ -30,7 +45,9 @@ FORMAT = 1
 SIZES = {"large": (128, 256), "base": (64, 128), "small": (32, 64), "mini": (16, 16), "tiny": (8, 16)}
 POOLINGS = ("last", "max", "mean", "attention")
 HEADS = ("linear", "relu")
-CHUNK = 65_536  # texts that predict holds encoded at a time
+CHUNK = 65_536  # texts whose token ids predict holds at a time
+PART = 1024  # texts that a thread tokenizes at a time
+SHARE = 256  # texts for each thread that make it worth starting threads
 
 
 class StudentError(ValueError):
@@ -74,22 +91,50 @@ class BiLSTMLayer(nn.Module):
 
     def __init__(self, input_dim: int, hidden_dim: int):
         super().__init__()
-        self.ahead = nn.LSTM(input_dim, hidden_dim, batch_first=True)
-        self.behind = nn.LSTM(input_dim, hidden_dim, batch_first=True)
+        self.ahead = nn.LSTM(input_dim, hidden_dim)
+        self.behind = nn.LSTM(input_dim, hidden_dim)
 
     def forward(self, x, mirror):
-        """x (B, T, E), mirror (B, T, 1) -> states of both directions, (B, T, H) each.
+        """x (T, B, E), mirror (T, B) or None as for take -> states of both directions, (T, B, H) each.
 
         The backward direction's states are in its own order: position 0 is the last token.
         """
-        ahead, _ = self.ahead(x)
-        behind, _ = self.behind(take(x, mirror))
-        return ahead, behind
+        return lstm_states(self.ahead, x), lstm_states(self.behind, take(x, mirror))
+
+
+def lstm_states(lstm, x):
+    """x (T, B, E) -> (T, B, H). nn.LSTM's forward without its checks, a tenth of one text's time."""
+    zeros = x.new_zeros(1, x.size(1), lstm.hidden_size)  # (1, B, H)
+    return torch.lstm(x, (zeros, zeros), lstm.all_weights[0], True, 1, 0.0, lstm.training, False, False)[0]
 
 
 def take(x, positions):
-    """x (B, T, D) at positions (B, P, 1) -> (B, P, D)."""
-    return x.gather(1, positions.expand(-1, -1, x.size(2)))
+    """x (T, B, D) at positions (P, B) -> (P, B, D); without positions, x reversed.
+
+    Whole rows by index_select: gather, element by element, takes 3 to 9 times as long.
+    """
+    if positions is None:
+        return x.flip(0)
+    _, B, D = x.shape
+    rows = positions * B + torch.arange(B, device=x.device)  # (P, B)
+    return x.flatten(0, 1).index_select(0, rows.flatten()).view(-1, B, D)
+
+
+@contextmanager
+def workers(threads: int):
+    """A map that runs in `threads` threads, each on one core; plain map for one.
+
+    Whole batches side by side are 1.3 times as fast as one batch at a time on all cores, which then wait for
+    each other in every operation.
+    """
+    if threads == 1:
+        yield map
+        return
+    try:
+        with ThreadPoolExecutor(threads, initializer=torch.set_num_threads, initargs=(1,)) as pool:
+            yield pool.map
+    finally:
+        torch.set_num_threads(threads)  # some of the setting is the thread's, some the process's
 
 
 class Student(nn.Module):
@@ -114,69 +159,93 @@ class Student(nn.Module):
             self.head = nn.Linear(2 * H, C)
         self.dropout = nn.Dropout(config.dropout)
 
-    def forward(self, input_ids, lengths):
-        """input_ids (B, T), lengths (B,) of at least 1 -> logits (B, C)."""
-        columns = torch.arange(input_ids.size(1), device=input_ids.device)  # (T,)
-        last = (lengths - 1)[:, None]  # (B, 1)
-        mirror = torch.where(columns <= last, last - columns, columns)[..., None]  # (B, T, 1)
-        x = self.embedding(input_ids)  # (B, T, E)
+    def forward(self, input_ids, lengths=None):
+        """input_ids (B, T), lengths (B,) of at least 1, or None if no row is padded -> logits (B, C)."""
+        # Time first, as LSTM kernels have it; batch first would copy every input and output.
+        steps = torch.arange(input_ids.size(1), device=input_ids.device)[:, None]  # (T, 1)
+        last = steps[-1:] if lengths is None else (lengths - 1)[None]  # (1, B or 1)
+        mirror = None if lengths is None else torch.where(steps <= last, last - steps, steps)  # (T, B)
+        x = self.embedding(input_ids.T)  # (T, B, E)
         for layer in self.layers[:-1]:
             ahead, behind = layer(self.dropout(x), mirror)
-            x = torch.cat([ahead, take(behind, mirror)], 2)  # (B, T, 2H)
-        ahead, behind = self.layers[-1](self.dropout(x), mirror)  # (B, T, H) each
-        if self.config.pooling == "last":  # each direction after it has read the whole text
-            pooled = torch.cat([take(ahead, last[..., None]),
-                                take(behind, last[..., None])], 2)[:, 0]  # (B, 2H)
+            x = torch.cat([ahead, take(behind, mirror)], 2)  # (T, B, 2H)
+        ahead, behind = self.layers[-1](self.dropout(x), mirror)  # (T, B, H) each
+        if self.config.pooling != "last":
+            pooled = self.pool(torch.cat([ahead, take(behind, mirror)], 2), (steps > last)[..., None])
+        elif lengths is None:  # each direction after it has read the whole text
+            pooled = torch.cat([ahead[-1], behind[-1]], 1)  # (B, 2H)
         else:
-            pooled = self.pool(torch.cat([ahead, take(behind, mirror)], 2), (columns > last)[..., None])
+            pooled = torch.cat([take(ahead, last), take(behind, last)], 2)[0]
         return self.head(self.dropout(pooled))
 
     def pool(self, states, padding):
-        """states (B, T, 2H), padding (B, T, 1) -> (B, 2H)."""
+        """states (T, B, 2H), padding (T, B or 1, 1) -> (B, 2H)."""
         if self.config.pooling == "max":
-            return states.masked_fill(padding, -torch.inf).amax(1)
+            return states.masked_fill(padding, -torch.inf).amax(0)
         if self.config.pooling == "mean":
-            return states.masked_fill(padding, 0).sum(1) / (~padding).sum(1)
+            return states.masked_fill(padding, 0).sum(0) / (~padding).sum(0)
         # Attention as in Zhou et al. (2016), eq. 9-11: softmax(wᵀ tanh(h_t)) weighs the states.
-        scores = self.attention(states.tanh()).masked_fill(padding, -torch.inf)  # (B, T, 1)
-        return (scores.softmax(1) * states).sum(1)
+        scores = self.attention(states.tanh()).masked_fill(padding, -torch.inf)  # (T, B, 1)
+        return (scores.softmax(0) * states).sum(0)
 
     # ---- use -----------------------------------------------------------------------------------------------
 
-    @torch.inference_mode()
-    def predict(self, texts: list[str], texts2: list[str] | None = None,
-                max_tokens: int = 16384) -> torch.Tensor:
+    def predict(self, texts: list[str], texts2: list[str] | None = None, max_tokens: int = 8192,
+                precision: str = "fp32") -> torch.Tensor:
         """Probabilities (N, C) on the CPU, float32, of `texts` (of the pairs, if texts2 is given).
 
-        Rows run in batches of like length, at most max_tokens tokens each, and come back in order.
+        Rows run in batches of like length, at most max_tokens tokens each, and come back in order; on the CPU
+        in as many threads as PyTorch is set to. Precision "bf16" suits processors and GPUs that have it: Base
+        is then about 1.4 times as fast, its probabilities are off by 0.0004 on average.
         """
         if isinstance(texts, str) or isinstance(texts2, str):
             raise TypeError("predict takes a list of texts, not one string")
+        if precision not in ("fp32", "bf16"):
+            raise ValueError(f"precision is {precision!r}, must be fp32 or bf16")
         rows = list(texts) if texts2 is None else list(zip(texts, texts2, strict=True))
         self.tokenizer.no_padding()
         self.tokenizer.enable_truncation(self.config.max_length)
         was_training = self.training
-        self.eval()
+        if was_training:  # eval() and train() visit every module: not for one text
+            self.eval()
+        threads = torch.get_num_threads() if self.embedding.weight.device.type == "cpu" else 1
         probabilities = torch.empty(len(rows), len(self.label_names))
-        for start in range(0, len(rows), CHUNK):
-            self._predict_chunk(rows[start : start + CHUNK], max_tokens, probabilities[start : start + CHUNK])
-        self.train(was_training)
+        with workers(threads if len(rows) >= SHARE * threads else 1) as each:
+            for start in range(0, len(rows), CHUNK):
+                chunk = slice(start, start + CHUNK)
+                self._predict_chunk(rows[chunk], max_tokens, precision, each, probabilities[chunk])
+        if was_training:
+            self.train()
         return probabilities
 
-    def _predict_chunk(self, rows: list, max_tokens: int, probabilities: torch.Tensor) -> None:
-        device, pad = self.embedding.weight.device, [self.config.pad_id]
-        encodings = self.tokenizer.encode_batch_fast(rows)
-        ids = [encoding.ids or [self.config.blank_id] for encoding in encodings]
+    def _predict_chunk(self, rows: list, max_tokens: int, precision: str, each, probabilities) -> None:
+        """Fill `probabilities`; `each` is map or does what map does."""
+        device, blank = self.embedding.weight.device, [self.config.blank_id]
+
+        def encode(part):  # a row as bytes, 4 a token: padded and joined at the speed of a copy
+            encodings = self.tokenizer.encode_batch_fast(part)
+            return [array("i", encoding.ids or blank).tobytes() for encoding in encodings]
+
+        @torch.inference_mode()
+        def classify(batch):  # row numbers, the longest first; padding is token 0, any would do
+            longest = len(ids[batch[0]])
+            joined = bytearray().join([ids[i].ljust(longest, b"\0") for i in batch])
+            input_ids = torch.frombuffer(joined, dtype=torch.int32).view(len(batch), -1).to(device)
+            lengths = None
+            if len(ids[batch[-1]]) < longest:
+                lengths = torch.tensor([len(ids[i]) // 4 for i in batch], device=device)
+            with torch.autocast(device.type, torch.bfloat16, enabled=precision == "bf16"):
+                logits = self(input_ids, lengths)
+            probabilities[batch] = logits.float().softmax(1).cpu()
+
+        parts = [rows[i : i + PART] for i in range(0, len(rows), PART)]
+        ids = list(itertools.chain.from_iterable(each(encode, parts)))
         order = sorted(range(len(ids)), key=lambda i: -len(ids[i]))
-        start = 0
+        batches, start = [], 0
         while start < len(order):
-            longest = len(ids[order[start]])
-            chosen = order[start : start + max(1, max_tokens // longest)]
-            lengths = torch.tensor([len(ids[i]) for i in chosen])
-            input_ids = torch.tensor([ids[i] + pad * (longest - len(ids[i])) for i in chosen])
-            logits = self(input_ids.to(device), lengths.to(device))
-            probabilities[chosen] = logits.float().softmax(1).cpu()
-            start += len(chosen)
+            batches.append(order[start : start + max(1, 4 * max_tokens // len(ids[order[start]]))])
+            start += len(batches[-1])
+        list(each(classify, batches))
 
     def save(self, path, **extra) -> None:
         """Write student.pt (to a temporary file, then renamed); `extra` are plain values such as scores."""
@@ -230,11 +299,7 @@ class Student(nn.Module):
         return student.to(device).eval()
 
 
-def main():
-    p = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
-    p.add_argument("student", metavar="STUDENT.pt")
-    p.add_argument("text", nargs="*", help="texts; without any, one text a line is read from standard input")
-    args = p.parse_args()
+def main(args):
     student = Student.load(args.student)
     # UTF-8 whatever the locale; a BOM is no part of the first text.
     sys.stdin.reconfigure(encoding="utf-8-sig", errors="strict")
@@ -249,7 +314,7 @@ def main():
 
 if __name__ == "__main__":
     try:
-        main()
+        main(ARGS)
     except BrokenPipeError:  # the reader of a pipe, such as head, has enough
         os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
     except (StudentError, UnicodeDecodeError) as error:

@@ -192,18 +192,18 @@ class Teacher(nn.Module):
         x = self.head_dense(self.dropout(x) if dropout_first else x)
         return self.head_out(self.dropout(ACTIVATIONS[activation](x)))
 
-    def encode(self, texts, texts2=None) -> Encoded:
-        """All rows as data.batching.Encoded, special tokens included."""
+    def encode(self, texts, texts2=None, progress=None) -> Encoded:
+        """All rows as data.batching.Encoded on the CPU, special tokens included."""
         unknown = self.tokenizer.token_to_id("[UNK]") or self.tokenizer.token_to_id("<unk>") or 0
         return encode(self.tokenizer, texts, texts2, self.max_length, self.config.pad_id, blank_id=unknown,
-                      segments=self.config.type_vocab_size > 1)
+                      segments=self.config.type_vocab_size > 1, progress=progress)
 
     def predict(self, texts, texts2=None, max_tokens: int = 16384) -> torch.Tensor:
         """Probabilities (N, C) in float32 on the CPU, in order; the same call as Student.predict."""
         if not texts:
             return torch.empty(0, len(self.label_names))
         device = self.head_out.weight.device
-        return logits_in_order(self, self.encode(texts, texts2), max_tokens, device).softmax(1)
+        return logits_in_order(self, self.encode(texts, texts2).to(device), max_tokens).softmax(1)
 
     def fingerprint(self) -> str:
         """SHA-256 of all that decides the logits of a text: config, weights, tokenizer, maximum length."""

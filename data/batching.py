@@ -1,61 +1,63 @@
 """Encode texts once into one flat tensor, then draw batches by row index, grouped by length.
 
-No DataLoader and no per-example Python: a batch is `encoded.batch(rows)`, a gather on the device.
+No DataLoader and no per-example Python: a batch is `encoded.batch(rows)`, a gather on the device. Rows beyond
+what memory should hold stay in scratch files and come a window at a time (`Store`).
 Shapes: N rows, S tokens in all, B rows of a batch, T tokens of its longest row.
 """
 
+import tempfile
+from collections.abc import Iterator
 from dataclasses import dataclass, replace
 from itertools import chain
+from pathlib import Path
 
 import numpy as np
 import torch
 
-from runtime import Progress, UserError, autocast
+from runtime import RANK, WORLD, UserError, autocast, sum_over_ranks
 
 CHUNK = 8192  # texts handed to the tokenizer's threads at a time
 POOL = 50  # batches' worth of rows among which lengths are sorted: less padding, order still random
+WINDOW = 2**25  # tokens that a Store holds in memory: 134 MB, about 1.2 million reviews
 
 
 @dataclass
 class Encoded:
-    """All token ids of a file. Row i is tokens[offsets[i] : offsets[i + 1]]."""
+    """Token ids of N rows, and what else belongs to a row. Row i is tokens[offsets[i] : offsets[i + 1]]."""
 
     tokens: torch.Tensor  # (S,) int32, on the device
     offsets: torch.Tensor  # (N + 1,) int64, on the device
     lengths: np.ndarray  # (N,) int64, on the host: sizes of batches are known without asking the device
-    second: torch.Tensor | None  # (N,) int64, where text2 starts in the row; None for single texts
+    columns: dict[str, torch.Tensor]  # (N, …) each, on the device; "second": where text2 starts in the row
     pad_id: int
 
     def __len__(self) -> int:
         return len(self.lengths)
 
     def to(self, device: torch.device) -> "Encoded":
-        """Move to the device if it fits there with room to spare; otherwise stay, and move batch by batch."""
-        if device.type == "cuda" and 4 * self.tokens.nbytes > torch.cuda.mem_get_info(device)[0]:
-            return self
-        second = None if self.second is None else self.second.to(device)
-        return replace(self, tokens=self.tokens.to(device), offsets=self.offsets.to(device), second=second)
+        columns = {name: column.to(device) for name, column in self.columns.items()}
+        return replace(self, tokens=self.tokens.to(device), offsets=self.offsets.to(device), columns=columns)
 
-    def batch(self, rows: np.ndarray, device: torch.device) -> dict:
-        """input_ids (B, T) int64 padded with pad_id, lengths (B,), and second (B,) for pairs, on `device`."""
+    def batch(self, rows: np.ndarray) -> dict[str, torch.Tensor]:
+        """input_ids (B, T) int64 padded with pad_id, lengths (B,), and the columns (B, …) of `rows`."""
         longest = int(self.lengths[rows].max())
-        rows = torch.from_numpy(rows).to(self.tokens.device)
+        rows = torch.from_numpy(rows).to(self.tokens.device, non_blocking=True)
         starts = self.offsets[rows]  # (B,)
         lengths = self.offsets[rows + 1] - starts  # (B,)
         columns = torch.arange(longest, device=rows.device)
         positions = (starts[:, None] + columns).clamp_(max=len(self.tokens) - 1)  # (B, T)
         input_ids = self.tokens[positions].long().masked_fill_(columns >= lengths[:, None], self.pad_id)
-        batch = {"input_ids": input_ids, "lengths": lengths}
-        if self.second is not None:
-            batch["second"] = self.second[rows]
-        return {name: tensor.to(device, non_blocking=True) for name, tensor in batch.items()}
+        return {"input_ids": input_ids, "lengths": lengths,
+                **{name: column[rows] for name, column in self.columns.items()}}
 
 
-def encode(tokenizer, texts, texts2, max_length: int, pad_id: int, blank_id: int, segments=False) -> Encoded:
+def encode(tokenizer, texts, texts2, max_length: int, pad_id: int, blank_id: int, segments=False,
+           progress=None) -> Encoded:
     """Tokenize texts (or pairs, if texts2 is no None) in the tokenizer's own threads.
 
     A row is cut at max_length tokens, special tokens included; a row that has no token becomes [blank_id].
-    With `segments`, where text2 starts is kept for models with segment embeddings.
+    With `segments`, where text2 starts is kept for models with segment embeddings. `progress` is a
+    runtime.Progress that counts rows; the caller closes it.
     """
     special = tokenizer.num_special_tokens_to_add(texts2 is not None)
     if max_length < special:
@@ -64,7 +66,6 @@ def encode(tokenizer, texts, texts2, max_length: int, pad_id: int, blank_id: int
     tokenizer.enable_truncation(max_length)
     rows = texts if texts2 is None else list(zip(texts, texts2, strict=True))
     tokens, lengths, second = [], [], []
-    progress = Progress("encode", len(rows), "texts")
     for start in range(0, len(rows), CHUNK):
         encodings = tokenizer.encode_batch_fast(rows[start : start + CHUNK])
         ids = [encoding.ids or [blank_id] for encoding in encodings]
@@ -72,14 +73,93 @@ def encode(tokenizer, texts, texts2, max_length: int, pad_id: int, blank_id: int
         tokens.append(np.fromiter(chain.from_iterable(ids), np.int32, lengths[-1].sum()))
         if segments and texts2 is not None:
             second.append(np.array([len(encoding.ids) - sum(encoding.type_ids) for encoding in encodings]))
-        progress.add(len(ids))
-    progress.close()
+        if progress is not None:
+            progress.add(len(ids))
     lengths = np.concatenate(lengths)
-    offsets = np.concatenate([[0], np.cumsum(lengths)])
-    return Encoded(
-        torch.from_numpy(np.concatenate(tokens)), torch.from_numpy(offsets), lengths,
-        torch.from_numpy(np.concatenate(second)) if second else None, pad_id,
-    )
+    return Encoded(torch.from_numpy(np.concatenate(tokens)), offsets(lengths), lengths,
+                   {"second": torch.from_numpy(np.concatenate(second))} if second else {}, pad_id)
+
+
+def offsets(lengths: np.ndarray) -> torch.Tensor:
+    """(N,) lengths -> (N + 1,) int64, where each row begins, and the end."""
+    return torch.from_numpy(np.concatenate([[0], np.cumsum(lengths)]))
+
+
+class Store:
+    """Encoded rows of any number, in unnamed scratch files of a folder; the files vanish with the process.
+
+    Rows that fit in one WINDOW are read once and stay on the device.
+    """
+
+    def __init__(self, folder: Path):
+        Path(folder).mkdir(parents=True, exist_ok=True)
+        self.folder, self.files, self.rows = folder, {}, 0
+        self.blocks = []  # (first row, rows, first token, tokens) of each append
+        self.resident = None
+
+    def __len__(self) -> int:
+        return self.rows
+
+    def append(self, encoded: Encoded) -> None:
+        """Add the rows of `encoded`, which all appends give the same columns."""
+        for name, tensor in {"tokens": encoded.tokens, "lengths": torch.from_numpy(encoded.lengths),
+                             **encoded.columns}.items():
+            if name not in self.files:
+                file = tempfile.TemporaryFile(dir=self.folder)  # noqa: SIM115 - as long as the store
+                self.files[name] = file, tensor.numpy().dtype, tensor.shape[1:]
+            self.files[name][0].write(np.ascontiguousarray(tensor.numpy()))
+        first_token = self.blocks[-1][2] + self.blocks[-1][3] if self.blocks else 0
+        self.blocks.append((self.rows, len(encoded), first_token, len(encoded.tokens)))
+        self.rows += len(encoded)
+        self.pad_id = encoded.pad_id
+
+    def windows(self, device: torch.device, seed: tuple | None = None) -> Iterator[Encoded]:
+        """All rows, on `device`, as one Encoded; or, beyond WINDOW tokens, as several, one after the other.
+
+        A window is then made of whole blocks (of CHUNK neighbouring rows), drawn at random with a seed.
+        """
+        if self.blocks[-1][2] + self.blocks[-1][3] <= WINDOW:
+            if self.resident is None:
+                self.resident = self._read(self.blocks).to(device)
+            yield self.resident
+            return
+        order = range(len(self.blocks))
+        if seed is not None:
+            order = np.random.default_rng(seed).permutation(len(self.blocks)).tolist()
+        chosen, tokens = [], 0
+        for i in order:
+            if chosen and tokens + self.blocks[i][3] > WINDOW:
+                yield self._read(chosen).to(device)
+                chosen, tokens = [], 0
+            chosen.append(self.blocks[i])
+            tokens += self.blocks[i][3]
+        yield self._read(chosen).to(device)
+
+    def _read(self, blocks) -> Encoded:
+        arrays = {}
+        for name, (file, dtype, shape) in self.files.items():
+            first, count = (2, 3) if name == "tokens" else (0, 1)
+            arrays[name] = np.empty((sum(block[count] for block in blocks), *shape), dtype)
+            size, at = arrays[name][:1].nbytes, 0
+            for block in blocks:
+                file.seek(block[first] * size)
+                file.readinto(arrays[name][at : at + block[count]])
+                at += block[count]
+        lengths = arrays.pop("lengths")
+        tokens = torch.from_numpy(arrays.pop("tokens"))
+        columns = {name: torch.from_numpy(array) for name, array in arrays.items()}
+        return Encoded(tokens, offsets(lengths), lengths, columns, self.pad_id)
+
+
+def training_batches(store: Store, max_tokens: int, seed: tuple, device, labelled: bool = False):
+    """An epoch: (window, rows of a batch in it), every row once; with `labelled` those with a label >= 0."""
+    for number, window in enumerate(store.windows(device, seed)):
+        rows = np.arange(len(window))
+        if labelled:
+            rows = np.flatnonzero(window.columns["labels"].cpu().numpy() >= 0)
+        if len(rows):
+            for batch in token_batches(window.lengths[rows], max_tokens, (*seed, number)):
+                yield window, rows[batch]
 
 
 def token_batches(lengths: np.ndarray, max_tokens: int, seed: tuple | None = None) -> list[np.ndarray]:
@@ -111,18 +191,24 @@ def token_batches(lengths: np.ndarray, max_tokens: int, seed: tuple | None = Non
 
 
 @torch.inference_mode()
-def logits_in_order(model, encoded: Encoded, max_tokens: int, device, precision="fp32", progress=None):
+def logits_in_order(model, encoded: Encoded, max_tokens: int, precision="fp32", progress=None):
     """Run `model` over every row in length-sorted batches: (N, C) float32 on the CPU, in file order.
 
-    `progress` is a runtime.Progress that counts rows; the caller closes it.
+    Under torchrun the ranks take the batches in turn and all get the whole. `progress` is a runtime.Progress
+    that counts rows; the caller closes it.
     """
     model.eval()
-    batches = token_batches(encoded.lengths, max_tokens)
-    outputs = []
-    for rows in batches:
-        with autocast(device, precision):
-            outputs.append(model(**encoded.batch(rows, device)).float())  # (B, C)
+    device = encoded.tokens.device
+    logits = None
+    for i, rows in enumerate(token_batches(encoded.lengths, max_tokens)):
+        if i % WORLD == RANK or i == 0:  # the first tells every rank the number of classes
+            with autocast(device, precision):
+                output = model(**encoded.batch(rows)).float()  # (B, C)
+            if i == 0:
+                logits = torch.zeros(len(encoded), output.size(1), device=device)
+            if i % WORLD == RANK:
+                logits.index_copy_(0, torch.from_numpy(rows).to(device, non_blocking=True), output)
         if progress is not None:
             progress.add(len(rows))
-    logits = torch.cat(outputs).cpu()
-    return torch.empty_like(logits).index_copy_(0, torch.from_numpy(np.concatenate(batches)), logits)
+    sum_over_ranks([logits])
+    return logits.cpu()

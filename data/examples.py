@@ -13,16 +13,19 @@ import json
 import re
 import zlib
 from array import array
+from collections.abc import Iterator
 from dataclasses import dataclass
+from itertools import islice
 
 from runtime import UserError
 
 TEXT_COLUMNS = ("text", "document")
+CHUNK = 8192  # rows that stream_examples yields at a time
 
 
 @dataclass
 class Examples:
-    """The rows of one file, in file order. `texts2`, `labels` and `ids` are None when the column is absent.
+    """Rows of one file, in file order. `texts2`, `labels` and `ids` are None when the column is absent.
 
     A blank text is a row like any other; an empty label means that the row has none.
     """
@@ -39,14 +42,9 @@ class Examples:
 
     def fingerprint(self) -> str:
         """SHA-256 of the texts in order: equal exactly when every row's texts are. Labels do not enter."""
-        digest = hashlib.sha256()
-        for column in (self.texts, self.texts2):
-            digest.update(b"none" if column is None else b"column")
-            for text in column or ():
-                data = text.encode()
-                digest.update(len(data).to_bytes(8, "little"))
-                digest.update(data)
-        return digest.hexdigest()
+        fingerprint = Fingerprint()
+        fingerprint.add(self)
+        return fingerprint.hexdigest()
 
     def label_ids(self, label_names: list[str], every_row: bool = False) -> list[int]:
         """Index of each row's label in `label_names`, -1 where it has none (refused with `every_row`).
@@ -67,52 +65,144 @@ class Examples:
             ) from None
 
 
-def label_names(examples: list[Examples]) -> list[str]:
-    """The distinct labels of all files: whole numbers in numeric, anything else in alphabetical order."""
-    names = {label for part in examples for label in part.labels or () if label}
-    if len(names) < 2:
-        files = ", ".join(part.path for part in examples)
-        have = f"the only label is {names.pop()!r}" if names else "no row has a label"
-        raise UserError(f"{files}: {have}; a classifier needs at least two "
+class Fingerprint:
+    """Examples.fingerprint() of a file that is read in parts, and another of its labels in order."""
+
+    def __init__(self):
+        self.texts, self.texts2, self.labels = hashlib.sha256(b"column"), None, hashlib.sha256()
+
+    def add(self, part: Examples) -> None:
+        self._update(self.texts, part.texts)
+        self._update(self.labels, part.labels or ())
+        if part.texts2 is not None:
+            self.texts2 = self.texts2 or hashlib.sha256(b"column")
+            self._update(self.texts2, part.texts2)
+
+    @staticmethod
+    def _update(digest, texts):
+        for text in texts:
+            data = text.encode()
+            digest.update(len(data).to_bytes(8, "little"))
+            digest.update(data)
+
+    def hexdigest(self) -> str:
+        whole = self.texts.copy()
+        whole.update(b"none" if self.texts2 is None else self.texts2.digest())
+        return whole.hexdigest()
+
+
+@dataclass
+class Survey:
+    """What a first reading of a file tells, whatever its size."""
+
+    path: str
+    rows: int
+    labelled: int
+    labels: set[str]
+    pairs: bool
+    fingerprint: str  # of the texts
+    label_fingerprint: str
+
+    def refuse_other_labels(self, label_names: list[str], *columns) -> None:
+        """A UserError with the line of the first label that is none of `label_names`, if there is one."""
+        if not self.labels <= set(label_names):
+            for part in stream_examples(self.path, *columns):
+                part.label_ids(label_names)
+
+
+def survey(path, text_column=None, text2_column=None, label_column=None) -> Survey:
+    """Read a file once, keeping no row: what is wrong with it is told before any work. Raises UserError."""
+    found = Survey(str(path), 0, 0, set(), False, "", "")
+    fingerprint = Fingerprint()
+    for part in stream_examples(path, text_column, text2_column, label_column):
+        found.rows += len(part)
+        found.pairs = part.texts2 is not None
+        fingerprint.add(part)
+        if part.labels is not None:
+            found.labelled += len(part) - part.labels.count("")
+            found.labels.update(part.labels)
+    found.labels.discard("")
+    found.fingerprint, found.label_fingerprint = fingerprint.hexdigest(), fingerprint.labels.hexdigest()
+    return found
+
+
+def read_again(found: Survey, text_column=None, text2_column=None, label_column=None,
+               chunk: int = CHUNK) -> Iterator[Examples]:
+    """stream_examples of a surveyed file; refuses a file that is another one by now."""
+    fingerprint = Fingerprint()
+    for part in stream_examples(found.path, text_column, text2_column, label_column, chunk):
+        fingerprint.add(part)
+        yield part
+    now = fingerprint.hexdigest(), fingerprint.labels.hexdigest()
+    if now != (found.fingerprint, found.label_fingerprint):
+        raise UserError(f"{found.path}: was changed while it was read; run again")
+
+
+def label_names(labels: set[str], where: str) -> list[str]:
+    """The labels, whole numbers in numeric, anything else in alphabetical order. `where` names the files."""
+    if len(labels) < 2:
+        have = f"the only label is {min(labels)!r}" if labels else "no row has a label"
+        raise UserError(f"{where}: {have}; a classifier needs at least two "
                         f"(column `label`, or --label-column)")
-    if all(re.fullmatch(r"-?\d+", name) for name in names):
-        return sorted(names, key=lambda name: (int(name), name))
-    return sorted(names)
+    if all(re.fullmatch(r"-?\d+", name) for name in labels):
+        return sorted(labels, key=lambda name: (int(name), name))
+    return sorted(labels)
 
 
 def read_examples(path, text_column=None, text2_column=None, label_column=None) -> Examples:
-    """Read one file. Column names default to text/document, text2, label; a name that is given must exist.
+    """Read one file whole. Columns are text/document, text2, label by default; one that is named must exist.
 
     Raises UserError `FILE:LINE: what is wrong; what to do`.
     """
+    parts = stream_examples(path, text_column, text2_column, label_column)
+    whole = next(parts)
+    for part in parts:
+        for name, column in vars(part).items():
+            if column is not None and name != "path":
+                getattr(whole, name).extend(column)
+    return whole
+
+
+def stream_examples(path, text_column=None, text2_column=None, label_column=None,
+                    chunk: int = CHUNK) -> Iterator[Examples]:
+    """read_examples, `chunk` rows at a time: a file of any size passes through little memory."""
     path = str(path)
     name = path.lower().removesuffix(".gz")
-    if name.endswith((".tsv", ".txt")):
-        rows = _tsv_rows(path)
-    elif name.endswith(".csv"):
-        rows = _csv_rows(path)
+    if name.endswith((".tsv", ".txt", ".csv")):
+        records = _table_records(path, name, text_column, text2_column, label_column)
     elif name.endswith(".jsonl"):
-        return _read_jsonl(path, text_column, text2_column, label_column)
+        records = _json_records(path, text_column, text2_column, label_column)
     else:
         raise UserError(f"{path}: unknown ending; use .tsv, .txt, .csv or .jsonl, each also with .gz")
+    columns = next(records)
+    rows = 0
+    while part := list(islice(records, chunk)):
+        lines, *values = zip(*part, strict=True)
+        values = dict(zip(columns, map(list, values), strict=True))
+        yield Examples(path, values["text"], values.get("text2"), values.get("label"), values.get("id"),
+                       array("Q", lines))
+        rows += len(part)
+    if not rows:
+        raise UserError(f"{path}: has a header but no rows")
 
+
+def _table_records(path, name, text_column, text2_column, label_column):
+    """The names of the columns found, then (line number, value of each) of every row."""
+    rows = _csv_rows(path) if name.endswith(".csv") else _tsv_rows(path)
     line, header = next(rows, (1, None))
     if header is None:
         raise UserError(f"{path}: is empty; a header line such as text<TAB>label is needed")
     columns = _columns(f"{path}:{line}", header, text_column, text2_column, label_column)
-    values = {key: [] for key, position in columns.items() if position is not None}
-    lines = array("Q")
+    columns = {key: position for key, position in columns.items() if position is not None}
+    yield tuple(columns)
+    positions = tuple(columns.values())
     for line, row in rows:
         if row == [""] and len(header) > 1:
             raise UserError(f"{path}:{line}: an empty line; remove it")
         if len(row) != len(header):
             raise UserError(f"{path}:{line}: {len(row)} columns where the header has {len(header)}; "
-                            f"a text must not contain "
-                            f"{'a tab' if name.endswith(('.tsv', '.txt')) else 'a bare comma'}")
-        for key, column in values.items():
-            column.append(row[columns[key]])
-        lines.append(line)
-    return _examples(path, values, lines)
+                            f"a text must not contain {'a bare comma' if name.endswith('.csv') else 'a tab'}")
+        yield line, *[row[position] for position in positions]
 
 
 def _columns(where, header, text_column, text2_column, label_column) -> dict:
@@ -134,12 +224,6 @@ def _columns(where, header, text_column, text2_column, label_column) -> dict:
                             f"name the columns ({flag} for another name)")
         columns[key] = found[0] if found else None
     return columns
-
-
-def _examples(path, values, lines) -> Examples:
-    if not lines:
-        raise UserError(f"{path}: has a header but no rows")
-    return Examples(path, values["text"], values.get("text2"), values.get("label"), values.get("id"), lines)
 
 
 def _decoded_lines(path):
@@ -179,8 +263,9 @@ def _csv_rows(path):
         raise UserError(f"{path}:{start}: not valid CSV ({error})") from None
 
 
-def _read_jsonl(path, text_column, text2_column, label_column) -> Examples:
-    columns, lines = None, array("Q")
+def _json_records(path, text_column, text2_column, label_column):
+    """As _table_records; the first object plays the header's part."""
+    columns = None
     for number, line in _decoded_lines(path):
         if not line.strip():
             continue
@@ -190,22 +275,19 @@ def _read_jsonl(path, text_column, text2_column, label_column) -> Examples:
             raise UserError(f"{path}:{number}: not valid JSON ({error})") from None
         if not isinstance(record, dict):
             raise UserError(f"{path}:{number}: a JSON object such as {{\"text\": \"…\"}} is needed")
-        if columns is None:  # the first object plays the header's part
+        if columns is None:
             found = _columns(f"{path}:{number}", list(record), text_column, text2_column, label_column)
             names = list(record)
             columns = {key: names[position] for key, position in found.items() if position is not None}
-            values = {key: [] for key in columns}
             optional = {"text2", "label", "id"} - set(columns) - set(columns.values())
+            yield tuple(columns)
         late = [name for name in optional if name in record]
         if late:
             raise UserError(f"{path}:{number}: has {late[0]!r}, which the first object has not; give every "
                             f"object the same keys (null: no label)")
-        for key, name in columns.items():
-            values[key].append(_json_field(f"{path}:{number}", record, key, name))
-        lines.append(number)
+        yield number, *[_json_field(f"{path}:{number}", record, key, name) for key, name in columns.items()]
     if columns is None:
         raise UserError(f"{path}: is empty; one JSON object a line is needed")
-    return _examples(path, values, lines)
 
 
 def _json_field(where, record, key, name) -> str:

@@ -302,7 +302,8 @@ def main(args) -> None:
                 raise UserError(f"{file}: is the FILE to split and would be overwritten; give another --out")
     else:
         parts = [load(name, args) for name in CORPORA[args.corpus]]
-    names = label_names(parts)  # refuses a file without labels
+    labels = {label for part in parts for label in part.labels or () if label}
+    names = label_names(labels, ", ".join(part.path for part in parts))  # refuses files without labels
     if args.corpus == "seed-mix":
         for part in parts:
             part.ids = None  # NSMC alone has them

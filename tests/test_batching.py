@@ -1,6 +1,8 @@
-"""data/batching.py: encoding against a row-by-row loop, batches against their promises, logits in order."""
+"""data/batching.py: encoding against a row-by-row loop, batches and windows against their promises, logits in
+order."""
 
-from itertools import pairwise, product
+import tempfile
+from itertools import chain, pairwise, product
 
 import numpy as np
 import pytest
@@ -8,7 +10,7 @@ import torch
 from tokenizers import Tokenizer, models, pre_tokenizers, processors
 
 from data import batching
-from data.batching import Encoded, encode, logits_in_order, token_batches
+from data.batching import Encoded, Store, encode, logits_in_order, token_batches, training_batches
 
 CPU = torch.device("cpu")
 PAD, UNKNOWN, CLS, SEP = range(4)
@@ -37,7 +39,7 @@ def encoded_of(rows, second=None):
     lengths = np.array([len(row) for row in rows])
     return Encoded(torch.tensor([id_ for row in rows for id_ in row], dtype=torch.int32),
                    torch.tensor([0, *np.cumsum(lengths)]), lengths,
-                   None if second is None else torch.tensor(second), pad_id=99)  # fmt: skip
+                   {} if second is None else {"second": torch.tensor(second)}, pad_id=99)  # fmt: skip
 
 
 def rows_of(encoded):
@@ -64,7 +66,7 @@ def test_encode_equals_a_row_by_row_loop(monkeypatch, template, pairs, max_lengt
     assert len(encoded) == 50 and encoded.lengths.max() <= max_length and encoded.pad_id == PAD
     assert (encoded.tokens.dtype, encoded.offsets.dtype) == (torch.int32, torch.int64)
     if pairs and template:
-        assert encoded.second.tolist() == [encoding.type_ids.index(1) for encoding in expected]
+        assert encoded.columns["second"].tolist() == [encoding.type_ids.index(1) for encoding in expected]
 
 
 @pytest.mark.parametrize(("texts", "texts2", "template", "max_length", "expected"), [
@@ -88,9 +90,9 @@ def test_second_is_where_the_second_text_begins():
         [CLS, A, B, SEP, C, SEP], [CLS, SEP, C, D, SEP], [CLS, A, SEP, SEP], [CLS, SEP, SEP],
         [CLS, A, B, C, SEP, A, B, SEP],
     ]  # fmt: skip
-    assert encoded.second.tolist() == [4, 2, 3, 2, 5]
-    assert encode(tokenizer(True), texts, texts2, 8, PAD, UNKNOWN).second is None
-    assert encode(tokenizer(True), texts, None, 8, PAD, UNKNOWN, segments=True).second is None
+    assert encoded.columns["second"].tolist() == [4, 2, 3, 2, 5]
+    assert encode(tokenizer(True), texts, texts2, 8, PAD, UNKNOWN).columns == {}
+    assert encode(tokenizer(True), texts, None, 8, PAD, UNKNOWN, segments=True).columns == {}
 
 
 def test_padding_and_truncation_set_before_do_not_matter():
@@ -114,13 +116,13 @@ def test_batch_equals_a_naive_loop():
     second = rng.integers(0, 20, 40).tolist()
     encoded = encoded_of(rows, second)
     for chosen in ([39], [0], [39, 0, 39], range(40), *(rng.permutation(40)[:7] for _ in range(10))):
-        batch = encoded.batch(np.array(chosen), CPU)
+        batch = encoded.batch(np.array(chosen))
         longest = max(len(rows[i]) for i in chosen)
         assert batch["input_ids"].tolist() == [rows[i] + [99] * (longest - len(rows[i])) for i in chosen]
         assert batch["lengths"].tolist() == [len(rows[i]) for i in chosen]
         assert batch["second"].tolist() == [second[i] for i in chosen]
         assert {tensor.dtype for tensor in batch.values()} == {torch.int64}
-    assert encoded_of(rows).batch(np.array([0]), CPU).keys() == {"input_ids", "lengths"}
+    assert encoded_of(rows).batch(np.array([0])).keys() == {"input_ids", "lengths"}
 
 
 # ---- token_batches -----------------------------------------------------------------------------------------
@@ -210,6 +212,156 @@ def test_on_reviews_padding_wastes_less_than_a_tenth_and_batches_are_full(max_to
     assert padded / (len(batches) * max_tokens) > 0.9
 
 
+# ---- Store -------------------------------------------------------------------------------------------------
+
+BLOCK = 16  # rows of an append
+
+
+def random_rows(count, seed=0):
+    rng = np.random.default_rng(seed)
+    return [rng.integers(0, 50, rng.integers(1, 20)).tolist() for _ in range(count)]
+
+
+def columns_of(numbers):
+    """Three columns of different shapes and types, each a function of the row's number; labels -1, 0 or 1."""
+    numbers = torch.as_tensor(numbers)
+    return {"number": numbers, "labels": numbers % 3 - 1,
+            "teacher_logits": torch.stack([numbers / 7, -numbers / 3], 1)}
+
+
+def store_of(rows, folder, block=BLOCK, columns=columns_of):
+    store = Store(folder)
+    for start in range(0, len(rows), block):
+        encoded = encoded_of(rows[start : start + block])
+        encoded.columns = columns(range(start, start + len(encoded)))
+        store.append(encoded)
+    return store
+
+
+def numbers_of(windows):
+    return [window.columns["number"].tolist() for window in windows]
+
+
+@pytest.mark.parametrize("seed", [None, (5, 0)])
+@pytest.mark.parametrize("block", [1, 16, 200])
+@pytest.mark.parametrize("window_tokens", [1, 150, 700, 10**6])
+def test_windows_hold_every_row_once_with_its_own_columns(tmp_path, monkeypatch, window_tokens, block, seed):
+    monkeypatch.setattr(batching, "WINDOW", window_tokens)
+    rows = random_rows(101)
+    store = store_of(rows, tmp_path, block)
+    assert len(store) == 101
+    windows = list(store.windows(CPU, seed))
+    assert sorted(chain.from_iterable(numbers_of(windows))) == list(range(101))
+    blocks = [set(range(start, min(start + block, 101))) for start in range(0, 101, block)]
+    for window, numbers in zip(windows, numbers_of(windows), strict=True):
+        assert rows_of(window) == [rows[i] for i in numbers]
+        assert window.lengths.tolist() == [len(rows[i]) for i in numbers]
+        for name, column in columns_of(numbers).items():
+            assert window.columns[name].dtype == column.dtype and torch.equal(window.columns[name], column)
+        assert (window.pad_id, window.tokens.dtype, window.lengths.dtype) == (99, torch.int32, np.int64)
+        whole = [part for part in blocks if part <= set(numbers)]
+        assert sum(map(len, whole)) == len(numbers)
+        assert len(window.tokens) <= window_tokens or len(whole) == 1
+        batch = window.batch(np.array([len(window) - 1, 0]))
+        assert batch["number"].tolist() == [numbers[-1], numbers[0]]
+        assert batch["input_ids"][0, : batch["lengths"][0]].tolist() == rows[numbers[-1]]
+    for one, other in pairwise(windows):  # filled before the next is begun
+        first = len(other.tokens) if block == 200 else sum(
+            len(rows[i]) for i in next(part for part in blocks if other.columns["number"][0].item() in part))
+        assert len(one.tokens) + first > window_tokens
+    assert (len(windows) == 1) == (window_tokens >= sum(map(len, rows)) or block == 200)
+
+
+def test_the_seed_alone_decides_the_order_of_windows(tmp_path, monkeypatch):
+    monkeypatch.setattr(batching, "WINDOW", 300)
+    store = store_of(random_rows(200), tmp_path)
+    first = numbers_of(store.windows(CPU, (1, 0)))
+    np.random.seed(5)  # the global generator must not matter
+    assert len(first) > 3 and numbers_of(store.windows(CPU, (1, 0))) == first
+    assert list(chain.from_iterable(numbers_of(store.windows(CPU)))) == list(range(200))
+    for other in ((1, 1), (2, 0), None):
+        again = numbers_of(store.windows(CPU, other))
+        assert again != first and {frozenset(window) for window in again} != {frozenset(w) for w in first}
+
+
+def test_rows_that_fit_are_read_once_and_stay(tmp_path, monkeypatch):
+    """At WINDOW tokens exactly; and no file is read a second time."""
+    rows = random_rows(50)
+    monkeypatch.setattr(batching, "WINDOW", sum(map(len, rows)))
+    store = store_of(rows, tmp_path)
+    (first,) = store.windows(CPU, (0, 0))
+    for file, *_ in store.files.values():
+        file.close()
+    assert [window is first for window in store.windows(CPU, (0, 1))] == [True]
+    assert rows_of(first) == rows
+
+    monkeypatch.setattr(batching, "WINDOW", sum(map(len, rows)) - 1)
+    assert len(list(store_of(rows, tmp_path).windows(CPU))) == 2
+
+
+def test_windows_are_read_when_they_are_asked_for(tmp_path, monkeypatch):
+    """One after the other: that is what keeps memory small."""
+    monkeypatch.setattr(batching, "WINDOW", 300)
+    store = store_of(random_rows(200), tmp_path)
+    read, reads = store._read, []
+    monkeypatch.setattr(store, "_read", lambda blocks: reads.append(len(blocks)) or read(blocks))
+    windows = store.windows(CPU)
+    for count in (1, 2, 3):
+        next(windows)
+        assert len(reads) == count
+    assert store.resident is None
+
+
+def test_scratch_files_lie_in_the_folder_without_a_name(tmp_path, monkeypatch):
+    """The folder is on the disk the user chose, /tmp may be memory; a killed run leaves nothing behind."""
+    monkeypatch.setattr(tempfile, "tempdir", str(tmp_path / "not there"))
+    monkeypatch.setattr(batching, "WINDOW", 100)
+    store = store_of(random_rows(100), tmp_path / "made" / "by it")
+    assert len(list(store.windows(CPU))) > 1
+    assert list((tmp_path / "made" / "by it").iterdir()) == []
+
+
+# ---- training_batches --------------------------------------------------------------------------------------
+
+
+@pytest.mark.parametrize("labelled", [False, True])
+@pytest.mark.parametrize("window_tokens", [200, 10**6])
+def test_an_epoch_yields_every_row_once(tmp_path, monkeypatch, window_tokens, labelled):
+    monkeypatch.setattr(batching, "WINDOW", window_tokens)
+    rows = random_rows(150)
+    store = store_of(rows, tmp_path)
+    wanted = [i for i in range(150) if not labelled or i % 3 > 0]
+    orders = []
+    for epoch in (0, 0, 1):
+        numbers = []
+        for window, batch in training_batches(store, 40, (4, epoch), CPU, labelled):
+            numbers.append(window.columns["number"][torch.from_numpy(batch)].tolist())
+            assert len(batch) == 1 or len(batch) * max(len(rows[i]) for i in numbers[-1]) <= 40
+            assert window.batch(batch)["lengths"].tolist() == [len(rows[i]) for i in numbers[-1]]
+        assert sorted(chain.from_iterable(numbers)) == wanted
+        orders.append(numbers)
+    assert orders[0] == orders[1] != orders[2]
+
+
+def test_a_window_without_any_label_gives_no_batch(tmp_path, monkeypatch):
+    monkeypatch.setattr(batching, "WINDOW", 1)  # each block is a window
+    store = store_of(random_rows(64), tmp_path,
+                     columns=lambda numbers: {"labels": torch.tensor([i // 16 % 2 - 1 for i in numbers])})
+    batches = list(training_batches(store, 40, (0, 0), CPU, labelled=True))
+    assert sum(len(rows) for _, rows in batches) == 32
+    assert {label for window, rows in batches for label in window.batch(rows)["labels"].tolist()} == {0}
+
+
+def test_every_window_has_its_own_order_of_rows(tmp_path, monkeypatch):
+    """Rows of one length, windows of one size: the same draw for each would show."""
+    monkeypatch.setattr(batching, "WINDOW", 1)
+    store = store_of([[1, 2]] * 64, tmp_path)
+    orders = {}
+    for window, rows in training_batches(store, 8, (3, 0), CPU):
+        orders.setdefault(id(window.tokens), (window, []))[1].extend(rows.tolist())
+    assert len({tuple(order) for _, order in orders.values()}) == len(orders) == 4
+
+
 # ---- logits_in_order ---------------------------------------------------------------------------------------
 
 
@@ -241,12 +393,31 @@ def test_logits_come_in_file_order_whatever_the_batches(max_tokens):
     rows = [rng.integers(0, 50, rng.integers(1, 20)).tolist() for _ in range(101)]
     second = rng.integers(0, 20, 101).tolist()
     toy, count = Toy().train(), Count()
-    logits = logits_in_order(toy, encoded_of(rows, second), max_tokens, CPU, progress=count)
+    logits = logits_in_order(toy, encoded_of(rows, second), max_tokens, progress=count)
     expected = [[sum(row), row[0], row[-1], len(row), at] for row, at in zip(rows, second, strict=True)]
     assert logits.tolist() == expected  # dropout of 0.9 is off
     assert (logits.dtype, logits.device.type) == (torch.float32, "cpu")
     assert toy.sizes == count and sum(count) == 101
     assert (max(toy.sizes) == 1) == (max_tokens == 1)
+
+
+@pytest.mark.parametrize("world", [2, 3, 50])
+def test_ranks_share_the_batches_and_their_sum_is_the_whole(monkeypatch, world):
+    """Each batch has one rank, but for the first, which tells all ranks the number of classes."""
+    rows = random_rows(60)
+    encoded = encoded_of(rows, [3] * 60)
+    whole, parts, sizes = logits_in_order(Toy(), encoded, 40), [], []
+    monkeypatch.setattr(batching, "WORLD", world)
+    monkeypatch.setattr(batching, "sum_over_ranks", lambda tensors: None)
+    for rank in range(world):
+        monkeypatch.setattr(batching, "RANK", rank)
+        toy, count = Toy(), Count()
+        parts.append(logits_in_order(toy, encoded, 40, progress=count))
+        sizes += toy.sizes[1 if rank else 0 :]
+        assert sum(count) == 60  # the rows of all ranks: rank 0 alone shows them
+    assert torch.equal(sum(parts), whole)
+    assert sorted(sizes) == sorted(map(len, token_batches(encoded.lengths, 40)))
+    assert all(((part != 0).any(1).int().sum() < 60) for part in parts)
 
 
 def test_bf16_is_used_when_asked_for_and_comes_back_as_float32():
@@ -260,6 +431,6 @@ def test_bf16_is_used_when_asked_for_and_comes_back_as_float32():
     encoded = encoded_of([[1, 2, 3], [4, 5, 6], [7, 8, 9]])
     expected = torch.arange(1.0, 10).view(3, 3) @ linear.weight.T + linear.bias
     for precision, dtype, tolerance in (("fp32", torch.float32, 1e-5), ("bf16", torch.bfloat16, 0.1)):
-        logits = logits_in_order(linear, encoded, 100, CPU, precision)
+        logits = logits_in_order(linear, encoded, 100, precision)
         assert linear.seen == dtype and logits.dtype == torch.float32
         torch.testing.assert_close(logits, expected, rtol=0, atol=tolerance)

@@ -2,6 +2,7 @@
 
 import json
 import math
+from pathlib import Path
 
 import numpy as np
 import pytest
@@ -11,7 +12,8 @@ import torch.nn.functional as F
 import distill
 import runtime
 import train_tokenizer
-from data.examples import read_examples
+from data import batching
+from data.examples import read_again, read_examples, survey
 from distill import distill_loss
 from runtime import UserError
 from student import Student, StudentError
@@ -36,6 +38,22 @@ def dump(path, data, logits, names=("0", "1")):
     torch.save({"kind": "logits", "format": 1, "logits": logits, "label_names": list(names),
                 "texts": read_examples(data).fingerprint(), "teachers": [], "max_lengths": [],
                 "made_by": {}}, path)
+
+
+@pytest.fixture
+def windows(monkeypatch):
+    """Small windows of small blocks, so that these few rows come as those of a file beyond memory do."""
+    count, read = [], batching.Store._read
+    monkeypatch.setattr(batching.Store, "_read", lambda self, blocks: count.append(1) or read(self, blocks))
+    monkeypatch.setattr(batching, "WINDOW", 400)
+    monkeypatch.setattr(read_again, "__defaults__", (None, None, None, 32))
+    return count  # an element for each window that was read
+
+
+@pytest.fixture(params=["one window", "several"])
+def window_or_several(request):
+    """The test twice: all rows in memory, and in windows."""
+    return request.getfixturevalue("windows") if request.param == "several" else None
 
 
 @pytest.fixture
@@ -132,8 +150,22 @@ def test_student_learns_its_teacher_even_against_the_labels(folder, capsys):
         assert low <= right.double().mean() <= high
 
 
-def test_rows_and_logits_stay_together_across_files(folder, monkeypatch):
-    """Every row of every batch meets its own logits: each row's logits are made from its text and checked."""
+def test_a_student_of_several_windows_learns_its_teacher(folder, windows):
+    """As above, with the logits that invert the labels; the last epoch again."""
+    train = read_examples("train.tsv")
+    wrong = 1 - torch.tensor(train.label_ids(["0", "1"]))
+    dump("wrong.pt", "train.tsv", 6.0 * F.one_hot(wrong, 2) - 3)
+    run("--train", "train.tsv", "--logits", "wrong.pt", "--alpha", "0", "--lr", "0.02", "--epochs", "12")
+    assert len(windows) >= 12 * 3
+    student = Student.load("students/tiny/student.pt")
+    student.load_state_dict(runtime.load("students/tiny/last.pt", "student-resume", 1)["weights"])
+    right = student.predict(train.texts).argmax(1) == torch.tensor(train.label_ids(["0", "1"]))
+    assert right.double().mean() <= 0.2
+
+
+def test_rows_and_logits_stay_together_across_files(folder, monkeypatch, window_or_several):
+    """Every row of every batch meets its own logits and label: the logits are made from the text, the label
+    is the text's, none in the unlabelled file."""
     def logits_of(texts):
         return torch.tensor([[float(len(text)), float(sum(map(ord, text)) % 1000)] for text in texts])
 
@@ -144,8 +176,10 @@ def test_rows_and_logits_stay_together_across_files(folder, monkeypatch):
         texts[name] = examples.texts
     tokenizer = distill.read_tokenizer("tokenizer/vocab_size_60")
     allowed = {}
-    for text in texts["train"] + texts["unlabeled"]:
-        allowed.setdefault(tuple(tokenizer.encode(text).ids), set()).add(tuple(logits_of([text])[0].tolist()))
+    labels = [*read_examples("train.tsv").label_ids(["0", "1"]), *[-1] * 200]
+    for text, label in zip(texts["train"] + texts["unlabeled"], labels, strict=True):
+        allowed.setdefault(tuple(tokenizer.encode(text).ids), set()).add(
+            (*logits_of([text])[0].tolist(), label))
     forward, batch, seen = Student.forward, [], []
 
     def remember(self, input_ids, lengths):
@@ -153,18 +187,20 @@ def test_rows_and_logits_stay_together_across_files(folder, monkeypatch):
         return forward(self, input_ids, lengths)
 
     def checked(student_logits, teacher_logits, labels, *rest):
-        for ids, logits in zip(batch, teacher_logits.tolist(), strict=True):
-            assert tuple(logits) in allowed[ids]
-        seen.extend(batch)
+        for ids, logits, label in zip(batch, teacher_logits.tolist(), labels.tolist(), strict=True):
+            assert (*logits, label) in allowed[ids]
+            seen.append((ids, label))
         return distill_loss(student_logits, teacher_logits * 0, labels, *rest)
 
     monkeypatch.setattr(Student, "forward", remember)
     monkeypatch.setattr(distill, "distill_loss", checked)
     run("--train", "train.tsv", "unlabeled.tsv", "--logits", "train.pt", "unlabeled.pt", "--epochs", "1")
-    assert len(seen) == 500
+    all_rows = [tuple(tokenizer.encode(text).ids) for text in texts["train"] + texts["unlabeled"]]
+    assert sorted(seen) == sorted(zip(all_rows, labels, strict=True))
+    assert window_or_several is None or len(window_or_several) > 3
 
 
-def test_resume_equals_an_uninterrupted_run_bit_for_bit(folder, monkeypatch):
+def test_resume_equals_an_uninterrupted_run_bit_for_bit(folder, monkeypatch, window_or_several):
     flags = ["--train", "train.tsv", "unlabeled.tsv", "--logits", "train.pt", "unlabeled.pt",
              "--dropout", "0.3", "--num-layers", "2"]
     run(*flags, "--output-dir", "whole")
@@ -188,6 +224,9 @@ def test_resume_equals_an_uninterrupted_run_bit_for_bit(folder, monkeypatch):
         assert whole["weights"].keys() == parts["weights"].keys()
         assert all(torch.equal(whole["weights"][name], parts["weights"][name]) for name in whole["weights"])
     assert whole["best"] == parts["best"]
+    assert set(parts) == {"kind", "format", "weights", "optimizer", "epoch", "best", "seconds", "precision",
+                          "fingerprints", "made_by"}  # no random state is needed
+    assert window_or_several is None or len(window_or_several) > 12
 
 
 def test_resume_with_other_settings_is_refused(folder):
@@ -259,10 +298,38 @@ def test_logits_of_another_file_are_refused(folder):
 def test_a_bare_tensor_from_any_system_teaches(folder):
     logits = torch.randn(300, 2, dtype=torch.float16)
     torch.save(logits, "bare.pt")
-    found, names = distill.read_logits("bare.pt", read_examples("train.tsv"))
-    assert found.dtype == torch.float32 and torch.equal(found, logits.float()) and names is None
+    found, names = distill.read_logits("bare.pt", survey("train.tsv"))
+    assert torch.equal(found, logits) and names is None
     run("--train", "train.tsv", "--logits", "bare.pt")
     assert Student.load("students/tiny/student.pt").label_names == ["0", "1"]
+
+
+def test_logits_are_mapped_rather_than_read(folder):
+    """Logits of a hundred million rows do not fit in memory; a file that cannot be mapped is read."""
+    torch.save(torch.randn(300, 2), "old.pt", _use_new_zipfile_serialization=False)
+    expected = torch.load("old.pt")
+    torch.save(expected, "bare.pt")
+    dump("own.pt", "train.tsv", expected)
+    for name, mapped in (("bare", True), ("own", True), ("old", False)):
+        found, _ = distill.read_logits(f"{name}.pt", survey("train.tsv"))
+        assert torch.equal(found, expected)
+        maps = Path("/proc/self/maps")  # Linux only
+        if maps.exists():
+            assert (str(folder / f"{name}.pt") in maps.read_text("utf-8")) == mapped
+        run("--train", "train.tsv", "--logits", f"{name}.pt", "--epochs", "1", "--output-dir", name)
+    weights = [Student.load(f"{name}/tiny/student.pt").state_dict() for name in ("bare", "own", "old")]
+    for other in weights[1:]:
+        assert all(torch.equal(weights[0][name], other[name]) for name in other)
+
+
+def test_label_names_are_those_of_all_files(folder):
+    for name, labels in (("a", ["3", "3"]), ("b", None), ("c", ["20", ""]), ("v", ["100", "3"])):
+        data = "text\n글\n말\n" if labels is None else "text\tlabel\n" + "".join(f"글\t{x}\n" for x in labels)
+        (folder / f"{name}.tsv").write_text(data, encoding="utf-8")
+    flags = ["--train", "a.tsv", "b.tsv", "c.tsv", "--alpha", "1", "--valid", "v.tsv", "--tokenizer", "t"]
+    data = distill.read_training_set(distill.parse_args(flags))
+    assert data.label_names == ["3", "20", "100"]
+    assert (data.rows, data.labelled, data.valid_labels.tolist()) == (6, 3, [2, 0])
 
 
 @pytest.mark.parametrize("tensor, message", [
@@ -356,16 +423,21 @@ def test_the_last_epoch_is_not_kept_when_an_earlier_one_was_better(folder, monke
 
 def test_every_setting_reaches_its_place(folder, monkeypatch):
     losses, orders, seeds = set(), [], []
-    batches, seed_everything = distill.token_batches, runtime.seed_everything
+    batches, seed_everything = batching.token_batches, runtime.seed_everything
     monkeypatch.setattr(distill, "distill_loss", lambda *a: losses.add(a[3:]) or distill_loss(*a))
-    monkeypatch.setattr(distill, "token_batches", lambda *a: orders.append(a[1:]) or batches(*a))
-    monkeypatch.setattr(runtime, "seed_everything", lambda s: seeds.append(s) or seed_everything(s))
+    monkeypatch.setattr(batching, "token_batches", lambda *a: orders.append(a[1:]) or batches(*a))
+    monkeypatch.setattr(runtime, "seed_everything", lambda *a: seeds.append(a[1:]) or seed_everything(*a))
     run("--train", "train.tsv", "--logits", "train.pt", "--loss", "kl", "--alpha", "0.25",
         "--temperature", "3", "--seed", "7", "--pooling", "max", "--head", "relu", "--dropout", "0.3",
         "--num-layers", "2",
         "--embedding-dim", "5", "--hidden-dim", "6", "--max-length", "9")
-    assert losses == {(0.25, 3.0, "kl")} and seeds == [7]
-    assert orders == [(256, (7, 0)), (256, (7, 1)), (256, (7, 2))]  # a new order every epoch
+    assert losses == {(0.25, 3.0, "kl")}
+    # A new order every epoch (seed, epoch, window); validation in order, in batches four times as large.
+    assert orders == [call for epoch in range(3) for call in ((256, (7, epoch, 0)), (1024,))]
+    steps = (len(seeds) - 1) // 3  # of an epoch
+    assert steps > 1 and seeds[0] == (7,)  # the weights; then each step of rank 0 its own dropout
+    assert set(seeds[1:]) == {(7, epoch, step, 0) for epoch in range(3) for step in range(steps)}
+    assert len(set(seeds)) == len(seeds)
     config = Student.load("students/tiny-e5-h6/student.pt").config
     assert (config.pooling, config.head, config.dropout, config.num_layers) == ("max", "relu", 0.3, 2)
     assert (config.embedding_dim, config.hidden_dim, config.max_length) == (5, 6, 9)
@@ -391,11 +463,19 @@ def test_the_order_of_labels_is_that_of_the_logits(folder):
 
 
 def test_the_rate_rises_then_falls_and_is_never_zero(folder, monkeypatch):
-    rates, step = [], torch.optim.AdamW.step
+    """The rate of a step is that at the middle of its rows, so that steps of many rows weigh more."""
+    rates, sizes, step, batches = [], [], torch.optim.AdamW.step, distill.training_batches
+
+    def counted(*args):
+        for window, rows in batches(*args):
+            sizes.append(len(rows))
+            yield window, rows
+
+    monkeypatch.setattr(distill, "training_batches", counted)
     monkeypatch.setattr(torch.optim.AdamW, "step", lambda self: rates.append(
         self.param_groups[0]["lr"]) or step(self))
-    run("--train", "train.tsv", "--alpha", "1", "--lr", "0.01", "--warmup", "0.2")
-    n = len(rates)
-    done = [(i + 0.5) / n for i in range(n)]
+    run("--train", "train.tsv", "unlabeled.tsv", "--alpha", "1", "--lr", "0.01", "--warmup", "0.2")
+    assert sum(sizes) == 3 * 300 and len(set(sizes)) > 1  # rows without label have no part in it
+    done = [(sum(sizes[:i]) + size / 2) / 900 for i, size in enumerate(sizes)]
     expected = [0.01 * min(d / 0.2, (1 - d) / 0.8) for d in done]
-    assert rates == pytest.approx(expected, rel=0.05) and min(rates) > 0
+    assert rates == pytest.approx(expected, rel=1e-6) and min(rates) > 0

@@ -8,7 +8,7 @@ import json
 
 import pytest
 
-from data.examples import label_names, read_examples
+from data.examples import label_names, read_again, read_examples, stream_examples, survey
 from runtime import UserError
 
 
@@ -148,13 +148,7 @@ def labelled(tmp_path, labels, name="a.tsv"):
     (["b", "", "a", "B", ""], ["B", "a", "b"]),
 ])  # fmt: skip
 def test_whole_numbers_sort_by_value_and_anything_else_by_letter(tmp_path, labels, expected):
-    assert label_names([labelled(tmp_path, labels)]) == expected
-
-
-def test_label_names_are_those_of_all_files(tmp_path):
-    files = [labelled(tmp_path, ["3", "3"], "a.tsv"), read(tmp_path, "b.tsv", "text\n글\n"),
-             labelled(tmp_path, ["20", ""], "c.tsv")]
-    assert label_names(files) == ["3", "20"]
+    assert label_names(survey(labelled(tmp_path, labels).path).labels, "a.tsv") == expected
 
 
 @pytest.mark.parametrize(("labels", "have"), [
@@ -162,9 +156,8 @@ def test_label_names_are_those_of_all_files(tmp_path):
 ])
 def test_fewer_than_two_labels_are_refused(tmp_path, labels, have):
     examples = read(tmp_path, "a.tsv", "text\n글\n") if labels is None else labelled(tmp_path, labels)
-    assert refused(label_names, [examples, examples]) == (
-        f"{tmp_path}/a.tsv, {tmp_path}/a.tsv: {have}; "
-        "a classifier needs at least two (column `label`, or --label-column)")
+    assert refused(label_names, survey(examples.path).labels, "a.tsv, b.tsv") == (
+        f"a.tsv, b.tsv: {have}; a classifier needs at least two (column `label`, or --label-column)")
 
 
 def test_label_ids_are_positions_and_minus_one_without_label(tmp_path):
@@ -220,8 +213,93 @@ def test_the_fingerprint_is_this_sha256_for_good(tmp_path):
     size = len("가".encode()).to_bytes(8, "little")
     single = b"column" + size + "가".encode() + b"none"
     assert fingerprint(tmp_path, ("가",)) == hashlib.sha256(single).hexdigest()
-    pair = b"column" + size + "가".encode() + b"column" + size + "나".encode()
+    second = hashlib.sha256(b"column" + size + "나".encode())  # both columns of a stream are hashed at once
+    pair = b"column" + size + "가".encode() + second.digest()
     assert fingerprint(tmp_path, ("가", "나"), columns=("text", "text2")) == hashlib.sha256(pair).hexdigest()
+
+
+# ---- a file in parts ---------------------------------------------------------------------------------------
+
+FIELDS = ("texts", "texts2", "labels", "ids", "lines")
+
+
+def joined(parts):
+    """The columns of parts as one list each, None for an absent one."""
+    return {name: None if getattr(parts[0], name) is None else
+            [value for part in parts for value in getattr(part, name)] for name in FIELDS}
+
+
+@pytest.mark.parametrize("chunk", [1, 2, 5, 7])
+@pytest.mark.parametrize("name", ["a.tsv", "a.txt.gz", "a.csv", "a.csv.gz", "a.jsonl", "a.jsonl.gz"])
+def test_a_file_read_in_parts_is_the_file_read_whole(tmp_path, monkeypatch, name, chunk):
+    path = write(tmp_path / name, formatted(name.split(".")[1]))
+    whole = read_examples(path)
+    parts = list(stream_examples(path, chunk=chunk))
+    assert [len(part) for part in parts] == [chunk] * (5 // chunk) + [5 % chunk] * (5 % chunk > 0)
+    assert {part.path for part in parts} == {str(path)}
+    assert joined(parts) == joined([whole])
+    found = survey(path)
+    assert joined(list(read_again(found, chunk=chunk))) == joined([whole])
+    monkeypatch.setattr(stream_examples, "__defaults__", (*stream_examples.__defaults__[:-1], chunk))
+    assert read_examples(path) == whole and survey(path) == found
+
+
+@pytest.mark.parametrize("chunk", [1, 3])
+def test_bad_rows_are_told_with_their_line_whatever_the_parts(tmp_path, chunk):
+    path = write(tmp_path / "a.tsv", "text\tlabel\n" + "글\t1\n" * 6 + "글\n")
+    parts = stream_examples(path, chunk=chunk)
+    message = refused(list, parts)
+    assert message == f"{path}:8: 1 columns where the header has 2; a text must not contain a tab"
+
+
+def test_a_survey_counts_without_keeping_rows(tmp_path):
+    path = write(tmp_path / "a.tsv", formatted("tsv"))
+    found = survey(path)
+    assert (found.path, found.rows, found.labelled, found.pairs) == (str(path), 5, 4, True)
+    assert found.labels == {"0", "1"}
+    assert found.fingerprint == read_examples(path).fingerprint()
+    bare = survey(write(tmp_path / "b.tsv", "text\n" + "글\n" * 3))
+    assert (bare.rows, bare.labelled, bare.pairs, bare.labels) == (3, 0, False, set())
+    named = survey(write(tmp_path / "c.tsv", WIDE), "note", "other", "gold")
+    assert (named.rows, named.labelled, named.pairs, named.labels) == (1, 1, True, {"g"})
+
+
+def test_the_fingerprint_of_labels_is_theirs_in_order_and_not_that_of_texts(tmp_path):
+    def found(*rows):
+        return survey(write(tmp_path / "a.tsv", "text\tlabel\n" + "".join(f"{row}\n" for row in rows)))
+
+    first = found("가\t1", "나\t0", "다\t")
+    others = [found("가\t0", "나\t1", "다\t"), found("가\t1", "나\t", "다\t0"), found("가\t1", "나\t0"),
+              found("가\t10", "나\t", "다\t"), found("가\t1", "나\t0", "다\t1")]
+    fingerprints = [first.label_fingerprint, *(other.label_fingerprint for other in others)]
+    assert len(set(fingerprints)) == len(fingerprints)
+    assert [other.fingerprint == first.fingerprint for other in others] == [True, True, False, True, True]
+    same_labels = found("라\t1", "나\t0", "다\t")
+    assert same_labels.label_fingerprint == first.label_fingerprint
+    assert same_labels.fingerprint != first.fingerprint
+
+
+@pytest.mark.parametrize("after", ["가1나1라0", "가1나1다0라0", "가1나1", "나1가1다0", "가1나0다0"])
+@pytest.mark.parametrize("chunk", [1, 2, 8])
+def test_a_file_that_changed_between_its_readings_is_refused(tmp_path, after, chunk):
+    """Another text, a row more, a row less, two rows exchanged, another label."""
+    path = write(tmp_path / "a.tsv", "text\tlabel\n가\t1\n나\t1\n다\t0\n")
+    found = survey(path)
+    assert len(list(read_again(found, chunk=chunk))) == -(-3 // chunk)
+    rows = [after[i : i + 2] for i in range(0, len(after), 2)]
+    write(path, "text\tlabel\n" + "".join(f"{text}\t{label}\n" for text, label in rows))
+    assert refused(list, read_again(found, chunk=chunk)) == (
+        f"{path}: was changed while it was read; run again")
+
+
+def test_a_label_that_others_do_not_know_is_found_by_its_line(tmp_path):
+    found = survey(write(tmp_path / "a.csv", 'text,gold\n"두\n줄",1\n글,\n글,긍정\n글,부정\n'),
+                   label_column="gold")
+    columns = None, None, "gold"
+    assert refused(found.refuse_other_labels, ["0", "1"], *columns) == (
+        f"{tmp_path}/a.csv:5: label '긍정' is none of ['0', '1']; "
+        "correct it, or leave it empty if the row has no label")
+    found.refuse_other_labels(["0", "1", "긍정", "부정"], *columns)  # labels that no row has are none's harm
 
 
 # ---- refusals ----------------------------------------------------------------------------------------------
@@ -341,4 +419,4 @@ def test_a_key_that_only_later_objects_have_is_refused(tmp_path):
 def test_a_label_that_only_looks_like_a_number_sorts_by_letter(tmp_path):
     path = tmp_path / "a.tsv"
     path.write_text("text\tlabel\n가\t10\n나\t--1\n다\t2\n", encoding="utf-8")
-    assert label_names([read_examples(path)]) == ["--1", "10", "2"]
+    assert label_names(survey(path).labels, "a.tsv") == ["--1", "10", "2"]

@@ -14,8 +14,9 @@ import dump_logits
 import finetune_teacher
 import runtime
 import train_tokenizer
+from data import batching
 from data.batching import token_batches
-from data.examples import read_examples
+from data.examples import read_again, read_examples
 from runtime import UserError
 from teacher import Teacher, TeacherConfig
 
@@ -141,31 +142,35 @@ def steps(monkeypatch):
 
 
 @pytest.mark.parametrize("accumulate, clip", [(1, 1e9), (2, 1e9), (3, 1e9), (2, 0.01)])
-def test_a_step_takes_the_mean_gradient_of_its_batches(files, tmp_path, steps, accumulate, clip):
+def test_a_step_takes_the_mean_gradient_of_its_rows(files, tmp_path, steps, accumulate, clip):
     """With a rate too small to move a weight, every step of an epoch and its loss can be computed from the
-    first weights, dropout included: the same draws in the same order."""
+    first weights, dropout included: its draws begin anew at every step. Batches of unequal size count by
+    their rows."""
     finetune(files, tmp_path, epochs=1, lr=1e-30, accumulate=accumulate, clip=clip, max_tokens=220, seed=3)
 
-    runtime.seed_everything(3)
+    runtime.seed_everything(CPU, 3)
     args = arguments(files, tmp_path)
     teacher = finetune_teacher.new_teacher(args, NAMES).train()
     train = read_examples(files / "train.tsv")
     labels = torch.tensor([NAMES.index(label) for _, label in ROWS])
     encoded = teacher.encode(train.texts)
-    batches = token_batches(encoded.lengths, 220, (3, 0))
+    batches = token_batches(encoded.lengths, 220, (3, 0, 0))
     assert len(batches) == 3 and sorted(row for rows in batches for row in rows) == list(range(60))
+    assert len({len(rows) for rows in batches}) > 1
     groups = finetune_teacher.parameter_groups(teacher, 1.0, 1.0, 0.01)
     parameters = [parameter for group in groups for parameter in group["params"]]
-    gradients, total_loss = [], 0.0
-    for rows in batches:
-        loss = F.cross_entropy(teacher(**encoded.batch(rows, CPU)), labels[rows])
-        gradients.append(torch.autograd.grad(loss, parameters, materialize_grads=True))
-        total_loss += loss.item() * len(rows)
+    expected, total_loss = [], 0.0
+    for number, start in enumerate(range(0, 3, accumulate)):
+        runtime.seed_everything(CPU, 3, 0, number, 0)
+        group = batches[start : start + accumulate]
+        losses = [F.cross_entropy(teacher(**encoded.batch(rows)), labels[rows], reduction="none")
+                  for rows in group]
+        loss = torch.cat(losses)  # one row, one voice
+        expected.append(torch.autograd.grad(loss.mean(), parameters, materialize_grads=True))
+        total_loss += loss.sum().item()
 
-    expected = [gradients[i : i + accumulate] for i in range(0, 3, accumulate)]
     assert len(steps) == len(expected)
-    for step, parts in zip(steps, expected, strict=True):
-        mean = [sum(tensors) / len(parts) for tensors in zip(*parts, strict=True)]
+    for step, mean in zip(steps, expected, strict=True):
         norm = math.sqrt(sum(tensor.square().sum().item() for tensor in mean))
         scale = min(1.0, clip / norm)
         assert (scale < 1) == (clip < 1)
@@ -174,18 +179,30 @@ def test_a_step_takes_the_mean_gradient_of_its_batches(files, tmp_path, steps, a
     assert log_lines(tmp_path)[0]["train_loss"] == pytest.approx(total_loss / 60, rel=1e-6)
 
 
-@pytest.mark.parametrize("layer_decay", [1.0, 0.5])
-def test_the_rate_rises_to_the_peak_and_falls_in_all_groups_alike(files, tmp_path, steps, layer_decay):
-    finetune(files, tmp_path, epochs=4, warmup=0.25, layer_decay=layer_decay, max_tokens=100)
+@pytest.mark.parametrize("layer_decay, accumulate", [(1.0, 1), (0.5, 2)])
+def test_the_rate_rises_to_the_peak_and_falls_in_all_groups_alike(files, tmp_path, steps, monkeypatch,
+                                                                  layer_decay, accumulate):
+    """It is the rate at the middle of the step's rows: a quarter of all rows of the run to rise in."""
+    epochs, batches = [], finetune_teacher.training_batches
+
+    def counted(*args, **flags):
+        epochs.append([])
+        for window, rows in batches(*args, **flags):
+            epochs[-1].append(len(rows))
+            yield window, rows
+
+    monkeypatch.setattr(finetune_teacher, "training_batches", counted)
+    finetune(files, tmp_path, epochs=4, warmup=0.25, layer_decay=layer_decay, accumulate=accumulate,
+             max_tokens=100 // accumulate)
+    sizes = [sum(epoch[i : i + accumulate]) for epoch in epochs for i in range(0, len(epoch), accumulate)]
     scales = [[rate / peak for rate, peak in step["rates"]] for step in steps]
     assert all(scale == pytest.approx([scale[0]] * len(scale)) for scale in scales)
     scale = [scale[0] for scale in scales]
-    quarter = len(scale) // 4
-    assert len(scale) % 4 == 0 and quarter >= 4 and min(scale) >= 0 and max(scale) <= 1
-    assert scale.index(max(scale)) in (quarter - 1, quarter) and max(scale) > 0.85
-    rises = torch.tensor(scale).diff() * len(scale)
-    assert rises[: quarter - 1].tolist() == pytest.approx([1 / 0.25] * (quarter - 1), rel=1e-4)
-    assert rises[quarter:].tolist() == pytest.approx([-1 / 0.75] * (len(scale) - 1 - quarter), rel=1e-4)
+    assert len(scale) % 4 == 0 and len(scale) >= 16 and min(scale) > 0 and max(scale) < 1
+    assert scale.index(max(scale)) in (len(scale) // 4 - 1, len(scale) // 4) and max(scale) > 0.85
+    assert sum(sizes) == 240 and len(set(sizes)) > 1
+    done = [(sum(sizes[:i]) + size / 2) / 240 for i, size in enumerate(sizes)]
+    assert scale == pytest.approx([min(d / 0.25, (1 - d) / 0.75) for d in done], rel=1e-6)
     peaks = sorted({peak for _, peak in steps[0]["rates"]})
     assert peaks == pytest.approx([0.01] if layer_decay == 1 else [0.0025, 0.005, 0.01])
 
@@ -219,8 +236,15 @@ def test_teacher_pt_is_the_best_epoch_on_validation(files, tmp_path):
     assert best["scores"] == {name: best_line[name] for name in ("valid_loss", "valid_accuracy")}
 
 
-@pytest.mark.parametrize("epochs_done", [1, 2])
-def test_a_resumed_run_equals_an_uninterrupted_one_to_the_bit(files, tmp_path, monkeypatch, epochs_done):
+@pytest.mark.parametrize("epochs_done, window", [(1, None), (2, None), (2, 100)])
+def test_a_resumed_run_equals_an_uninterrupted_one_to_the_bit(files, tmp_path, monkeypatch, epochs_done,
+                                                              window):
+    """Also with rows that come in several windows."""
+    reads, read_blocks = [], batching.Store._read
+    monkeypatch.setattr(batching.Store, "_read", lambda *args: reads.append(1) or read_blocks(*args))
+    if window:
+        monkeypatch.setattr(batching, "WINDOW", window)
+        monkeypatch.setattr(read_again, "__defaults__", (None, None, None, 8))
     finetune(files, tmp_path / "whole", epochs=1)
     finetune(files, tmp_path / "whole", epochs=3, accumulate=2)
     save, saved = runtime.save, []
@@ -236,16 +260,19 @@ def test_a_resumed_run_equals_an_uninterrupted_one_to_the_bit(files, tmp_path, m
         with pytest.raises(KeyboardInterrupt):
             finetune(files, tmp_path / "parts", epochs=3, accumulate=2)
     assert read(tmp_path / "parts" / "last.pt")["epoch"] == epochs_done
-    torch.rand(7)  # the random state is the file's, not what this process has come to
+    torch.rand(7)  # dropout is a function of seed and step, not of what this process has come to
     finetune(files, tmp_path / "parts", "--resume", epochs=3, accumulate=2)
 
     for name, keys in (("teacher.pt", ("weights", "scores", "epoch", "tokenizer", "config")),
-                       ("last.pt", ("weights", "optimizer", "rng", "epoch", "best"))):
+                       ("last.pt", ("weights", "optimizer", "epoch", "best", "precision"))):
         whole, parts = (read(tmp_path / folder / name) for folder in ("whole", "parts"))
         assert_equal({key: parts[key] for key in keys}, {key: whole[key] for key in keys})
+    assert set(read(tmp_path / "parts" / "last.pt")) == {  # no random state is needed
+        "kind", "format", "weights", "optimizer", "epoch", "best", "precision", "fingerprints", "made_by"}
     whole, parts = (log_lines(tmp_path / folder)[-1] for folder in ("whole", "parts"))
     assert whole | {"seconds": 0} == parts | {"seconds": 0}
     assert len(log_lines(tmp_path / "whole")) == 3  # a new run begins the log anew
+    assert len(reads) > 20 if window else len(reads) == 4  # a read for each run, or for each window
     config = TeacherConfig(**read(tmp_path / "whole" / "teacher.pt")["config"])
     assert config.hidden_dropout > 0 and config.attention_dropout > 0
 
@@ -402,6 +429,21 @@ def test_row_i_holds_the_logits_of_row_i_of_each_file(files, tmp_path, three_fil
         assert artifact["label_names"] == NAMES
 
 
+@pytest.mark.parametrize("shard", [1, 7, 60])
+def test_a_file_dumped_in_parts_gives_the_logits_of_the_whole(files, tmp_path, monkeypatch, capsys, shard):
+    new_teacher(files, tmp_path / "t.pt", 1)
+    rows = [(text, label if i % 4 else "") for i, (text, label) in enumerate(ROWS)]
+    data = write(tmp_path / "a.tsv", rows)
+    dump([tmp_path / "t.pt"], [data], tmp_path / "whole")
+    monkeypatch.setattr(dump_logits, "SHARD", shard)
+    dump([tmp_path / "t.pt"], [data], tmp_path / "parts")
+    whole, parts = (read(tmp_path / name / "a.pt") for name in ("whole", "parts"))
+    torch.testing.assert_close(parts["logits"], whole["logits"], rtol=0, atol=1e-6)
+    assert parts["texts"] == whole["texts"]
+    accuracies = re.findall(r", accuracy (.*)", capsys.readouterr().out)
+    assert len(accuracies) == 2 and accuracies[0] == accuracies[1]
+
+
 @pytest.mark.parametrize("count", [2, 3])
 def test_several_teachers_give_the_mean_of_their_logits(files, tmp_path, count):
     data = write(tmp_path / "a.tsv", ROWS)
@@ -413,7 +455,7 @@ def test_several_teachers_give_the_mean_of_their_logits(files, tmp_path, count):
     dump(paths, [data], tmp_path / "mean")
     single = [read(tmp_path / path.stem / "a.pt") for path in paths]
     artifact = read(tmp_path / "mean" / "a.pt")
-    assert torch.equal(artifact["logits"], sum(part["logits"] for part in single) / count)
+    assert torch.equal(artifact["logits"], sum(part["logits"] / count for part in single))
     assert artifact["teachers"] == [part["teachers"][0] for part in single]
     assert len(set(artifact["teachers"])) == count
     assert artifact["max_lengths"] == [10, 11, 12][:count]
@@ -430,7 +472,9 @@ def test_float16_is_the_float32_rounded_at_half_the_size(files, tmp_path):
     assert full - half == pytest.approx(60 * 40 * 2 * 2, abs=128)  # tensors start at multiples of 64
 
 
-def test_logits_too_large_for_float16_are_refused_with_their_row(files, tmp_path):
+@pytest.mark.parametrize("shard", [2**18, 3])
+def test_logits_too_large_for_float16_are_refused_with_their_row(files, tmp_path, monkeypatch, shard):
+    monkeypatch.setattr(dump_logits, "SHARD", shard)
     teacher = new_teacher(files, tmp_path / "t.pt", 1)
     data = write(tmp_path / "a.tsv", ROWS)
     logits = torch.stack([alone(teacher, text) for text, _ in ROWS]).abs().amax(1)
@@ -440,7 +484,7 @@ def test_logits_too_large_for_float16_are_refused_with_their_row(files, tmp_path
     teacher.save(tmp_path / "t.pt")
     first = int((logits * (66_000 / logits[row]) >= 65_520).nonzero()[0])
     refused(lambda: dump([tmp_path / "t.pt"], [data], tmp_path / "out", dtype="float16"),
-            rf"a\.tsv:{first + 2}: the logits of row {first} ", "float32")
+            rf"a\.tsv:{first + 2}: the logits of this row are not finite in float16", "float32")
     assert not list((tmp_path / "out").glob("*"))
     dump([tmp_path / "t.pt"], [data], tmp_path / "out")
 
@@ -466,8 +510,9 @@ def test_the_printed_accuracy_is_a_count_over_labelled_rows(files, tmp_path, cap
     rows = [(text, label if i % 4 else "") for i, (text, label) in enumerate(ROWS)]
     data = [write(tmp_path / "a.tsv", rows), write(tmp_path / "b.tsv", [(text,) for text, _ in ROWS], "text")]
     teachers = [new_teacher(files, tmp_path / f"t{i}.pt", i) for i in range(2)]
-    dump([tmp_path / "t0.pt", tmp_path / "t1.pt"], data, tmp_path / "out")
-    lines = [line for line in capsys.readouterr().out.splitlines() if " on " in line]
+    for names in (["t0.pt"], ["t1.pt"], ["t0.pt", "t1.pt"]):
+        dump([tmp_path / name for name in names], data, tmp_path / "out")
+    lines = [line for line in capsys.readouterr().out.splitlines() if " texts/s " in line]
     logits = [torch.stack([alone(teacher, text) for text, _ in rows]) for teacher in teachers]
     logits.append((logits[0] + logits[1]) / 2)
     counts = [sum(NAMES[row.argmax()] == label for row, (_, label) in zip(each, rows, strict=True))

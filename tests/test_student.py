@@ -4,6 +4,8 @@ import os
 import shutil
 import subprocess
 import sys
+import threading
+from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 
 import pytest
@@ -77,12 +79,21 @@ def test_padding_and_neighbours_never_reach_a_row(pooling, num_layers):
             torch.testing.assert_close(together[row : row + 1], alone, rtol=0, atol=1e-6)
 
 
+@pytest.mark.parametrize("num_layers", [1, 2])
+@pytest.mark.parametrize("pooling", POOLINGS)
+def test_without_lengths_every_row_is_full(pooling, num_layers):
+    student = new_student(pooling=pooling, num_layers=num_layers)
+    input_ids = torch.randint(2, 40, (3, 7))
+    expected = student(input_ids, torch.tensor([7, 7, 7]))
+    torch.testing.assert_close(student(input_ids), expected, rtol=0, atol=1e-6)
+
+
 @pytest.mark.parametrize("pooling", ["max", "mean", "attention"])
 def test_pooling_against_its_definition(pooling):
     student = new_student(pooling=pooling)
-    states = torch.randn(1, 4, 10)
-    padding = torch.tensor([False, False, False, True])[None, :, None]
-    seen = states[0, :3]
+    states = torch.randn(4, 1, 10)
+    padding = torch.tensor([False, False, False, True])[:, None, None]
+    seen = states[:3, 0]
     if pooling == "attention":
         weights = (seen.tanh() @ student.attention.weight[0]).softmax(0)
         expected = (weights[:, None] * seen).sum(0)
@@ -113,6 +124,93 @@ def test_predict_of_nothing_is_empty_and_training_mode_is_restored():
     assert student.predict([]).shape == (0, 3)
     assert torch.equal(student.predict(["단어2"]), student.predict(["단어2"]))  # no dropout
     assert student.training
+
+
+@pytest.fixture
+def two_threads():
+    before = torch.get_num_threads()
+    torch.set_num_threads(2)
+    yield
+    torch.set_num_threads(before)
+
+
+def watch(student, monkeypatch, see):
+    """Call see(input_ids) before each forward."""
+    forward = student.forward
+    monkeypatch.setattr(student, "forward", lambda *args: (see(args[0]), forward(*args))[1])
+
+
+def test_threads_share_a_large_list_and_change_nothing(monkeypatch, two_threads):
+    monkeypatch.setattr("student.CHUNK", 50)
+    monkeypatch.setattr("student.PART", 7)
+    student = new_student(max_length=9)
+    generator = torch.Generator().manual_seed(1)
+    texts = [" ".join(f"단어{word}" for word in torch.randint(2, 40, (length,), generator=generator).tolist())
+             for length in torch.randint(0, 12, (128,), generator=generator).tolist()]
+    alone = torch.cat([student.predict([text]) for text in texts])
+    seen, meet = [], threading.Barrier(2, timeout=30)
+
+    def see(input_ids):
+        if not seen:
+            meet.wait()  # goes on when a second batch runs beside the first
+        seen.append((threading.current_thread(), torch.get_num_threads(), input_ids.numel()))
+
+    monkeypatch.setattr("student.SHARE", 64)
+    watch(student, monkeypatch, see)
+    together = student.predict(texts, max_tokens=20)
+    torch.testing.assert_close(together, alone, rtol=0, atol=1e-6)
+    assert threading.current_thread() not in {thread for thread, _, _ in seen}
+    assert {count for _, count, _ in seen} == {1} and torch.get_num_threads() == 2
+    assert max(tokens for _, _, tokens in seen) <= 20
+    seen[:] = [()]
+    student.predict(texts[1:])  # 127 texts are not worth two threads
+    assert {(thread, count) for thread, count, _ in seen[1:]} == {(threading.current_thread(), 2)}
+
+
+def test_an_error_in_a_thread_is_the_callers_and_the_setting_comes_back(monkeypatch, two_threads):
+    monkeypatch.setattr("student.SHARE", 1)
+    student = new_student()
+    watch(student, monkeypatch, lambda input_ids: 1 / 0)
+    with pytest.raises(ZeroDivisionError):
+        student.predict(["단어2"] * 10)
+    assert torch.get_num_threads() == 2
+    with ThreadPoolExecutor(1) as pool:  # a new thread starts with the process's setting
+        assert pool.submit(torch.get_num_threads).result() == 2
+
+
+def test_no_more_than_a_part_is_held_as_encodings(monkeypatch):
+    monkeypatch.setattr("student.PART", 3)
+    student, sizes = new_student(), []
+
+    class Spy:
+        no_padding, enable_truncation = student.tokenizer.no_padding, student.tokenizer.enable_truncation
+
+        def encode_batch_fast(self, texts, encode=student.tokenizer.encode_batch_fast):
+            sizes.append(len(texts))
+            return encode(texts)
+
+    student.tokenizer = Spy()
+    student.predict(["단어2"] * 8)
+    assert sizes == [3, 3, 2]
+
+
+def test_precision_is_what_predict_is_told_in_every_thread(monkeypatch, two_threads):
+    student, seen = new_student(), []
+
+    def forward(*args):  # not the network: bf16 needs a processor that has it
+        seen.append(torch.is_autocast_enabled("cpu") and torch.get_autocast_dtype("cpu"))
+        return torch.zeros(2, 3, dtype=torch.bfloat16)
+
+    monkeypatch.setattr(student, "forward", forward)
+    for share in (1, 1000):  # in threads, in this one
+        monkeypatch.setattr("student.SHARE", share)
+        with torch.autocast("cpu", torch.bfloat16):  # reaches this thread alone, so it must reach none
+            student.predict(["단어2"] * 2)
+        assert student.predict(["단어2"] * 2, precision="bf16").dtype == torch.float32
+        assert seen == [False, torch.bfloat16]
+        seen.clear()
+    with pytest.raises(ValueError, match="precision is 'fp16', must be fp32 or bf16"):
+        student.predict(["단어2"], precision="fp16")
 
 
 def test_save_and_load_keep_everything(tmp_path):

@@ -15,7 +15,6 @@ from data.batching import logits_in_order
 from runtime import UserError
 from teacher import ACTIVATIONS, Teacher, load_checkpoint, load_tokenizer
 
-CPU = torch.device("cpu")
 TEXTS = ["이 영화 정말 재밌다!", "Café MOVIE was 최고 👍🏽", "", "   ", "노잼", "별로다 ㅠㅠ 漢字 24년 " * 9,
          "[MASK] <mask> 다시\u3000봐도\t좋다", "a", "둘이 보다가 하나가 죽어도 모를 영화..."]
 TEXTS2 = ["재미있어요", "", "so so", "그냥", "not BAD at all, 진짜로 " * 8, "연기 최고", " ", "b", "추천👍"]
@@ -110,7 +109,7 @@ def theirs(model, tokenizer, texts, texts2=None, segments=None):
 
 def ours(teacher, texts, texts2=None, max_tokens=60):
     """Logits (N, C) in small batches of rows of several lengths."""
-    return logits_in_order(teacher, teacher.encode(texts, texts2), max_tokens, CPU)
+    return logits_in_order(teacher, teacher.encode(texts, texts2), max_tokens)
 
 
 def close(actual, expected, atol=1e-5):

@@ -1,0 +1,156 @@
+"""Fill the README's efficiency table from the result files; no figure in it is typed.
+
+    python -m bench.table                # both README files
+    python -m bench.table --check        # exit code 1 when they do not say what the result files say
+
+reads   bench/results/*.json
+writes  the lines between <!-- bench --> and <!-- /bench --> in README.md and README.ko.md
+"""
+
+import argparse
+import json
+import re
+import sys
+from pathlib import Path
+
+START, END = "<!-- bench -->", "<!-- /bench -->"
+# name of a result, without its precision: what it compares, in English and Korean, in the table's order
+ROWS = {
+    "distill": ("distil Base, an epoch", "Base 증류, 1 에포크"),
+    "distill-live": ("distil Base, logits cached or a live teacher", "Base 증류, 저장된 로짓과 실시간 교사"),
+    "dump": ("`dump_logits.py`", "`dump_logits.py`"),
+    "finetune": ("`finetune_teacher.py`", "`finetune_teacher.py`"),
+    "predict-base": ("predict in bulk, Base", "대량 예측, Base"),
+    "predict-tiny": ("predict in bulk, Tiny", "대량 예측, Tiny"),
+    "predict-one": ("predict one review, Base, one thread", "리뷰 한 건 예측, Base, 스레드 1개"),
+    "scaling-time": ("training time of an example (1: linear)", "예제당 학습 시간 (1: 선형)"),
+    "scaling-memory": ("memory of training (1: flat)", "학습 메모리 (1: 일정)"),
+}
+WORDS = {
+    "en": {
+        "title": "Efficiency",
+        "intro": "`make bench` runs the kit beside its peers: in one process tree, on the same inputs, "
+                 "in turn, after a warm-up,\n"
+                 "and checks that both computed the same. Medians; in brackets the least and the greatest "
+                 "ratio of the rounds.\nThis section is generated from `bench/results/`.",
+        "header": ["", "precision", "rows", "kit", "against", "", "ratio", "target", "of the roof"],
+        "missed": "missed", "cores": "cores", "rounds": "rounds",
+        "details": "What was compared, what was the same, and where the kit's time goes",
+        "amx": {True: "AMX", False: "no AMX", None: "AMX unknown"},
+        "bf16": {True: "AVX-512 bf16", False: "no AVX-512 bf16", None: ""},
+        "roof": "The roof is the least time the needed operations and bytes take at the machine's own rates "
+                "of matrix products and copying,\nmeasured beside. The targets in bf16 are for AMX.",
+    },
+    "ko": {
+        "title": "효율",
+        "intro": "`make bench`는 이 도구와 다른 구현을 한 프로세스 트리에서, 같은 입력으로, "
+                 "예열 뒤 번갈아 실행하고,\n양쪽이 같은 것을 계산했는지 확인한다. "
+                 "값은 중앙값, 괄호 안은 라운드별 비율의 최소와 최대이다.\n"
+                 "이 절은 `bench/results/`에서 생성된다.",
+        "header": ["", "정밀도", "행", "이 도구", "상대", "", "비율", "목표", "한계 대비"],
+        "missed": "미달", "cores": "코어", "rounds": "라운드",
+        "details": "무엇을 비교했고, 무엇이 같았으며, 이 도구의 시간이 어디에 쓰이는가",
+        "amx": {True: "AMX", False: "AMX 없음", None: "AMX 알 수 없음"},
+        "bf16": {True: "AVX-512 bf16", False: "AVX-512 bf16 없음", None: ""},
+        "roof": "한계는 필요한 연산과 바이트를 이 기계에서 함께 잰 "
+                "행렬곱 속도와 복사 속도로 나눈 최소 시간이다.\n"
+                "bf16의 목표는 AMX를 기준으로 한다.",
+    },
+}
+
+
+def figure(value: float) -> str:
+    """Three digits that matter: 0.123, 1.23, 12.3, 1,234."""
+    return f"{value:,.0f}" if abs(value) >= 100 else f"{value:.3g}"
+
+
+def read_results(folder: str) -> list[dict]:
+    """The results in the table's order; one that no row is for comes last."""
+    results = [json.loads(path.read_text("utf-8")) for path in sorted(Path(folder).glob("*.json"))]
+    order = list(ROWS)
+
+    def place(result):
+        return order.index(kind(result)) if kind(result) in ROWS else len(order), result["name"]
+
+    return sorted(results, key=place)
+
+
+def kind(result: dict) -> str:
+    return re.sub(r"-(fp32|bf16)$", "", result["name"])
+
+
+def machine(result: dict, words: dict) -> str:
+    """The machine and versions in a line; results of two machines stand in two tables."""
+    hardware, versions = result["hardware"], result["versions"]
+    parts = [hardware["hardware"] or hardware["device"], f"{hardware['cores']} {words['cores']}",
+             words["amx"][hardware["amx"]], words["bf16"][hardware["avx512_bf16"]]]
+    parts += [f"{name} {version}" for name, version in versions.items() if name != "kit"]
+    return ", ".join(part for part in parts if part)
+
+
+def block(results: list[dict], language: str) -> str:
+    """The generated section of one README."""
+    words = WORDS[language]
+    lines = [f"## {words['title']}", "", words["intro"], ""]
+    machines = dict.fromkeys(machine(result, words) for result in results)
+    for where in machines:
+        lines += ["| " + " | ".join(words["header"]) + " |", "|---|---|" + "---:|" * 2 + "---|" + "---:|" * 4]
+        lines += [row(result, language) for result in results if machine(result, words) == where]
+        lines += ["", f"{where}.", ""]
+    lines += [words["roof"], "", f"<details><summary>{words['details']}</summary>", ""]
+    for result in results:
+        also = "".join(f"; {what} {figure(value)}" for what, value in result["also"].items())
+        lines.append(f"- **{result['name']}** (`{result['command']}`, {result['rounds']} {words['rounds']}): "
+                     f"{result['checked']}{also}. {result['gap']}.")
+    return "\n".join([*lines, "", "</details>"])
+
+
+def row(result: dict, language: str) -> str:
+    words, unit = WORDS[language], result["unit"]
+    what = ROWS.get(kind(result), (result["name"],) * 2)[list(WORDS).index(language)]
+    low, high = (figure(value) for value in result["ratio_spread"])
+    ratio = f"**{figure(result['ratio'])}×** ({low}–{high})"
+    target = f"{figure(result['target'])}×" + ("" if result["reached"] else f" ({words['missed']})")
+    roof = f"{result['roofline']['fraction']:.1%}" if result["roofline"] else "–"
+    cells = [what, result["precision"], f"{result['n']:,}", f"{figure(result['ours']['median'])} {unit}",
+             result["theirs"]["what"], f"{figure(result['theirs']['median'])} {unit}", ratio, target, roof]
+    return "| " + " | ".join(cells) + " |"
+
+
+def filled(text: str, content: str, path) -> str:
+    """`text` with `content` between its markers; SystemExit when it has not just one pair of them."""
+    if text.count(START) != 1 or text.count(END) != 1 or text.index(START) > text.index(END):
+        sys.exit(f"error: {path}: one {START} and after it one {END} are needed")
+    before, rest = text.split(START)
+    return f"{before}{START}\n{content}\n{END}{rest.split(END)[1]}"
+
+
+def parse_args(argv=None):
+    p = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    arg = p.add_argument
+    arg("--results", default="bench/results", metavar="DIR", help="default: %(default)s")
+    arg("--readme", default="README.md", metavar="FILE", help="default: %(default)s")
+    arg("--readme-ko", default="README.ko.md", metavar="FILE", help="default: %(default)s")
+    arg("--check", action="store_true", help="change nothing, only say whether they are up to date")
+    return p.parse_args(argv)
+
+
+def main(args) -> int:
+    results = read_results(args.results)
+    if not results:
+        sys.exit(f"error: {args.results}: no results; make bench measures them")
+    stale = []
+    for path, language in ((args.readme, "en"), (args.readme_ko, "ko")):
+        text = Path(path).read_text("utf-8")
+        new = filled(text, block(results, language), path)
+        if new != text:
+            stale.append(path)
+            if not args.check:
+                Path(path).write_text(new, encoding="utf-8", newline="\n")
+    done = "not up to date, run python -m bench.table" if args.check else "filled"
+    print(f"{', '.join(stale)}: {done}" if stale else "up to date")
+    return int(args.check and bool(stale))
+
+
+if __name__ == "__main__":
+    sys.exit(main(parse_args()))

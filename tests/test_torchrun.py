@@ -1,0 +1,324 @@
+"""Two processes under torchrun against one: same weights and logits, files and lines once; how a run ends."""
+
+import json
+import os
+import shutil
+import signal
+import subprocess
+import sys
+import time
+from pathlib import Path
+
+import numpy as np
+import pytest
+import torch
+import transformers
+
+import distill
+import dump_logits
+import finetune_teacher
+import runtime
+import train_tokenizer
+from data.examples import read_examples
+from runtime import UserError
+
+ROOT = Path(__file__).parent.parent
+CPU = torch.device("cpu")
+WORDS = ["좋다", "최고", "추천", "재밌다", "별로", "최악", "지루", "실망", "영화", "배우", "그냥", "정말"]
+# Two processes take sums in another order than one. Measured after two epochs: weights differ by at most
+# 2e-7; where the gradient was halved, as by a mean over ranks, by more than 1e-3.
+TOLERANCE = 2e-6
+
+
+def torchrun(folder, script, *args, **popen):
+    """`script` as two processes of one thread each, started in `folder`."""
+    command = [sys.executable, "-m", "torch.distributed.run", "--standalone", "--nproc_per_node", "2",
+               str(ROOT / script), *map(str, args)]
+    return subprocess.Popen(command, cwd=folder, env=os.environ | {"OMP_NUM_THREADS": "1"},
+                            stdout=subprocess.PIPE, stderr=subprocess.PIPE, encoding="utf-8", **popen)
+
+
+def run(folder, script, *args):
+    """(stdout, stderr) of a run that ends well."""
+    process = torchrun(folder, script, *args)
+    output, errors = process.communicate(timeout=300)
+    assert process.returncode == 0, errors + output
+    assert "Traceback" not in errors
+    return output, errors
+
+
+def read(path):
+    return torch.load(path, weights_only=True)
+
+
+def log_lines(folder):
+    return [json.loads(line) for line in (folder / "log.jsonl").read_text("utf-8").splitlines()]
+
+
+def largest_difference(one, other):
+    """Without the biases of keys: softmax is blind to them, so that their gradient is rounding alone, which
+    Adam makes steps of full size of."""
+    assert one.keys() == other.keys()
+    if (name := "encoder.layers.0.key_value.bias") in one:
+        one, other = ({**weights, name: weights[name][len(weights[name]) // 2 :]} for weights in (one, other))
+    return max((one[name] - other[name]).abs().max().item() for name in one)
+
+
+def write_reviews(path, n, seed):
+    """Random words, from one to eight; label 1 when more of the first four than of the second four occur."""
+    random = np.random.default_rng(seed)
+    lines = ["text\tlabel"]
+    for _ in range(n):
+        chosen = random.integers(0, len(WORDS), random.integers(1, 9))
+        label = int((chosen < 4).sum() > ((chosen >= 4) & (chosen < 8)).sum())
+        lines.append(" ".join(WORDS[i] for i in chosen) + f"\t{label}")
+    path.write_text("\n".join(lines) + "\n", encoding="utf-8")
+
+
+@pytest.fixture(scope="module")
+def prepared(tmp_path_factory):
+    """train.tsv (61), valid.tsv (30), logits of train.tsv, a tokenizer, a published BERT without dropout."""
+    folder = tmp_path_factory.mktemp("prepared")
+    write_reviews(folder / "train.tsv", 61, 1)
+    write_reviews(folder / "valid.tsv", 30, 2)
+    torch.save(torch.randn(61, 2, generator=torch.Generator().manual_seed(0)), folder / "logits.pt")
+    train_tokenizer.main(train_tokenizer.parse_args(
+        ["--data", str(folder / "train.tsv"), "--vocab-size", "60", "--min-frequency", "1",
+         "--output-dir", str(folder / "tokenizer")]))
+    vocab = folder / "tokenizer" / "vocab_size_60" / "vocab.txt"
+    config = transformers.BertConfig(
+        vocab_size=len(vocab.read_text("utf-8").splitlines()), hidden_size=16, num_hidden_layers=1,
+        num_attention_heads=2, intermediate_size=24, max_position_embeddings=40, initializer_range=0.2,
+        hidden_dropout_prob=0.0, attention_probs_dropout_prob=0.0)
+    torch.manual_seed(5)
+    transformers.BertForSequenceClassification(config).save_pretrained(folder / "published")
+    shutil.copy(vocab, folder / "published")
+    (folder / "published" / "tokenizer_config.json").write_text('{"do_lower_case": false}')
+    return folder
+
+
+@pytest.fixture
+def folder(prepared, tmp_path, monkeypatch):
+    """A copy of what is prepared, as the working folder; and one thread here too."""
+    shutil.copytree(prepared, tmp_path / "work")
+    monkeypatch.chdir(tmp_path / "work")
+    threads = torch.get_num_threads()
+    torch.set_num_threads(1)
+    yield tmp_path / "work"
+    torch.set_num_threads(threads)
+
+
+# So few tokens that some batches are of one row, and rank 1 has none of it. The clip lets about half of the
+# gradients through: Adam is blind to a gradient scaled in every step, but not to one that is cut more often.
+DISTILL = ["--train", "train.tsv", "--logits", "logits.pt", "--valid", "valid.tsv", "--tokenizer",
+           "tokenizer/vocab_size_60", "--size", "tiny", "--seed", "0", "1", "--epochs", "2", "--lr", "0.01",
+           "--max-tokens", "20", "--clip", "2", "--device", "cpu", "--precision", "fp32"]
+FINETUNE = ["--train", "train.tsv", "--valid", "valid.tsv", "--checkpoint", "published", "--epochs", "2",
+            "--lr", "0.002", "--max-tokens", "20", "--accumulate", "2", "--clip", "0.8", "--device", "cpu",
+            "--precision", "fp32"]
+
+
+def halved(monkeypatch):
+    """From now on a run in this process has the gradient that a mean over two ranks would have."""
+    def half(parameters):
+        for parameter in parameters:
+            parameter.grad.mul_(0.5)
+
+    monkeypatch.setattr(runtime, "sum_gradients", half)
+
+
+def test_two_processes_distill_the_students_that_one_does(folder, monkeypatch):
+    """Of the grid's two students one is resumed after its first epoch, the other begun."""
+    sizes, batches = [], distill.training_batches
+    monkeypatch.setattr(distill, "training_batches", lambda *args: (
+        sizes.append(len(rows)) or (window, rows) for window, rows in batches(*args)))
+    distill.main(distill.parse_args([*DISTILL, "--output-dir", "one"]))
+    assert 1 in sizes and max(sizes) > 2 and any(size % 2 for size in sizes if size > 2)
+
+    save = runtime.save
+
+    def save_then_die(artifact, path):
+        save(artifact, path)
+        raise KeyboardInterrupt
+
+    with monkeypatch.context() as patch, pytest.raises(KeyboardInterrupt):
+        patch.setattr(runtime, "save", save_then_die)
+        distill.main(distill.parse_args([*DISTILL, "--output-dir", "two"]))
+    assert [path.name for path in (folder / "two").iterdir()] == ["tiny-seed0"]
+    output, _ = run(folder, "distill.py", *DISTILL, "--output-dir", "two", "--resume")
+
+    halved(monkeypatch)
+    distill.main(distill.parse_args([*DISTILL, "--output-dir", "halved"]))
+    for name in ("tiny-seed0", "tiny-seed1"):
+        for file in ("student.pt", "last.pt"):
+            one, two, wrong = (read(folder / run / name / file) for run in ("one", "two", "halved"))
+            assert largest_difference(one["weights"], two["weights"]) < TOLERANCE
+            assert largest_difference(one["weights"], wrong["weights"]) > 500 * TOLERANCE
+        assert two["epoch"] == 2
+        ones, twos = (log_lines(folder / run / name) for run in ("one", "two"))
+        twos = [line for line in twos if "step" in line]
+        steps = [line["step"] for line in twos]
+        assert steps == ([2] if name == "tiny-seed0" else [1, 2])  # it died before its first line
+        for one, two in zip(ones[-len(twos) :], twos, strict=True):
+            assert two["train_loss"] == pytest.approx(one["train_loss"], rel=1e-5)
+            assert two["valid_loss"] == pytest.approx(one["valid_loss"], rel=1e-5)
+            assert two["valid_accuracy"] == one["valid_accuracy"]
+        assert {path.name for path in (folder / "two" / name).iterdir()} == {
+            "student.pt", "last.pt", "log.jsonl"}
+    assert log_lines(folder / "two" / "tiny-seed1")[0]["ranks"] == 2
+    assert {path.name for path in (folder / "two").iterdir()} == {"tiny-seed0", "tiny-seed1", "summary.tsv"}
+    starts = [line.split(":")[0] for line in output.splitlines() if line.startswith(("epoch", "resuming"))]
+    assert starts == ["resuming two/tiny-seed0 after epoch 1", "epoch 2/2", "epoch 1/2", "epoch 2/2"]
+    assert output.count("labels ['0', '1']") == output.count("two/summary.tsv: 2 students") == 1
+
+
+def test_two_processes_finetune_the_teacher_that_one_does(folder, monkeypatch):
+    finetune_teacher.main(finetune_teacher.parse_args([*FINETUNE, "--output-dir", "one"]))
+    output, _ = run(folder, "finetune_teacher.py", *FINETUNE, "--output-dir", "two")
+    halved(monkeypatch)
+    finetune_teacher.main(finetune_teacher.parse_args([*FINETUNE, "--output-dir", "halved"]))
+    for file in ("teacher.pt", "last.pt"):
+        one, two, wrong = (read(folder / run / file) for run in ("one", "two", "halved"))
+        assert largest_difference(one["weights"], two["weights"]) < TOLERANCE
+        assert largest_difference(one["weights"], wrong["weights"]) > 500 * TOLERANCE
+    ones, twos = (log_lines(folder / run)[1:] for run in ("one", "two"))
+    assert [line["step"] for line in twos] == [1, 2]
+    for one, two in zip(ones, twos, strict=True):
+        assert two["train_loss"] == pytest.approx(one["train_loss"], rel=1e-5)
+        assert two["valid_loss"] == pytest.approx(one["valid_loss"], rel=1e-5)
+    starts = [line.split(":")[0] for line in output.splitlines() if line.startswith("epoch")]
+    assert starts == ["epoch 1/2", "epoch 2/2"]
+
+
+def test_two_processes_dump_the_logits_that_one_does(folder):
+    flags = ["--data", "train.tsv", "valid.tsv", "--teacher", "t/teacher.pt", "--max-tokens", "50",
+             "--device", "cpu", "--precision", "fp32", "--output-dir"]
+    finetune_teacher.main(finetune_teacher.parse_args(
+        [*FINETUNE, "--epochs", "1", "--output-dir", "t"]))
+    dump_logits.main(dump_logits.parse_args([*flags, "one"]))
+    output, _ = run(folder, "dump_logits.py", *flags, "two")
+    for name, rows in (("train", 61), ("valid", 30)):
+        one, two = (read(folder / run / f"{name}.pt") for run in ("one", "two"))
+        assert torch.equal(one["logits"], two["logits"]) and one["logits"].shape == (rows, 2)
+        assert two["texts"] == read_examples(f"{name}.tsv").fingerprint()
+        assert output.count(f"two/{name}.pt: logits of {rows} rows") == output.count(f"{name}.tsv: ") == 1
+    assert {path.name for path in (folder / "two").iterdir()} == {"train.pt", "valid.pt"}
+
+
+# ---- how a run ends ----------------------------------------------------------------------------------------
+
+
+def test_bad_input_ends_all_processes_with_its_line(folder):
+    process = torchrun(folder, "distill.py", *DISTILL, "--train", "none.tsv")
+    output, errors = process.communicate(timeout=60)
+    assert process.returncode != 0 and output == ""
+    lines = [line for line in errors.splitlines() if "none.tsv" in line]
+    # The ranks find it at the same time; torchrun may end one before it has said so.
+    assert lines and set(lines) <= {f"rank {i}: error: none.tsv: cannot read (No such file or directory)"
+                                    for i in (0, 1)}
+    assert not (folder / "students").exists()
+
+
+def rank_of(process, rank):
+    """The process id of one rank."""
+    children = Path(f"/proc/{process.pid}/task/{process.pid}/children").read_text().split()
+    return next(int(child) for child in children
+                if f"RANK={rank}".encode() in Path(f"/proc/{child}/environ").read_bytes().split(b"\0"))
+
+
+@pytest.mark.skipif(not Path(f"/proc/self/task/{os.getpid()}/children").exists(), reason="for Linux's /proc")
+def test_a_killed_rank_ends_the_run_and_its_reason_is_told(folder):
+    """As the kernel does when memory runs out: the others must not wait for it."""
+    process = torchrun(folder, "distill.py", *DISTILL, "--seed", "0", "--epochs", "100000")
+    try:
+        log, deadline = folder / "students" / "tiny" / "log.jsonl", time.monotonic() + 120
+        while not (log.exists() and len(log_lines(folder / "students" / "tiny")) > 2):
+            assert process.poll() is None and time.monotonic() < deadline, process.stderr.read()
+            time.sleep(0.1)
+        survivor = rank_of(process, 1)
+        os.kill(rank_of(process, 0), signal.SIGKILL)  # the one that writes
+        output, errors = process.communicate(timeout=60)
+    finally:
+        process.terminate()
+        process.wait()
+    assert process.returncode != 0 and output.count("epoch 1/100000") == 1
+    # torchrun names the signal; what the other says, if it is not ended before, is one line too.
+    assert "SIGKILL" in errors and "terminate called" not in errors
+    own = [line for line in errors.splitlines() if line.startswith("rank ")]
+    assert len(own) <= 1 and all(line.startswith("rank 1: error: lost another rank") for line in own)
+    assert not Path(f"/proc/{survivor}").exists()
+    assert read(folder / "students" / "tiny" / "last.pt")["epoch"] >= 1  # whole, and a resume can go on
+
+
+# ---- one rank by itself ------------------------------------------------------------------------------------
+
+
+def test_any_rank_but_0_writes_no_file(folder, monkeypatch):
+    for module in (runtime, distill, finetune_teacher):
+        monkeypatch.setattr(module, "RANK", 1)
+    distill.main(distill.parse_args([*DISTILL, "--epochs", "1", "--output-dir", "s"]))
+    finetune_teacher.main(finetune_teacher.parse_args([*FINETUNE, "--epochs", "1", "--output-dir", "t"]))
+    runtime.save({"kind": "x"}, folder / "a" / "x.pt")
+    for name in ("s", "t", "a"):
+        assert [path for path in (folder / name).rglob("*") if path.is_file()] == []
+
+
+@pytest.mark.parametrize("others, expected", [(1.0, "bf16"), (0.0, "fp32")])
+def test_bf16_has_to_win_on_every_rank(monkeypatch, others, expected):
+    """Ranks of two precisions would train different students and call them one."""
+    monkeypatch.setattr(runtime, "WORLD", 2)
+    monkeypatch.setattr(runtime, "_faster", lambda *args: "bf16")
+    monkeypatch.setattr(runtime, "sum_over_ranks", lambda tensors: tensors[0].add_(others))
+    assert runtime.pick_precision("auto", CPU, None) == expected
+
+
+def test_more_processes_than_gpus_are_refused(monkeypatch):
+    monkeypatch.setattr(runtime, "WORLD", 4)
+    monkeypatch.setattr(torch.cuda, "device_count", lambda: 2)
+    monkeypatch.setenv("LOCAL_RANK", "2")
+    with pytest.raises(UserError, match=r"3 or more processes on a machine with 2 GPUs: lower --nproc_per_n"):
+        runtime.connect(torch.device("cuda"))
+
+
+def test_a_collective_that_fails_is_told_in_one_line(monkeypatch):
+    def fail(tensor):
+        raise RuntimeError("[gloo/transport/tcp/pair.cc:123] Connection closed by peer\n more of it")
+
+    monkeypatch.setattr(runtime, "WORLD", 2)
+    monkeypatch.setattr(torch.distributed, "all_reduce", fail)
+    with pytest.raises(UserError) as error:
+        runtime.sum_over_ranks([torch.zeros(2)])
+    assert str(error.value) == (
+        "lost another rank, whose own message tells why ([gloo/transport/tcp/pair.cc:123] Connection closed "
+        "by peer); start the run again, where it was training with --resume")
+
+
+def test_an_error_ends_a_rank_past_the_threads_of_torch_distributed(monkeypatch, capsys):
+    """A usual exit meets threads that talk to a rank that is gone: "terminate called", now and then."""
+    def fail():
+        raise UserError("some reason")
+
+    class Gone(BaseException):
+        pass
+
+    def leave(code):
+        raise Gone(code)
+
+    monkeypatch.setattr(runtime, "WORLD", 2)
+    monkeypatch.setattr(os, "_exit", leave)
+    with pytest.raises(Gone, match="2"):
+        runtime.run(fail)
+    assert capsys.readouterr().err == "rank 0: error: some reason\n"
+
+
+def test_gradients_and_sums_keep_their_places(monkeypatch):
+    """Tensors of different shapes go in one message; a rank without rows brings zeros."""
+    monkeypatch.setattr(runtime, "WORLD", 2)
+    monkeypatch.setattr(torch.distributed, "all_reduce", lambda flat: flat.add_(torch.arange(len(flat))))
+    weight, bias = torch.nn.Parameter(torch.ones(2, 3)), torch.nn.Parameter(torch.ones(2))
+    bias.grad = torch.tensor([0.5, 0.25])
+    runtime.sum_gradients(iter([weight, bias]))
+    assert weight.grad.tolist() == [[0, 1, 2], [3, 4, 5]] and bias.grad.tolist() == [6.5, 7.25]
+    total = torch.tensor(1.0)
+    runtime.sum_over_ranks([total])
+    assert total.item() == 1.0
