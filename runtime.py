@@ -16,6 +16,9 @@ import zipfile
 from datetime import timedelta
 from pathlib import Path
 
+# oneDNN keeps a kernel for each shape of a batch, by default 1,024 of them: up to 3 GB. Batches seldom recur.
+os.environ.setdefault("ONEDNN_PRIMITIVE_CACHE_CAPACITY", "64")
+
 import numpy as np
 import torch
 

@@ -3,9 +3,9 @@
     python -m bench.distillation                                          # the sample, minutes
     python -m bench.distillation --long --train train.tsv --valid valid.tsv --checkpoint koreview-electra
 
-The usual way: every row padded to the longest of the split, a DataLoader that shuffles, one bidirectional
-nn.LSTM, a dict of logits by id looked up row by row, float32. Loss, optimiser, clipping and the mean number
-of rows in a batch are those of distill.py.
+The usual way: every row padded to the longest of the split (all of --train), a DataLoader that shuffles, one
+bidirectional nn.LSTM, a dict of logits by id looked up row by row, float32. Loss, optimiser, clipping and the
+mean number of rows in a batch are those of distill.py.
 The live teacher: distill.py's own loop and batches, its cached logits replaced by a forward pass of the
 teacher in the transformers package, float32, padded per batch. Beside it, the usual way with a live teacher.
 Both count the epoch's training alone, without encoding, without validation.
@@ -33,6 +33,8 @@ from torch.utils.data import DataLoader, Subset, TensorDataset
 import distill
 import runtime
 from bench import common
+from data.batching import encode
+from data.examples import read_examples
 from student import SIZES, Student, StudentConfig
 
 E, H = SIZES["base"]
@@ -154,7 +156,9 @@ def compare(args, made):
     tokenizer.enable_truncation(common.MAX_LENGTH)
     rows = [encoding.ids or [1] for encoding in tokenizer.encode_batch(made.texts)]
     for_teacher = teacher_tokenizer(made.texts, truncation=True, max_length=common.MAX_LENGTH)["input_ids"]
-    tokens, longest = sum(map(len, rows)), max(map(len, rows))
+    tokens = sum(map(len, rows))
+    split = read_examples(args.train).texts  # the whole of it, of which `rows` are the first
+    longest = int(encode(tokenizer, split, None, common.MAX_LENGTH, pad_id=0, blank_id=1).lengths.max())
 
     # both sides' logits, by the peer
     logits = torch.empty(n, classes)

@@ -17,14 +17,14 @@ START, END = "<!-- bench -->", "<!-- /bench -->"
 # name of a result, without its precision: what it compares, in English and Korean, in the table's order
 ROWS = {
     "distill": ("distil Base, an epoch", "Base 증류, 1 에포크"),
-    "distill-live": ("distil Base, logits cached or a live teacher", "Base 증류, 저장된 로짓과 실시간 교사"),
+    "distill-live": ("distil Base, logits cached or a live teacher", "Base 증류, logits 저장 대 실시간 teacher"),
     "dump": ("`dump_logits.py`", "`dump_logits.py`"),
     "finetune": ("`finetune_teacher.py`", "`finetune_teacher.py`"),
     "predict-base": ("predict in bulk, Base", "대량 예측, Base"),
     "predict-tiny": ("predict in bulk, Tiny", "대량 예측, Tiny"),
     "predict-one": ("predict one review, Base, one thread", "리뷰 한 건 예측, Base, 스레드 1개"),
-    "scaling-time": ("training time of an example (1: linear)", "예제당 학습 시간 (1: 선형)"),
-    "scaling-memory": ("memory of training (1: flat)", "학습 메모리 (1: 일정)"),
+    "scaling-time": ("training time of an example (1: linear)", "한 건당 학습 시간 (1이면 선형)"),
+    "scaling-memory": ("memory of training (1: flat)", "학습 메모리 (1이면 일정)"),
 }
 WORDS = {
     "en": {
@@ -32,29 +32,27 @@ WORDS = {
         "intro": "`make bench` runs the kit beside its peers: in one process tree, on the same inputs, "
                  "in turn, after a warm-up,\n"
                  "and checks that both computed the same. Medians; in brackets the least and the greatest "
-                 "ratio of the rounds.\nThis section is generated from `bench/results/`.",
-        "header": ["", "precision", "rows", "kit", "against", "", "ratio", "target", "of the roof"],
-        "missed": "missed", "cores": "cores", "rounds": "rounds",
-        "details": "What was compared, what was the same, and where the kit's time goes",
+                 "ratio of the rounds.\nThis section is generated from `bench/results/`, whose files also "
+                 "have the commands, what was checked, and where the time goes.",
+        "header": ["", "precision", "rows", "kit", "against", "", "ratio", "of the roof"],
+        "cores": "cores",
         "amx": {True: "AMX", False: "no AMX", None: "AMX unknown"},
         "bf16": {True: "AVX-512 bf16", False: "no AVX-512 bf16", None: ""},
         "roof": "The roof is the least time the needed operations and bytes take at the machine's own rates "
-                "of matrix products and copying,\nmeasured beside. The targets in bf16 are for AMX.",
+                "of matrix products and copying,\nmeasured beside.",
     },
     "ko": {
         "title": "효율",
-        "intro": "`make bench`는 이 도구와 다른 구현을 한 프로세스 트리에서, 같은 입력으로, "
-                 "예열 뒤 번갈아 실행하고,\n양쪽이 같은 것을 계산했는지 확인한다. "
-                 "값은 중앙값, 괄호 안은 라운드별 비율의 최소와 최대이다.\n"
-                 "이 절은 `bench/results/`에서 생성된다.",
-        "header": ["", "정밀도", "행", "이 도구", "상대", "", "비율", "목표", "한계 대비"],
-        "missed": "미달", "cores": "코어", "rounds": "라운드",
-        "details": "무엇을 비교했고, 무엇이 같았으며, 이 도구의 시간이 어디에 쓰이는가",
+        "intro": "`make bench`는 이 도구와 다른 구현을 한 프로세스 트리에서 같은 입력으로 예열한 뒤 번갈아 "
+                 "실행하고,\n양쪽이 같은 것을 계산했는지 확인합니다. 값은 중앙값이고 괄호 안은 "
+                 "라운드별 비율의 최솟값과 최댓값입니다.\n이 절은 `bench/results/`에서 생성됩니다. 명령, "
+                 "확인한 내용, 시간이 쓰인 곳도 그 파일들에 있습니다.",
+        "header": ["", "정밀도", "행", "이 도구", "상대", "", "비율", "한계 대비"],
+        "cores": "코어",
         "amx": {True: "AMX", False: "AMX 없음", None: "AMX 알 수 없음"},
         "bf16": {True: "AVX-512 bf16", False: "AVX-512 bf16 없음", None: ""},
-        "roof": "한계는 필요한 연산과 바이트를 이 기계에서 함께 잰 "
-                "행렬곱 속도와 복사 속도로 나눈 최소 시간이다.\n"
-                "bf16의 목표는 AMX를 기준으로 한다.",
+        "roof": "한계는 필요한 연산과 바이트를 이 기계에서 함께 잰 행렬곱 속도와 복사 속도로 나눈 "
+                "최소 시간입니다.",
     },
 }
 
@@ -70,7 +68,7 @@ def read_results(folder: str) -> list[dict]:
     order = list(ROWS)
 
     def place(result):
-        return order.index(kind(result)) if kind(result) in ROWS else len(order), result["name"]
+        return order.index(kind(result)) if kind(result) in ROWS else len(order)
 
     return sorted(results, key=place)
 
@@ -94,26 +92,20 @@ def block(results: list[dict], language: str) -> str:
     lines = [f"## {words['title']}", "", words["intro"], ""]
     machines = dict.fromkeys(machine(result, words) for result in results)
     for where in machines:
-        lines += ["| " + " | ".join(words["header"]) + " |", "|---|---|" + "---:|" * 2 + "---|" + "---:|" * 4]
+        lines += ["| " + " | ".join(words["header"]) + " |", "|---|---|" + "---:|" * 2 + "---|" + "---:|" * 3]
         lines += [row(result, language) for result in results if machine(result, words) == where]
         lines += ["", f"{where}.", ""]
-    lines += [words["roof"], "", f"<details><summary>{words['details']}</summary>", ""]
-    for result in results:
-        also = "".join(f"; {what} {figure(value)}" for what, value in result["also"].items())
-        lines.append(f"- **{result['name']}** (`{result['command']}`, {result['rounds']} {words['rounds']}): "
-                     f"{result['checked']}{also}. {result['gap']}.")
-    return "\n".join([*lines, "", "</details>"])
+    return "\n".join([*lines, words["roof"]])
 
 
 def row(result: dict, language: str) -> str:
-    words, unit = WORDS[language], result["unit"]
+    unit = result["unit"]
     what = ROWS.get(kind(result), (result["name"],) * 2)[list(WORDS).index(language)]
     low, high = (figure(value) for value in result["ratio_spread"])
     ratio = f"**{figure(result['ratio'])}×** ({low}–{high})"
-    target = f"{figure(result['target'])}×" + ("" if result["reached"] else f" ({words['missed']})")
     roof = f"{result['roofline']['fraction']:.1%}" if result["roofline"] else "–"
     cells = [what, result["precision"], f"{result['n']:,}", f"{figure(result['ours']['median'])} {unit}",
-             result["theirs"]["what"], f"{figure(result['theirs']['median'])} {unit}", ratio, target, roof]
+             result["theirs"]["what"], f"{figure(result['theirs']['median'])} {unit}", ratio, roof]
     return "| " + " | ".join(cells) + " |"
 
 
