@@ -17,7 +17,7 @@ START, END = "<!-- bench -->", "<!-- /bench -->"
 # name of a result, without its precision: what it compares, in English and Korean, in the table's order
 ROWS = {
     "distill": ("distil Base, an epoch", "Base 증류, 1 에포크"),
-    "distill-live": ("distil Base, logits cached or a live teacher", "Base 증류, logits 저장 대 실시간 teacher"),
+    "distill-live": ("distil Base, logits cached or a live teacher", "Base 증류, logits 대 실시간 teacher"),
     "dump": ("`dump_logits.py`", "`dump_logits.py`"),
     "finetune": ("`finetune_teacher.py`", "`finetune_teacher.py`"),
     "predict-base": ("predict in bulk, Base", "대량 예측, Base"),
