@@ -93,7 +93,7 @@ class Store:
 
     def __init__(self, folder: Path):
         Path(folder).mkdir(parents=True, exist_ok=True)
-        self.folder, self.files, self.rows = folder, {}, 0
+        self.folder, self.files, self.rows, self.tokens = folder, {}, 0, 0
         self.blocks = []  # (first row, rows, first token, tokens) of each append
         self.resident = None
 
@@ -108,9 +108,9 @@ class Store:
                 file = tempfile.TemporaryFile(dir=self.folder)  # noqa: SIM115 - as long as the store
                 self.files[name] = file, tensor.numpy().dtype, tensor.shape[1:]
             self.files[name][0].write(np.ascontiguousarray(tensor.numpy()))
-        first_token = self.blocks[-1][2] + self.blocks[-1][3] if self.blocks else 0
-        self.blocks.append((self.rows, len(encoded), first_token, len(encoded.tokens)))
+        self.blocks.append((self.rows, len(encoded), self.tokens, len(encoded.tokens)))
         self.rows += len(encoded)
+        self.tokens += len(encoded.tokens)
         self.pad_id = encoded.pad_id
 
     def windows(self, device: torch.device, seed: tuple | None = None) -> Iterator[Encoded]:
@@ -118,7 +118,7 @@ class Store:
 
         A window is then made of whole blocks (of CHUNK neighbouring rows), drawn at random with a seed.
         """
-        if self.blocks[-1][2] + self.blocks[-1][3] <= WINDOW:
+        if self.tokens <= WINDOW:
             if self.resident is None:
                 self.resident = self._read(self.blocks).to(device)
             yield self.resident
