@@ -264,7 +264,7 @@ def train_student(settings: dict, folder: Path, tokenizer, store: Store, encoded
     """Train one student, write it to `folder`, return its row of the summary. `settings` has GRID's keys."""
     runtime.seed_everything(device, settings["seed"])
     alpha, temperature, loss_kind = settings["alpha"], settings["temperature"], settings["loss"]
-    labels_alone = alpha == 1 or data.logits[0] is None
+    labels_alone = alpha == 1 or args.logits is None
     rows_used = data.labelled if labels_alone else data.rows
 
     # model
@@ -430,6 +430,8 @@ def main(args):
             tokenizer = read_tokenizer(settings["tokenizer"])
             store, encoded_valid = encode_training_set(data, tokenizer, args, device)
             encoded_for = settings["tokenizer"]
+            if encoded_for == args.tokenizer[-1]:
+                data.logits.clear()  # the store has them: the mapped files need not stay in memory
         result = train_student(settings, Path(args.output_dir, name), tokenizer, store, encoded_valid, data,
                                args, device)
         summary.append({key: settings[key] for key in varied} | result)
