@@ -169,7 +169,7 @@ def read_logits(path: str, file: Survey) -> tuple[torch.Tensor, list[str] | None
     remake = f"make the right ones: python dump_logits.py --teacher … --data {file.path}"
     artifact = runtime.load_weights(path, mmap=True)
     if torch.is_tensor(artifact):
-        logits, names = artifact, None
+        logits, names = artifact.detach(), None
     else:
         artifact = runtime.check(artifact, path, "logits", 1)
         if not torch.is_tensor(artifact.get("logits")) or not isinstance(artifact.get("label_names"), list):
@@ -181,7 +181,7 @@ def read_logits(path: str, file: Survey) -> tuple[torch.Tensor, list[str] | None
         raise UserError(f"{path}: {list(logits.shape)} {logits.dtype} where {file.path} has "
                         f"{file.rows} rows: a float tensor (rows, classes) is needed; {remake}")
     for start in range(0, len(logits), 2**20):
-        finite = logits[start : start + 2**20].isfinite().all(1)
+        finite = logits[start : start + 2**20].float().isfinite().all(1)  # as they will be used
         if not finite.all():
             row = start + int((~finite).nonzero()[0])
             raise UserError(f"{path}: the logits of row {row} are not finite; {remake}")
@@ -280,6 +280,7 @@ def train_student(settings: dict, folder: Path, tokenizer, store: Store, encoded
 
     window = next(store.windows(device))
     trial = window.batch(np.argsort(window.lengths)[-128:])
+    del window
 
     def trial_step():
         logits = student(trial["input_ids"], trial["lengths"])

@@ -171,6 +171,7 @@ def main(args):
 
     window = next(store.windows(device))
     trial = window.batch(np.argsort(window.lengths)[-64:])
+    del window
     trial_labels = trial.pop("labels").clamp(min=0)
 
     def trial_step():

@@ -23,7 +23,8 @@ import numpy as np
 import torch
 
 # Set by torchrun. Every rank runs the whole script; rank 0 alone prints, logs and writes.
-RANK, WORLD = int(os.environ.get("RANK", 0)), int(os.environ.get("WORLD_SIZE", 1))
+WORLD = int(os.environ.get("WORLD_SIZE") or 1)
+RANK = int(os.environ.get("RANK") or 0) if WORLD > 1 else 0  # some clusters set RANK alone
 PATIENCE = timedelta(minutes=10)  # how long a rank waits for the others before it gives up
 
 
@@ -120,8 +121,8 @@ def _seconds(step) -> float:
 def seed_everything(device: torch.device, *numbers: int) -> None:
     """Seed PyTorch's generator of the CPU and of `device` with a hash of the numbers.
 
-    The training loops call it before each step with (seed, step, rank): dropout is then a function of those
-    alone, and a run can go on from any step without a stored random state.
+    The training loops call it before each step with (seed, epoch, step, rank): dropout is then a function of
+    those alone, and a run can go on from any step without a stored random state.
     """
     seed = int(np.random.SeedSequence(numbers).generate_state(1, np.uint64)[0] >> 1)
     torch.default_generator.manual_seed(seed)  # torch.manual_seed would visit every device: 0.1 ms

@@ -295,13 +295,22 @@ def test_logits_of_another_file_are_refused(folder):
         run("--train", "train.tsv", "--logits", "train.pt")
 
 
-def test_a_bare_tensor_from_any_system_teaches(folder):
-    logits = torch.randn(300, 2, dtype=torch.float16)
+@pytest.mark.parametrize("requires_grad", [False, True])  # the output of a model that nobody detached
+def test_a_bare_tensor_from_any_system_teaches(folder, requires_grad):
+    logits = torch.randn(300, 2, dtype=torch.float16, requires_grad=requires_grad)
     torch.save(logits, "bare.pt")
     found, names = distill.read_logits("bare.pt", survey("train.tsv"))
     assert torch.equal(found, logits) and names is None
     run("--train", "train.tsv", "--logits", "bare.pt")
     assert Student.load("students/tiny/student.pt").label_names == ["0", "1"]
+
+
+def test_logits_too_large_for_float32_are_refused_as_not_finite(folder):
+    logits = torch.randn(300, 2, dtype=torch.float64)
+    logits[7, 1] = 1e300
+    torch.save(logits, "bare.pt")
+    with pytest.raises(UserError, match="row 7 are not finite"):
+        distill.read_logits("bare.pt", survey("train.tsv"))
 
 
 def test_logits_are_mapped_rather_than_read(folder):
