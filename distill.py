@@ -10,7 +10,7 @@
 reads   training files, for each the logits that dump_logits.py (or any (N, C) tensor) gives its rows,
         a labelled validation file, a folder with tokenizer.json
 writes  OUTPUT_DIR/NAME/student.pt (best epoch), last.pt (for --resume), log.jsonl;
-        for a grid also OUTPUT_DIR/summary.tsv
+        for a grid also OUTPUT_DIR/summary.tsv; Ctrl-C saves before it stops
 next    python evaluate.py students/base/student.pt --data data/nsmc/test.tsv
 
 A grid flag, marked +, takes several values; every combination is trained.
@@ -34,6 +34,8 @@ def parse_args(argv=None):
     # data
     arg("--train", required=True, nargs="+", metavar="FILE", help="texts; a label column may be there or not")
     arg("--logits", nargs="+", metavar="FILE", help="logits of each --train file, in the same order")
+    arg("--teacher", nargs="+", metavar="FILE",
+        help="teacher.pt that the logits must be of; default: the files dump_logits.py read, if still there")
     arg("--valid", required=True, metavar="FILE", help="labelled texts that choose the best epoch")
     arg("--text-column", metavar="NAME", help="default: text or document")
     arg("--text2-column", metavar="NAME", help="second text of a pair; default: text2 if there")
@@ -41,7 +43,11 @@ def parse_args(argv=None):
     # artifacts
     arg("--tokenizer", required=True, nargs="+", metavar="DIR", help="+ folder with tokenizer.json")
     arg("--output-dir", default="students", metavar="DIR", help="default: %(default)s")
-    arg("--resume", action="store_true", help="continue from last.pt where there is one")
+    again = p.add_mutually_exclusive_group()
+    again.add_argument("--resume", action="store_true", help="go on from last.pt, where it is there")
+    again.add_argument("--overwrite", action="store_true", help="start anew where an earlier run's files are")
+    arg("--save-every", type=float, default=10, metavar="MINUTES",
+        help="what a kill may cost; also saved after each epoch (default: %(default)g)")
     # student
     grid("--size", default="base", choices=["large", "base", "small", "mini", "tiny"],
          help="embedding/hidden: large 128/256, base 64/128, small 32/64, mini 16/16, tiny 8/16")
@@ -69,7 +75,8 @@ def parse_args(argv=None):
     # machine
     arg("--device", default="auto", choices=["auto", "cpu", "cuda", "mps"], help="default: %(default)s")
     arg("--precision", default="auto", choices=["auto", "fp32", "bf16"],
-        help="auto takes bf16 where a trial shows it faster (default: %(default)s)")
+        help="auto takes bf16 where a trial shows it to pay (default: %(default)s)")
+    arg("--deterministic", action="store_true", help="the same bits in every run on CUDA too, slower")
     grid("--seed", type=int, default=0, metavar="N", help="of weights, order and dropout")
     arg("--tensorboard", action="store_true", help="also log to OUTPUT_DIR/NAME/tensorboard")
     args = p.parse_args(argv)
@@ -88,13 +95,18 @@ def parse_args(argv=None):
         p.error("--epochs, --max-tokens and --max-length must be at least 1")
     if min(args.lr) <= 0 or args.clip <= 0 or not 0 <= args.warmup < 1 or args.weight_decay < 0:
         p.error("--lr and --clip must be positive, --warmup in [0, 1), --weight-decay at least 0")
+    if args.save_every < 0:
+        p.error("--save-every must be at least 0")
     return args
 
 
 if __name__ == "__main__":
     ARGS = parse_args()  # before torch is imported: --help and a wrong flag answer at once
 
+import functools
 import itertools
+import os
+import shlex
 import sys
 from dataclasses import dataclass
 from pathlib import Path
@@ -106,13 +118,21 @@ from tokenizers import Tokenizer
 
 import runtime
 from data.batching import Encoded, Store, encode, logits_in_order, training_batches
-from data.examples import Examples, Survey, label_names, read_again, read_examples, survey
+from data.examples import (
+    Examples,
+    Survey,
+    fingerprint_of_first,
+    label_names,
+    read_again,
+    read_examples,
+    survey,
+)
 from runtime import RANK, WORLD, UserError
 from student import SIZES, Student, StudentConfig, StudentError
 
-FORMAT = 1
-# Beside the grid's values: a run resumed with others of these would be neither the old run nor a new one.
-MUST_MATCH = ("epochs", "max_length", "max_tokens", "warmup", "weight_decay", "clip")
+FORMAT, LOGITS_FORMAT = 2, 2  # of last.pt, and of what dump_logits.py writes
+# With the grid's values and the contents of the files these decide the result: a resumed run has the same.
+DECISIVE = ("epochs", "max_length", "max_tokens", "warmup", "weight_decay", "clip", "deterministic")
 
 
 def distill_loss(student_logits, teacher_logits, labels, alpha: float, temperature: float, kind: str = "mse"):
@@ -140,12 +160,23 @@ def distill_loss(student_logits, teacher_logits, labels, alpha: float, temperatu
 
 
 @dataclass
+class Logits:
+    """The logits (N, C) of a training file, still on disk, and what their file says of them."""
+
+    path: str
+    stat: os.stat_result
+    values: torch.Tensor
+    label_names: list[str] | None = None  # None for a bare tensor
+    teachers: list[dict] | None = None
+
+
+@dataclass
 class TrainingSet:
     """What the students of a grid share: files, their logits, names and the order of classes."""
 
     files: list[Survey]
     columns: tuple  # names of the columns, as read_examples takes them
-    logits: list[torch.Tensor | None]  # (rows, C) of each file, still on disk
+    logits: list[Logits]  # of each file; none when labels alone teach
     label_names: list[str]
     valid: Examples
     valid_labels: torch.Tensor  # (N,)
@@ -159,33 +190,81 @@ class TrainingSet:
     def labelled(self) -> int:
         return sum(file.labelled for file in self.files)
 
+    def name_row(self, number: int) -> tuple[str, int]:
+        """(file, row in it) of a row of all files together."""
+        for file in self.files:
+            if number < file.rows:
+                return file.path, number
+            number -= file.rows
+        raise IndexError(number)
 
-def read_logits(path: str, file: Survey) -> tuple[torch.Tensor, list[str] | None]:
-    """Logits (N, C) of the rows of `file`, mapped rather than read; the label names they were made with.
 
-    The file is what dump_logits.py writes, or a bare (N, C) tensor from any other system. Logits of other
-    texts are refused: they would train a student that looks fine and is wrong.
+def read_logits(path: str, file: Survey, columns: tuple, args) -> Logits:
+    """Logits of the rows of `file`: what dump_logits.py writes, or a bare (N, C) tensor of any other system.
+
+    Logits of other texts, or of a teacher that has changed since, are refused: they would train a student
+    that looks fine and is wrong.
     """
-    remake = f"make the right ones: python dump_logits.py --teacher … --data {file.path}"
+    remake = "make the right ones: " + dump_command(file.path, path, args)
     artifact = runtime.load_weights(path, mmap=True)
     if torch.is_tensor(artifact):
-        logits, names = artifact.detach(), None
+        logits = Logits(path, os.stat(path), artifact.detach())
     else:
-        artifact = runtime.check(artifact, path, "logits", 1)
-        if not torch.is_tensor(artifact.get("logits")) or not isinstance(artifact.get("label_names"), list):
-            raise UserError(f"{path}: damaged, no logits or label_names in it; {remake}")
+        artifact = runtime.check(artifact, path, "logits", LOGITS_FORMAT)
+        names, teachers = artifact.get("label_names"), artifact.get("teachers")
+        if not torch.is_tensor(artifact.get("logits")) or not list_of(str, names) \
+                or not list_of(dict, teachers) or not list_of(str, artifact.get("teacher_files")):
+            raise UserError(f"{path}: damaged, no logits, label_names or teachers in it; {remake}")
         if artifact.get("texts") != file.fingerprint:
+            if artifact.get("texts") == fingerprint_of_first(len(artifact["logits"]), file.path, *columns):
+                remake = remake.replace("make the right ones", "it has grown, add the new rows")
+                remake = remake.replace("--overwrite", "--append")
             raise UserError(f"{path}: these are logits of other texts than {file.path}; {remake}")
-        logits, names = artifact["logits"], artifact["label_names"]
-    if logits.dim() != 2 or len(logits) != file.rows or not logits.is_floating_point():
-        raise UserError(f"{path}: {list(logits.shape)} {logits.dtype} where {file.path} has "
+        logits = Logits(path, os.stat(path), artifact["logits"], names, teachers)
+        check_teachers(logits, artifact["teacher_files"], args, remake)
+    values = logits.values
+    if values.dim() != 2 or len(values) != file.rows or not values.is_floating_point():
+        raise UserError(f"{path}: {list(values.shape)} {values.dtype} where {file.path} has "
                         f"{file.rows} rows: a float tensor (rows, classes) is needed; {remake}")
-    for start in range(0, len(logits), 2**20):
-        finite = logits[start : start + 2**20].float().isfinite().all(1)  # as they will be used
+    for start in range(0, len(values), 2**20):
+        finite = values[start : start + 2**20].float().isfinite().all(1)  # as they will be used
         if not finite.all():
             row = start + int((~finite).nonzero()[0])
             raise UserError(f"{path}: the logits of row {row} are not finite; {remake}")
-    return logits, names
+    return logits
+
+
+def list_of(kind: type, value) -> bool:
+    return isinstance(value, list) and all(isinstance(item, kind) for item in value)
+
+
+def dump_command(data: str, path: str, args) -> str:
+    """The command that makes the logits of `data` anew in place of `path`."""
+    teachers = shlex.join(args.teacher) if args.teacher else "TEACHER.pt"
+    return (f"python dump_logits.py --teacher {teachers} --data {shlex.quote(data)} --output-dir "
+            f"{shlex.quote(str(Path(path).parent))} --overwrite")
+
+
+@functools.cache
+def teacher_fingerprints(path: str) -> dict:
+    from teacher import Teacher
+
+    return Teacher.load(path).fingerprints()
+
+
+def check_teachers(logits: Logits, files: list[str], args, remake: str) -> None:
+    """Compare the teachers that made the logits with --teacher, or with what their files now hold."""
+    if args.teacher and len(args.teacher) != len(logits.teachers):
+        raise UserError(f"{logits.path}: is the mean of {len(logits.teachers)} teachers, --teacher names "
+                        f"{len(args.teacher)}; {remake}")
+    for file, made_by in zip(args.teacher or files, logits.teachers, strict=False):
+        if args.teacher or Path(file).exists():
+            now = teacher_fingerprints(file)
+            differing = [name for name in now if made_by.get(name) != now[name]]
+            if differing:
+                raise UserError(f"{logits.path}: was made by another teacher than {file} now is (other "
+                                f"{' and '.join(differing)}); {remake.replace('TEACHER.pt', file)}, or name "
+                                f"the teacher they are of with --teacher")
 
 
 def read_training_set(args) -> TrainingSet:
@@ -195,30 +274,38 @@ def read_training_set(args) -> TrainingSet:
     valid = read_examples(args.valid, *columns)
     if len({valid.texts2 is not None, *(file.pairs for file in files)}) > 1:
         raise UserError("some files have a column text2 and some have not; all or none must be pairs")
-    logits, names = [None] * len(files), None
-    for i, path in enumerate(args.logits or ()):
-        logits[i], found = read_logits(path, files[i])
-        if logits[i].size(1) != logits[0].size(1) or (found and names and found != names):
+    logits, names = [], None
+    for path, file in zip(args.logits or (), files, strict=False):
+        logits.append(read_logits(path, file, columns, args))
+        first, new = logits[0], logits[-1]
+        names = names or new.label_names
+        if new.values.size(1) != first.values.size(1) or (new.label_names and new.label_names != names):
             raise UserError(f"{path}: its classes are not those of the other logits; "
                             f"one teacher for all files")
-        names = names or found
+        if new.teachers and first.teachers and new.teachers != first.teachers:
+            raise UserError(f"{path}: is of other teachers than {first.path}; one for all files: "
+                            + dump_command(file.path, path, args))
     if names is None:
         labels = set.union({label for label in valid.labels or () if label}, *(file.labels for file in files))
         names = label_names(labels, ", ".join([*args.train, args.valid]))
-    if args.logits and logits[0].size(1) != len(names):
-        raise UserError(f"{args.logits[0]}: {logits[0].size(1)} classes, but the labels are {names}")
+    if logits and logits[0].values.size(1) != len(names):
+        raise UserError(f"{logits[0].path}: {logits[0].values.size(1)} classes, but the labels are {names}")
     valid_labels = torch.tensor(valid.label_ids(names, every_row=True))
     for file in files:
         file.refuse_other_labels(names, *columns)
     if 1 in args.alpha and not any(file.labelled for file in files):
         raise UserError("--alpha 1 trains on labels alone, but no --train file has any")
+    for file in files:
+        if file.fingerprint == valid.fingerprint():
+            print(f"warning: {args.valid} has the texts of {file.path}: it cannot tell which epoch is best",
+                  file=sys.stderr)
     fingerprints = {
         "the texts of --train": " ".join(file.fingerprint for file in files),
         "the texts of --valid": valid.fingerprint(),
-        "the labels": " ".join([*(file.label_fingerprint for file in files),
-                                runtime.fingerprint(valid_labels)]),
-        "their names": str(names),
-        "--logits": " ".join(runtime.fingerprint(tensor) for tensor in logits if tensor is not None),
+        "the labels of --train": " ".join(file.label_fingerprint for file in files),
+        "the labels of --valid": runtime.fingerprint(valid_labels),
+        "the names of the labels": str(names),
+        "--logits": " ".join(runtime.fingerprint(item.values) for item in logits),
     }
     return TrainingSet(files, columns, logits, names, valid, valid_labels, fingerprints)
 
@@ -228,13 +315,14 @@ def encode_training_set(data: TrainingSet, tokenizer, args, device) -> tuple[Sto
     ids = tokenizer.token_to_id("[PAD]"), tokenizer.token_to_id("[UNK]")
     store = Store(Path(args.output_dir))
     progress = runtime.Progress("encode", data.rows + len(data.valid), "texts")
-    for file, logits in zip(data.files, data.logits, strict=True):
+    for file, logits in itertools.zip_longest(data.files, data.logits):
         row = 0
         for part in read_again(file, *data.columns):
             encoded = encode(tokenizer, part.texts, part.texts2, args.max_length, *ids, progress=progress)
             encoded.columns["labels"] = torch.tensor(part.label_ids(data.label_names))  # -1 without label
             if logits is not None:
-                encoded.columns["teacher_logits"] = logits[row : row + len(part)].float()
+                runtime.unchanged(logits.path, logits.stat)  # a mapped file that shrinks kills the process
+                encoded.columns["teacher_logits"] = logits.values[row : row + len(part)].float()
             store.append(encoded)
             row += len(part)
     valid = encode(tokenizer, data.valid.texts, data.valid.texts2, args.max_length, *ids, progress=progress)
@@ -263,6 +351,7 @@ def train_student(settings: dict, folder: Path, tokenizer, store: Store, encoded
                   data: TrainingSet, args, device) -> dict:
     """Train one student, write it to `folder`, return its row of the summary. `settings` has GRID's keys."""
     runtime.seed_everything(device, settings["seed"])
+    last, best_file = folder / "last.pt", folder / "student.pt"
     alpha, temperature, loss_kind = settings["alpha"], settings["temperature"], settings["loss"]
     labels_alone = alpha == 1 or args.logits is None
     rows_used = data.labelled if labels_alone else data.rows
@@ -290,36 +379,48 @@ def train_student(settings: dict, folder: Path, tokenizer, store: Store, encoded
     precision = runtime.pick_precision(args.precision, device, trial_step)
 
     # resume
-    fingerprints = data.fingerprints | {"the tokenizer": runtime.fingerprint(tokenizer.to_str())}
-    first_epoch, best, seconds = 0, {"valid_accuracy": -1.0}, 0.0
-    made_by = runtime.made_by(args) | {"settings": settings}
-    if args.resume and (folder / "last.pt").exists():
-        state = runtime.load(folder / "last.pt", "student-resume", FORMAT)
-        before = state["made_by"]["arguments"] | state["made_by"]["settings"]
-        differing = [name for name in MUST_MATCH if before[name] != getattr(args, name)]
-        differing += [name for name in GRID if before[name] != settings[name]]
-        differing += [name for name in fingerprints if state["fingerprints"].get(name) != fingerprints[name]]
-        if differing:
-            raise UserError(f"{folder / 'last.pt'}: was made with other values of {', '.join(differing)}; "
-                            f"use those, or leave out --resume")
-        student.load_state_dict(state["weights"])
-        optimizer.load_state_dict(state["optimizer"])
-        first_epoch, best, seconds = state["epoch"], state["best"], state["seconds"]
-        precision = state["precision"]
-        print(f"resuming {folder} after epoch {first_epoch}")
-    log = runtime.Log(folder / "log.jsonl", args.resume, args.tensorboard)
-    log.write(**made_by, **runtime.machine(device), precision=precision, fingerprints=fingerprints)
+    decisive = {name: getattr(args, name) for name in DECISIVE} | settings
+    del decisive["tokenizer"]  # a path; the fingerprint tells
+    made_by = runtime.made_by(decisive, data.fingerprints | {
+        "the tokenizer": runtime.fingerprint(tokenizer.to_str())})
+    at = {"epoch": 0, "step": 0, "rows": 0, "loss": 0.0, "seconds": 0.0, "best": {}, "log": ""}
+    state = args.resume and runtime.resume(last, best_file, "student-resume", FORMAT, made_by, args)
+    if state:
+        at, precision = runtime.restore(last, state, student, optimizer)
+        print(f"resuming {folder} after epoch {at['epoch']}, step {at['step']}")
+    log = runtime.Log(folder / "log.jsonl", at["log"], args.tensorboard)
+    if not at["log"]:
+        log.begin(args, made_by, device, precision=precision)
     print(f"{folder}: {count:,} parameters, {rows_used:,} rows, "
           + ("labels alone" if labels_alone
              else f"alpha {alpha:g}, {loss_kind}" + (f", T {temperature:g}" if loss_kind == "kl" else "")))
 
+    def save_last(**values):
+        at.update(values, log=log.text)
+        runtime.save({"kind": "student-resume", "format": FORMAT, "weights": student.state_dict(),
+                      "optimizer": optimizer.state_dict(), "at": at, "precision": precision,
+                      "made_by": made_by}, last)
+
+    def diverged(epoch, step, window, rows):
+        rows = [data.name_row(number) for number in np.sort(window.numbers[rows])]
+        runtime.save_texts({folder / "diverged.tsv":
+                            "file\trow\n" + "".join(f"{file}\t{row}\n" for file, row in rows)})
+        raise UserError(f"epoch {epoch + 1}, step {step + 1}: loss or gradient is not finite; its "
+                        f"{len(rows)} rows are in {folder / 'diverged.tsv'}; lower --lr"
+                        + (f" ({best_file} is the best before)" if at["best"] else ""))
+
     # loop
-    for epoch in range(first_epoch, args.epochs):
+    saves, watch = runtime.Saves(args.save_every, device), runtime.Watch(device, diverged)
+    runtime.barrier(device)  # every rank has seen what is there before rank 0 changes it
+    if not state:
+        save_last()  # from here on the folder is this run's
+    for epoch in range(at["epoch"], args.epochs):
         student.train()
-        rows_done, total_loss = 0, torch.zeros((), device=device)
-        progress = runtime.Progress(f"epoch {epoch + 1}/{args.epochs}", rows_used, "texts")
+        rows_done, seconds_before = at["rows"], at["seconds"]
+        total_loss = torch.tensor(at["loss"] if RANK == 0 else 0.0, device=device)
+        progress = runtime.Progress(f"epoch {epoch + 1}/{args.epochs}", rows_used, "texts", rows_done)
         batches = training_batches(store, args.max_tokens, (settings["seed"], epoch), device, labels_alone)
-        for step, (window, rows) in enumerate(batches):
+        for step, (window, rows) in itertools.islice(enumerate(batches), at["step"], None):
             runtime.seed_everything(device, settings["seed"], epoch, step, RANK)
             mine = rows[RANK::WORLD]
             if len(mine):
@@ -336,40 +437,44 @@ def train_student(settings: dict, folder: Path, tokenizer, store: Store, encoded
             for group in optimizer.param_groups:
                 group["lr"] = settings["lr"] * scale
             runtime.sum_gradients(student.parameters())
-            torch.nn.utils.clip_grad_norm_(student.parameters(), args.clip)
+            norm = torch.nn.utils.clip_grad_norm_(student.parameters(), args.clip)
+            watch.step(total_loss + norm, epoch, step, window, rows)
             optimizer.step()
             optimizer.zero_grad()
             rows_done += len(rows)
             progress.add(len(rows), total_loss * WORLD)
-        epoch_seconds = progress.close()
-        seconds += epoch_seconds
-        runtime.sum_over_ranks([total_loss])
-        train_loss = total_loss.item() / rows_used
+            if saves.due(step):
+                watch.finish()
+                save_last(epoch=epoch, step=step + 1, rows=rows_done, loss=runtime.sum_of(total_loss),
+                          seconds=seconds_before + progress.seconds)
+                saves.done()
+        watch.finish()
+        seconds = progress.close()
+        train_loss = runtime.sum_of(total_loss) / rows_used
 
-        progress = runtime.Progress("validate", len(encoded_valid), "texts")
-        logits = logits_in_order(student, encoded_valid, 4 * args.max_tokens, precision, progress)
-        progress.close()
+        progress_valid = runtime.Progress("validate", len(encoded_valid), "texts")
+        logits = logits_in_order(student, encoded_valid, 4 * args.max_tokens, precision, progress_valid)
+        progress_valid.close()
         accuracy = (logits.argmax(1) == data.valid_labels).float().mean().item()
         scores = {"valid_loss": F.cross_entropy(logits, data.valid_labels).item(), "valid_accuracy": accuracy}
-        if not np.isfinite(train_loss + scores["valid_loss"]):
-            raise UserError(f"epoch {epoch + 1} diverged (training loss {train_loss}, validation loss "
-                            f"{scores['valid_loss']}): lower --lr"
-                            + (f"; {folder / 'student.pt'} is the best before" if "epoch" in best else ""))
-        if accuracy > best["valid_accuracy"]:
-            best = {**scores, "epoch": epoch + 1}
+        if not np.isfinite(scores["valid_loss"]):
+            raise UserError(f"epoch {epoch + 1}: the validation loss is not finite; lower --lr"
+                            + (f" ({best_file} is the best before)" if at["best"] else ""))
+        if accuracy > at["best"].get("valid_accuracy", -1):
+            at["best"] = {**scores, "epoch": epoch + 1}
             if RANK == 0:
-                student.save(folder / "student.pt", scores=best, made_by=made_by)
-        runtime.save({"kind": "student-resume", "format": FORMAT, "weights": student.state_dict(),
-                      "optimizer": optimizer.state_dict(), "epoch": epoch + 1, "best": best,
-                      "seconds": seconds, "precision": precision, "fingerprints": fingerprints,
-                      "made_by": made_by}, folder / "last.pt")
-        log.write(epoch + 1, train_loss=train_loss, **scores, seconds=round(epoch_seconds, 2))
+                student.save(best_file, scores=at["best"], made_by=made_by)
+        log.write(epoch + 1, train_loss=train_loss, **scores, seconds=round(seconds, 2))
+        save_last(epoch=epoch + 1, step=0, rows=0, loss=0.0, seconds=seconds_before + seconds)
         print(f"epoch {epoch + 1}/{args.epochs}: train loss {train_loss:.4f}, validation loss "
-              f"{scores['valid_loss']:.4f}, accuracy {accuracy:.2%} (best {best['valid_accuracy']:.2%}), "
-              f"{rows_used / epoch_seconds:,.0f} texts/s {precision}, {runtime.clock(epoch_seconds)}")
+              f"{scores['valid_loss']:.4f}, accuracy {accuracy:.2%} "
+              f"(best {at['best']['valid_accuracy']:.2%}), {progress.counted / seconds:,.0f} texts/s "
+              f"{precision}, {runtime.clock(seconds)}")
         sys.stdout.flush()
+        saves.done(going_on=epoch + 1 < args.epochs)
+    saves.close()
     log.close()
-    return {"parameters": count, **best, "seconds": round(seconds, 1), "folder": str(folder)}
+    return {"parameters": count, **at["best"], "seconds": round(at["seconds"], 1), "folder": str(folder)}
 
 
 # ---- the grid ----------------------------------------------------------------------------------------------
@@ -409,8 +514,7 @@ def write_summary(rows: list[dict], path: Path) -> None:
     rows = sorted(rows, key=lambda row: -row["valid_accuracy"])
     table = [list(rows[0])] + [[f"{value:.4f}" if isinstance(value, float) and abs(value) < 10 else str(value)
                                 for value in row.values()] for row in rows]
-    if RANK == 0:
-        path.write_text("".join("\t".join(line) + "\n" for line in table), encoding="utf-8")
+    runtime.save_texts({path: "".join("\t".join(line) + "\n" for line in table)})
     widths = [max(map(len, column)) for column in zip(*table, strict=True)]
     print()
     for line in table:
@@ -420,27 +524,34 @@ def write_summary(rows: list[dict], path: Path) -> None:
 
 def main(args):
     device = runtime.connect(runtime.pick_device(args.device))
+    if args.deterministic:
+        runtime.be_deterministic()
     grid = grid_settings(args)
+    folders = [Path(args.output_dir, name) for name, _ in grid]
+    locks = [runtime.lock(folder / ".lock", ".*.partial") for folder in folders]
+    if not (args.resume or args.overwrite):
+        runtime.refuse_to_overwrite(*(folder / name for folder in folders
+                                      for name in ("last.pt", "student.pt")))
     data = read_training_set(args)
     print(f"labels {data.label_names}; {data.rows:,} training rows, {data.labelled:,} of them labelled; "
           f"{len(data.valid):,} for validation")
     summary, encoded_for = [], None
     varied = [name for name in GRID if len(getattr(args, name)) > 1]
-    for name, settings in grid:
+    for folder, (_, settings) in zip(folders, grid, strict=True):
         if encoded_for != settings["tokenizer"]:
             tokenizer = read_tokenizer(settings["tokenizer"])
             store, encoded_valid = encode_training_set(data, tokenizer, args, device)
             encoded_for = settings["tokenizer"]
             if encoded_for == args.tokenizer[-1]:
                 data.logits.clear()  # the store has them: the mapped files need not stay in memory
-        result = train_student(settings, Path(args.output_dir, name), tokenizer, store, encoded_valid, data,
-                               args, device)
+        result = train_student(settings, folder, tokenizer, store, encoded_valid, data, args, device)
         summary.append({key: settings[key] for key in varied} | result)
     if len(summary) > 1:
         write_summary(summary, Path(args.output_dir, "summary.tsv"))
     else:
         print(f"{result['folder']}/student.pt: validation accuracy {result['valid_accuracy']:.2%}")
+    return locks  # held until here
 
 
 if __name__ == "__main__":
-    runtime.run(main, ARGS, errors=(StudentError,))
+    runtime.run(main, ARGS, errors=(StudentError,), memory="lower --max-tokens, or --max-length")

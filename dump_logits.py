@@ -1,11 +1,15 @@
 """Run a fine-tuned teacher once over texts and keep its logits: row i of the tensor is row i of the file.
 
-    python dump_logits.py --teacher teacher/teacher.pt --data data/nsmc/train.tsv       # -> logits/train.pt
-    python dump_logits.py --teacher a.pt b.pt --data train.tsv unlabeled.tsv.gz         # mean of two teachers
-    torchrun --nproc_per_node 2 dump_logits.py …                                        # several processes
+    python dump_logits.py --teacher teacher/teacher.pt --data data/nsmc/train.tsv   # -> logits/train.pt
+    python dump_logits.py --teacher a.pt b.pt --data train.tsv unlabeled.tsv.gz     # mean of two teachers
+    python dump_logits.py … --resume                                    # go on after an interruption
+    python dump_logits.py … --append                                    # the file grew: its new rows alone
+    python dump_logits.py … --check 100                                 # 100 random rows again, and compare
+    torchrun --nproc_per_node 2 dump_logits.py …                        # several processes
 
 reads   teacher.pt (several: their logits are averaged), files with a text column; labels are not needed
-writes  OUTPUT_DIR/NAME.pt for each data file NAME.tsv: logits (N, C), fingerprints of texts and teachers
+writes  OUTPUT_DIR/NAME.pt for each data file NAME.tsv: logits (N, C), fingerprints of texts and teachers;
+        until it is whole, finished parts are in OUTPUT_DIR/.NAME.shards
 next    python distill.py --train data/nsmc/train.tsv --logits logits/train.pt --valid data/nsmc/valid.tsv …
 """
 
@@ -21,6 +25,12 @@ def parse_args(argv=None):
     arg("--output-dir", default="logits", metavar="DIR", help="default: %(default)s")
     arg("--dtype", default="float32", choices=["float32", "float16"],
         help="of the file; float16 halves it (default: %(default)s)")
+    again = p.add_mutually_exclusive_group()
+    again.add_argument("--resume", action="store_true", help="go on with the parts that are not finished")
+    again.add_argument("--overwrite", action="store_true", help="start anew where logits are")
+    again.add_argument("--check", type=int, metavar="N",
+                       help="write nothing: compute N random rows again and compare")
+    arg("--append", action="store_true", help="add the rows that a file has more than its logits")
     # data
     arg("--text-column", metavar="NAME", help="default: text or document")
     arg("--text2-column", metavar="NAME", help="second text of a pair; default: text2 if there")
@@ -31,10 +41,12 @@ def parse_args(argv=None):
         help="tokens of a batch, padding counted (default: %(default)s)")
     arg("--device", default="auto", choices=["auto", "cpu", "cuda", "mps"], help="default: %(default)s")
     arg("--precision", default="auto", choices=["auto", "fp32", "bf16"],
-        help="auto takes bf16 where a trial shows it faster (default: %(default)s)")
+        help="auto takes bf16 where a trial shows it to pay (default: %(default)s)")
     args = p.parse_args(argv)
-    if args.max_tokens < 1:
-        p.error("--max-tokens must be at least 1")
+    if not 1 <= args.max_tokens < 2**31 or (args.check is not None and args.check < 1):
+        p.error("--max-tokens and --check must be at least 1")
+    if args.append and (args.overwrite or args.check):
+        p.error("--append goes with neither --overwrite nor --check")
     return args
 
 
@@ -42,18 +54,20 @@ if __name__ == "__main__":
     ARGS = parse_args()  # before torch is imported: --help and a wrong flag answer at once
 
 import re
+import shutil
 from pathlib import Path
 
+import numpy as np
 import torch
 
 import runtime
 from data.batching import logits_in_order, token_batches
-from data.examples import Survey, read_again, stream_examples, survey
+from data.examples import Survey, fingerprint_of_first, read_again, stream_examples, survey
 from runtime import UserError
 from teacher import Teacher
 
-FORMAT = 1
-SHARD = 2**18  # rows that are encoded, sorted by length and run at a time
+FORMAT = 2
+SHARD_BATCHES = 64  # a part of a file, saved when it is finished, is about as many batches of 32 tokens a row
 
 
 def output_paths(data: list[str], output_dir: str) -> list[Path]:
@@ -86,51 +100,203 @@ def choose_precision(teacher: Teacher, file: Survey, columns: tuple, args, devic
         return runtime.pick_precision(args.precision, device, lambda: teacher(**encoded.batch(longest)))
 
 
-def dump(file: Survey, columns: tuple, teachers: list[Teacher], args, device) -> torch.Tensor:
-    """Logits (N, C) of a file in args.dtype, the mean over teachers, in file order."""
+def mean_logits(teachers: list[Teacher], texts, texts2, precision: str, args, device, progress=None):
+    """(N, C) float32: the mean of the teachers' logits."""
+    logits = 0
+    for teacher in teachers:
+        encoded = teacher.encode(texts, texts2).to(device)
+        logits += logits_in_order(teacher, encoded, args.max_tokens, precision, progress) / len(teachers)
+    return logits
+
+
+def read_logits(path: Path) -> dict:
+    """A logits file of this kit. Raises UserError."""
+    made = runtime.load(path, "logits", FORMAT, ("logits", "label_names", "texts", "teachers", "precision"))
+    values = made["logits"]
+    if not torch.is_tensor(values) or values.dim() != 2 or len(values) < 1 or not values.is_floating_point():
+        raise UserError(f"{path}: damaged, its logits are no (N, C) tensor; --overwrite makes it anew")
+    return made
+
+
+def differences_of(teachers: list) -> dict:
+    """The fingerprints of teachers under names that a message can list."""
+    return {f"the {name} of teacher {i}": value for i, teacher in enumerate(teachers, 1)
+            for name, value in dict(teacher).items()} | {"the number of teachers": len(teachers)}
+
+
+def refuse_others(path: Path, made: dict, now: dict, args) -> None:
+    """A UserError when `made` (logits, or the plan of unfinished ones) is of other teachers or settings."""
+    precision = made["precision"] if args.precision == "auto" else args.precision
+    now = now | {"precision": precision}
+    runtime.refuse_other_values(
+        path, made | differences_of(made["teachers"]),
+        differences_of(now["teachers"]) | {name: now[name] for name in now if name != "teachers"})
+
+
+def begin(file: Survey, columns: tuple, teachers: list[Teacher], path: Path, folder: Path, args, device):
+    """(logits that are there, number of rows they are, plan): what dump() has to go on from.
+
+    The plan is None when the file is whole.
+    """
+    now = {"teachers": [teacher.fingerprints() for teacher in teachers],
+           "label_names": teachers[0].label_names, "dtype": args.dtype}
+    plan_file, going_on = folder / "plan.pt", args.resume or args.append
+    old = read_logits(path) if path.exists() and going_on else None
+    plan = None
+    if plan_file.exists() and not args.overwrite:
+        if not going_on:
+            runtime.refuse_to_overwrite(folder)
+        plan = runtime.load(plan_file, "logits-plan", FORMAT,
+                            [*now, "texts", "max_tokens", "first", "precision"])
+    runtime.barrier(device)  # every rank has seen what is there before rank 0 changes it
+    if old and old["texts"] == file.fingerprint:
+        refuse_others(path, old, now, args)
+        return old, file.rows, None
+    now |= {"texts": file.fingerprint, "max_tokens": args.max_tokens}
+    if plan:
+        refuse_others(plan_file, plan, now, args)
+        old = old if plan["first"] else None  # what an interrupted --overwrite replaces does not count
+        if plan["first"] != (len(old["logits"]) if old else 0):
+            raise UserError(f"{path}: is not the one that the interrupted run began to extend; --overwrite "
+                            f"makes it anew")
+        return old, plan["first"], plan
+    first, precision = 0, None
+    if old:
+        first, precision = len(old["logits"]), old["precision"]
+        refuse_others(path, old, {name: now[name] for name in ("teachers", "label_names", "dtype")}, args)
+        if first >= file.rows or old["texts"] != fingerprint_of_first(first, file.path, *columns):
+            raise UserError(f"{path}: is of other texts than those of {file.path}; --overwrite makes it anew")
+        if not args.append:
+            raise UserError(f"{path}: has {first:,} of the {file.rows:,} rows of {file.path}; --append adds "
+                            f"the rest")
+    if runtime.RANK == 0:
+        shutil.rmtree(folder, ignore_errors=True)
+    plan = {"kind": "logits-plan", "format": FORMAT, **now, "first": first,
+            "precision": precision or choose_precision(teachers[0], file, columns, args, device)}
+    runtime.save(plan, plan_file)
+    return old, first, plan
+
+
+def dump(file: Survey, columns: tuple, teachers: list[Teacher], path: Path, args, device) -> None:
+    """Write the logits of a file, going on from the shards that an earlier run finished."""
+    folder = path.with_name(f".{path.stem}.shards")
+    old, first, plan = begin(file, columns, teachers, path, folder, args, device)
+    if plan is None:
+        if runtime.RANK == 0:
+            shutil.rmtree(folder, ignore_errors=True)
+        print(f"{path}: is whole, {first:,} rows")
+        return
+    precision = plan["precision"]
     names = teachers[0].label_names
-    precisions = [choose_precision(teacher, file, columns, args, device) for teacher in teachers]
-    progress = runtime.Progress(Path(file.path).name, file.rows * len(teachers), "texts")
-    shards, right = [], 0
-    for part in read_again(file, *columns, chunk=SHARD):
-        logits = 0
-        for teacher, precision in zip(teachers, precisions, strict=True):
-            encoded = teacher.encode(part.texts, part.texts2).to(device)
-            logits += logits_in_order(teacher, encoded, args.max_tokens, precision, progress) / len(teachers)
-        right += int((logits.argmax(1) == torch.tensor(part.label_ids(names))).sum())
-        shards.append(logits.to(getattr(torch, args.dtype)))
-        if not shards[-1].isfinite().all():
-            row = int((~shards[-1].isfinite()).any(1).nonzero()[0])
-            raise UserError(f"{file.path}:{part.lines[row]}: the logits of this row are not finite in "
-                            f"{args.dtype}; try --dtype float32 --precision fp32")
+    dtype = getattr(torch, args.dtype)
+    size = max(1, SHARD_BATCHES * args.max_tokens // 32)
+    progress = runtime.Progress(Path(file.path).name, (file.rows - first) * len(teachers), "texts")
+    shards, right, labelled, row, resumed = [], 0, 0, 0, 0
+    for number, part in enumerate(read_again(file, *columns, chunk=size)):
+        row += len(part)
+        if row <= first:
+            continue
+        part = part.after(max(0, len(part) - (row - first)))
+        shard_file = folder / f"{number:06}.pt"
+        if shard_file.exists():
+            logits = runtime.load(shard_file, "logits-shard", FORMAT, ["logits"])["logits"]
+            shape = len(part), len(names)
+            if not torch.is_tensor(logits) or logits.dtype != dtype or logits.shape != shape:
+                raise UserError(f"{shard_file}: damaged; delete it and run again")
+            resumed += len(part)
+        else:
+            logits = mean_logits(teachers, part.texts, part.texts2, precision, args, device, progress)
+            logits = logits.to(dtype)
+            if not logits.isfinite().all():
+                bad = int((~logits.isfinite()).any(1).nonzero()[0])
+                raise UserError(f"{file.path}:{part.lines[bad]}: the logits of this row are not finite in "
+                                f"{args.dtype}; try --dtype float32 --precision fp32")
+            runtime.save({"kind": "logits-shard", "format": FORMAT, "logits": logits}, shard_file)
+        label_ids = torch.tensor(part.label_ids(names))  # -1 without label
+        right += int((logits.argmax(1) == label_ids).sum())
+        labelled += int((label_ids >= 0).sum())
+        shards.append(logits)
     seconds = progress.close()
-    print(f"{file.path}: {file.rows / seconds:,.0f} texts/s {precisions[0]}, {runtime.clock(seconds)}"
-          + (f", accuracy {right / file.labelled:.2%} of {file.labelled:,} labelled rows"
-             if file.labelled else ""))
-    return torch.cat(shards)
+    logits = torch.cat([old["logits"], *shards] if old else shards)
+    runtime.barrier(device)  # every rank has read the shards
+    runtime.save({
+        "kind": "logits", "format": FORMAT, "logits": logits, "label_names": names, "texts": plan["texts"],
+        "teachers": plan["teachers"], "teacher_files": args.teacher, "dtype": args.dtype,
+        "precision": precision, "made_by": runtime.made_by({"max_tokens": args.max_tokens}, {}),
+    }, path)
+    if runtime.RANK == 0:
+        shutil.rmtree(folder)
+        print(f"{file.path}: {progress.done / len(teachers) / seconds:,.0f} texts/s {precision}, "
+              f"{runtime.clock(seconds)}"
+              + (f", {resumed:,} rows were there" if resumed else "")
+              + (f", accuracy {right / labelled:.2%} of {labelled:,} labelled rows" if labelled else ""))
+        print(f"{path}: logits of {len(logits):,} rows, {path.stat().st_size:,} bytes")
+
+
+def check(file: Survey, columns: tuple, teachers: list[Teacher], path: Path, args, device) -> None:
+    """Compute args.check random rows of a logits file again. A UserError names the first that differs.
+
+    Rows in another batch are rounded otherwise: float32 logits may differ by 0.001 (1 + their size), bf16
+    ones by 0.1.
+    """
+    made, names = read_logits(path), teachers[0].label_names
+    refuse_others(path, made, {"teachers": [teacher.fingerprints() for teacher in teachers],
+                               "label_names": names}, args)
+    if made["texts"] != file.fingerprint:
+        raise UserError(f"{path}: is of other texts than {file.path}; --append adds rows that are new, "
+                        f"--overwrite makes it anew")
+    stored = made["logits"].float()
+    if stored.shape != (file.rows, len(names)):
+        raise UserError(f"{path}: damaged, {list(stored.shape)} logits; --overwrite makes it anew")
+    chosen = np.sort(np.random.default_rng().permutation(file.rows)[: args.check])
+    texts, texts2, lines, row = [], [], [], 0
+    for part in read_again(file, *columns):
+        inside = chosen[(chosen >= row) & (chosen < row + len(part))] - row
+        texts += [part.texts[i] for i in inside]
+        texts2 += [part.texts2[i] for i in inside] if file.pairs else []
+        lines += [part.lines[i] for i in inside]
+        row += len(part)
+    again = mean_logits(teachers, texts, texts2 if file.pairs else None, made["precision"], args, device)
+    stored = stored[torch.from_numpy(chosen)]
+    difference = (again - stored).abs()
+    allowed = (0.1 if "bf16" in made["precision"] else 1e-3) * (1 + stored.abs())
+    wrong = (~(difference <= allowed)).any(1).nonzero()[:, 0].tolist()  # NaN is wrong
+    if wrong:
+        i = wrong[0]
+        raise UserError(f"{path}: {len(wrong)} of {len(chosen)} rows are wrong, first row {chosen[i]} "
+                        f"({file.path}:{lines[i]}): {[round(v, 4) for v in stored[i].tolist()]}, computed "
+                        f"again {[round(v, 4) for v in again[i].tolist()]}; --overwrite makes it anew")
+    print(f"{path}: {len(chosen):,} of {file.rows:,} rows computed again in {made['precision']}, all agree "
+          f"(largest difference {difference.max():.2g})")
 
 
 def main(args):
     device = runtime.connect(runtime.pick_device(args.device))
     paths = output_paths(args.data, args.output_dir)
+    locks = []
+    if not args.check:
+        for path in paths:
+            locks.append(runtime.lock(path.with_name(f".{path.stem}.lock"), f".{path.name}.*.partial"))
+            if not (args.resume or args.append or args.overwrite) and path.exists():
+                raise UserError(f"{path}: is there already; --append if its file grew, --check to test it, "
+                                f"--overwrite to start anew")
     columns = args.text_column, args.text2_column, args.label_column
     files = [survey(file, *columns) for file in args.data]
     teachers = load_teachers(args.teacher, device)
     names = teachers[0].label_names
     for file in files:
         file.refuse_other_labels(names, *columns)
-    Path(args.output_dir).mkdir(parents=True, exist_ok=True)  # what is bound to fail fails before the work
-    for path, file in zip(paths, files, strict=True):
-        logits = dump(file, columns, teachers, args, device)
-        runtime.save({
-            "kind": "logits", "format": FORMAT, "logits": logits, "label_names": names,
-            "texts": file.fingerprint, "teachers": [teacher.fingerprint() for teacher in teachers],
-            "max_lengths": [teacher.max_length for teacher in teachers],
-            "made_by": runtime.made_by(args),
-        }, path)
-        if runtime.RANK == 0:
-            print(f"{path}: logits of {len(logits):,} rows, {path.stat().st_size:,} bytes")
+    work = check if args.check else dump
+    try:
+        for path, file in zip(paths, files, strict=True):
+            work(file, columns, teachers, path, args, device)
+    except KeyboardInterrupt as stopped:
+        if args.check:
+            raise
+        raise runtime.Stopped(getattr(stopped, "code", 130),
+                              f"finished parts are saved; {runtime.how_to_go_on()}") from None
+    return locks  # held until here
 
 
 if __name__ == "__main__":
-    runtime.run(main, ARGS)
+    runtime.run(main, ARGS, memory="lower --max-tokens")

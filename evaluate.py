@@ -97,6 +97,7 @@ def load_model(path: str, device):
     """A Student or a Teacher, whichever the file holds."""
     artifact = runtime.load_weights(path)
     kind = artifact.get("kind") if isinstance(artifact, dict) else None
+    kind = kind if isinstance(kind, str) else None
     if kind == "student":
         return Student.load(path, device)
     if kind == "teacher":
@@ -196,11 +197,7 @@ def write_errors(path: str, results: list[dict], examples: Examples, labels, nam
     header = ["model", "row", "id", "label", "predicted", "p_predicted", "p_label", "text"]
     header += [] if examples.texts2 is None else ["text2"]
     lines = [header] + [[cell.replace("\t", " ").replace("\n", " ") for cell in row] for _, row in rows]
-    try:
-        Path(path).write_text("".join("\t".join(line) + "\n" for line in lines),
-                              encoding="utf-8", newline="\n")
-    except OSError as error:
-        raise UserError(f"{path}: cannot write ({error.strerror})") from None
+    runtime.save_texts({path: "".join("\t".join(line) + "\n" for line in lines)})
     return len(rows)
 
 
@@ -208,8 +205,9 @@ def main(args):
     device = runtime.pick_device(args.device)
     columns = args.text_column, args.text2_column, args.label_column
     examples = read_examples(args.data, *columns)
-    if args.errors and Path(args.errors).resolve() == Path(args.data).resolve():
-        raise UserError(f"--errors {args.errors} would overwrite --data; name another file")
+    if args.errors and Path(args.errors).resolve() in [
+            Path(file).resolve() for file in (args.data, *args.seen, *args.models)]:
+        raise UserError(f"--errors {args.errors} would overwrite what is read; name another file")
     models = [load_model(path, device) for path in args.models]
     names = models[0].label_names
     labels = torch.tensor(examples.label_ids(names, every_row=True))

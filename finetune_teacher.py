@@ -7,7 +7,7 @@
     torchrun --nproc_per_node 2 finetune_teacher.py …                     # several processes, one result
 
 reads   train and validation files (columns text, label), a published checkpoint
-writes  OUTPUT_DIR/teacher.pt (best epoch), last.pt (for --resume), log.jsonl
+writes  OUTPUT_DIR/teacher.pt (best epoch), last.pt (for --resume), log.jsonl; Ctrl-C saves before it stops
 next    python dump_logits.py --teacher teacher/teacher.pt --data data/nsmc/train.tsv
 """
 
@@ -28,7 +28,11 @@ def parse_args(argv=None):
     arg("--scratch", metavar="L,D,A", help="no checkpoint: a new encoder of L layers, width D, A heads")
     arg("--tokenizer", metavar="DIR", help="with --scratch: a folder that train_tokenizer.py wrote")
     arg("--output-dir", default="teacher", metavar="DIR", help="default: %(default)s")
-    arg("--resume", action="store_true", help="continue from OUTPUT_DIR/last.pt")
+    again = p.add_mutually_exclusive_group()
+    again.add_argument("--resume", action="store_true", help="go on from OUTPUT_DIR/last.pt, if it is there")
+    again.add_argument("--overwrite", action="store_true", help="start anew where an earlier run's files are")
+    arg("--save-every", type=float, default=10, metavar="MINUTES",
+        help="what a kill may cost; also saved after each epoch (default: %(default)g)")
     # optimisation
     arg("--epochs", type=int, default=3,
         help="0 keeps the checkpoint's own head as it is (default: %(default)s)")
@@ -46,7 +50,8 @@ def parse_args(argv=None):
     # machine
     arg("--device", default="auto", choices=["auto", "cpu", "cuda", "mps"], help="default: %(default)s")
     arg("--precision", default="auto", choices=["auto", "fp32", "bf16"],
-        help="auto takes bf16 where a trial shows it faster (default: %(default)s)")
+        help="auto takes bf16 where a trial shows it to pay (default: %(default)s)")
+    arg("--deterministic", action="store_true", help="the same bits in every run on CUDA too, slower")
     arg("--seed", type=int, default=0, help="default: %(default)s")
     arg("--tensorboard", action="store_true", help="also log to OUTPUT_DIR/tensorboard")
     args = p.parse_args(argv)
@@ -65,6 +70,8 @@ def parse_args(argv=None):
             or args.weight_decay < 0:
         p.error("--lr and --clip must be positive, --layer-decay in (0, 1], --warmup in [0, 1), "
                 "--weight-decay at least 0")
+    if args.save_every < 0:
+        p.error("--save-every must be at least 0")
     return args
 
 
@@ -85,10 +92,10 @@ from data.examples import label_names, read_again, read_examples, survey
 from runtime import RANK, WORLD, UserError
 from teacher import Teacher, TeacherConfig, bert_template, load_checkpoint, load_tokenizer
 
-FORMAT = 1
-# A run resumed with other values of these would be neither the old run nor a new one.
-MUST_MATCH = ("epochs", "max_length", "max_tokens", "accumulate", "lr", "layer_decay", "warmup",
-              "weight_decay", "clip", "seed", "checkpoint", "scratch", "tokenizer")
+FORMAT = 2  # of last.pt
+# With the contents of the files these decide the result: a resumed run must have the same.
+DECISIVE = ("epochs", "max_length", "max_tokens", "accumulate", "lr", "layer_decay", "warmup",
+            "weight_decay", "clip", "seed", "scratch", "deterministic")
 
 
 def parameter_groups(teacher: Teacher, lr: float, layer_decay: float, weight_decay: float) -> list[dict]:
@@ -136,13 +143,22 @@ def grouped(batches, count: int):
 def main(args):
     device = runtime.connect(runtime.pick_device(args.device))
     runtime.seed_everything(device, args.seed)
+    if args.deterministic:
+        runtime.be_deterministic()
     output = Path(args.output_dir)
+    last, best_file = output / "last.pt", output / "teacher.pt"
+    lock = runtime.lock(output / ".lock", ".*.partial")
+    if not (args.resume or args.overwrite):
+        runtime.refuse_to_overwrite(last, best_file)
 
     # data
     columns = args.text_column, args.text2_column, args.label_column
     train, valid = survey(args.train, *columns), read_examples(args.valid, *columns)
     if train.pairs != (valid.texts2 is not None):
         raise UserError(f"{args.train} and {args.valid}: one has a column text2 and the other has not")
+    if valid.fingerprint() == train.fingerprint:
+        print(f"warning: {args.valid} has the texts of {args.train}: it cannot tell which epoch is best",
+              file=sys.stderr)
     names = label_names(train.labels, args.train)
 
     # model
@@ -154,6 +170,7 @@ def main(args):
         print(line)
     if args.epochs == 0 and (args.scratch or any(line.startswith("starts fresh") for line in report)):
         raise UserError("--epochs 0 keeps a fine-tuned checkpoint as it is, this head is new: train it")
+    start = teacher.fingerprints()
     teacher.to(device)
     names = teacher.label_names  # a published head may bring its own order
     valid_labels = torch.tensor(valid.label_ids(names, every_row=True))
@@ -183,27 +200,26 @@ def main(args):
                                   fused=device.type in ("cpu", "cuda"))
 
     # resume
-    fingerprints = {
+    made_by = runtime.made_by({name: getattr(args, name) for name in DECISIVE}, {
         "the texts of --train": train.fingerprint, "the texts of --valid": valid.fingerprint(),
-        "the labels": train.label_fingerprint + runtime.fingerprint(valid_labels), "their names": str(names),
-        "the tokenizer": runtime.fingerprint(teacher.tokenizer.to_str()),
-    }
-    first_epoch, best = 0, -1.0
-    if args.resume:
-        state = runtime.load(output / "last.pt", "teacher-resume", FORMAT)
-        differing = [name for name in MUST_MATCH
-                     if state["made_by"]["arguments"][name] != getattr(args, name)]
-        differing += [name for name in fingerprints if state["fingerprints"].get(name) != fingerprints[name]]
-        if differing:
-            raise UserError(f"{output / 'last.pt'}: was made with other values of {', '.join(differing)}; "
-                            f"use those, or leave out --resume")
-        teacher.load_state_dict(state["weights"])
-        optimizer.load_state_dict(state["optimizer"])
-        first_epoch, best, precision = state["epoch"], state["best"], state["precision"]
-        print(f"resuming after epoch {first_epoch}, best validation accuracy {best:.2%}")
-    log = runtime.Log(output / "log.jsonl", args.resume, args.tensorboard)
-    made_by = runtime.made_by(args)
-    log.write(**made_by, **runtime.machine(device), precision=precision, fingerprints=fingerprints)
+        "the labels of --train": train.label_fingerprint,
+        "the labels of --valid": runtime.fingerprint(valid_labels), "the names of the labels": str(names),
+        "the weights at the start": start["weights"], "the tokenizer": start["tokenizer"],
+    })
+    at = {"epoch": 0, "step": 0, "rows": 0, "loss": 0.0, "best": {}, "log": ""}
+    state = args.resume and runtime.resume(last, best_file, "teacher-resume", FORMAT, made_by, args)
+    if state:
+        at, precision = runtime.restore(last, state, teacher, optimizer)
+        print(f"resuming after epoch {at['epoch']}, step {at['step']}")
+    log = runtime.Log(output / "log.jsonl", at["log"], args.tensorboard)
+    if not at["log"]:
+        log.begin(args, made_by, device, precision=precision)
+
+    def save_last(**values):
+        at.update(values, log=log.text)
+        runtime.save({"kind": "teacher-resume", "format": FORMAT, "weights": teacher.state_dict(),
+                      "optimizer": optimizer.state_dict(), "at": at, "precision": precision,
+                      "made_by": made_by}, last)
 
     def evaluate() -> dict:
         progress = runtime.Progress("validate", len(valid), "texts")
@@ -212,16 +228,26 @@ def main(args):
         accuracy = (logits.argmax(1) == valid_labels).float().mean().item()
         return {"valid_loss": F.cross_entropy(logits, valid_labels).item(), "valid_accuracy": accuracy}
 
-    def save_best(scores, epoch):
-        teacher.save(output / "teacher.pt", scores=scores, epoch=epoch, made_by=made_by)
+    def diverged(epoch, step, group):
+        rows = np.sort(np.concatenate([window.numbers[rows] for window, rows in group]))
+        runtime.save_texts({output / "diverged.tsv":
+                            "file\trow\n" + "".join(f"{args.train}\t{row}\n" for row in rows)})
+        raise UserError(f"epoch {epoch + 1}, step {step + 1}: loss or gradient is not finite; its "
+                        f"{len(rows)} rows are in {output / 'diverged.tsv'}; lower --lr"
+                        + (f" ({best_file} is the best before)" if at["best"] else ""))
 
     # loop
-    for epoch in range(first_epoch, args.epochs):
+    saves, watch = runtime.Saves(args.save_every, device), runtime.Watch(device, diverged)
+    runtime.barrier(device)  # every rank has seen what is there before rank 0 changes it
+    if not state:
+        save_last()  # from here on the folder is this run's
+    for epoch in range(at["epoch"], args.epochs):
         teacher.train()
-        rows_done, total_loss = 0, torch.zeros((), device=device)
-        progress = runtime.Progress(f"epoch {epoch + 1}/{args.epochs}", train.labelled, "texts")
+        rows_done = at["rows"]
+        total_loss = torch.tensor(at["loss"] if RANK == 0 else 0.0, device=device)
+        progress = runtime.Progress(f"epoch {epoch + 1}/{args.epochs}", train.labelled, "texts", rows_done)
         batches = training_batches(store, args.max_tokens, (args.seed, epoch), device, labelled=True)
-        for step, group in enumerate(grouped(batches, args.accumulate)):
+        for step, group in islice(enumerate(grouped(batches, args.accumulate)), at["step"], None):
             runtime.seed_everything(device, args.seed, epoch, step, RANK)
             rows_in_step = sum(len(rows) for _, rows in group)
             for window, rows in group:
@@ -240,39 +266,43 @@ def main(args):
             for parameters in optimizer.param_groups:
                 parameters["lr"] = parameters["peak"] * scale
             runtime.sum_gradients(teacher.parameters())
-            torch.nn.utils.clip_grad_norm_(teacher.parameters(), args.clip)
+            norm = torch.nn.utils.clip_grad_norm_(teacher.parameters(), args.clip)
+            watch.step(total_loss + norm, epoch, step, group)
             optimizer.step()
             optimizer.zero_grad()
             rows_done += rows_in_step
             progress.add(rows_in_step, total_loss * WORLD)
+            if saves.due(step):
+                watch.finish()
+                save_last(epoch=epoch, step=step + 1, rows=rows_done, loss=runtime.sum_of(total_loss))
+                saves.done()
+        watch.finish()
         seconds = progress.close()
-        runtime.sum_over_ranks([total_loss])
-        train_loss = total_loss.item() / train.labelled
+        train_loss = runtime.sum_of(total_loss) / train.labelled
 
         scores = evaluate()
-        if not np.isfinite(train_loss + scores["valid_loss"]):
-            raise UserError(f"epoch {epoch + 1} diverged (training loss {train_loss}, validation loss "
-                            f"{scores['valid_loss']}): lower --lr"
-                            + (f"; {output / 'teacher.pt'} is the best before" if best >= 0 else ""))
-        if scores["valid_accuracy"] > best:
-            best = scores["valid_accuracy"]
-            save_best(scores, epoch + 1)
-        runtime.save({"kind": "teacher-resume", "format": FORMAT, "weights": teacher.state_dict(),
-                      "optimizer": optimizer.state_dict(), "epoch": epoch + 1, "best": best,
-                      "precision": precision, "fingerprints": fingerprints, "made_by": made_by},
-                     output / "last.pt")
+        if not np.isfinite(scores["valid_loss"]):
+            raise UserError(f"epoch {epoch + 1}: the validation loss is not finite; lower --lr"
+                            + (f" ({best_file} is the best before)" if at["best"] else ""))
+        if scores["valid_accuracy"] > at["best"].get("valid_accuracy", -1):
+            at["best"] = {**scores, "epoch": epoch + 1}
+            teacher.save(best_file, scores=scores, epoch=epoch + 1, made_by=made_by)
         log.write(epoch + 1, train_loss=train_loss, **scores, seconds=round(seconds, 2))
+        save_last(epoch=epoch + 1, step=0, rows=0, loss=0.0)
         print(f"epoch {epoch + 1}/{args.epochs}: train loss {train_loss:.4f}, validation loss "
-              f"{scores['valid_loss']:.4f}, accuracy {scores['valid_accuracy']:.2%} (best {best:.2%}), "
-              f"{train.labelled / seconds:,.0f} texts/s {precision}, {runtime.clock(seconds)}")
+              f"{scores['valid_loss']:.4f}, accuracy {scores['valid_accuracy']:.2%} "
+              f"(best {at['best']['valid_accuracy']:.2%}), {progress.counted / seconds:,.0f} texts/s "
+              f"{precision}, {runtime.clock(seconds)}")
         sys.stdout.flush()
+        saves.done(going_on=epoch + 1 < args.epochs)
+    saves.close()
     if args.epochs == 0:
-        scores = evaluate()
-        best = scores["valid_accuracy"]
-        save_best(scores, 0)
+        at["best"] = evaluate()
+        teacher.save(best_file, scores=at["best"], epoch=0, made_by=made_by)
     log.close()
-    print(f"{output / 'teacher.pt'}: validation accuracy {best:.2%}")
+    print(f"{best_file}: validation accuracy {at['best']['valid_accuracy']:.2%}")
+    return lock  # held until here
 
 
 if __name__ == "__main__":
-    runtime.run(main, ARGS)
+    runtime.run(main, ARGS, memory="lower --max-tokens, or --max-length")

@@ -1,20 +1,30 @@
 """What two or more scripts need, has one right answer, and knows nothing of models, losses or text.
 
-That rule decides what may enter: device, precision, seeds, torchrun's ranks, atomic save, safe load,
-JSON-lines log, progress. No argparse, no import from this project, nothing that belongs to a noun (examples,
-teacher, student).
+That rule decides what may enter: device, precision, seeds, torchrun's ranks, atomic save, safe load, stopping
+and going on, JSON-lines log, progress. No argparse, no import from this project, nothing that belongs to a
+noun (examples, teacher, student).
 """
 
 import contextlib
 import hashlib
 import json
+import math
 import os
 import platform
+import re
+import shlex
+import signal
+import subprocess
 import sys
 import time
 import zipfile
 from datetime import timedelta
 from pathlib import Path
+
+try:
+    import fcntl
+except ImportError:  # Windows has no such locks: there two runs on one folder are not told apart
+    fcntl = None
 
 # oneDNN keeps a kernel for each shape of a batch, by default 1,024 of them: up to 3 GB. Batches seldom recur.
 os.environ.setdefault("ONEDNN_PRIMITIVE_CACHE_CAPACITY", "64")
@@ -26,14 +36,30 @@ import torch
 WORLD = int(os.environ.get("WORLD_SIZE") or 1)
 RANK = int(os.environ.get("RANK") or 0) if WORLD > 1 else 0  # some clusters set RANK alone
 PATIENCE = timedelta(minutes=10)  # how long a rank waits for the others before it gives up
+OUT_OF_MEMORY = re.compile("out of memory|can't allocate memory|not enough memory", re.IGNORECASE)
 
 
 class UserError(Exception):
     """Something the user can mend. Its text is one line: what is wrong, where, and what to do."""
 
 
-def run(main, *args, errors=()):
-    """Call main(*args) as a script: expected errors become one line on stderr and exit code 2, Ctrl-C 130."""
+class Stopped(KeyboardInterrupt):
+    """Ctrl-C or SIGTERM. Its text, if any, says what was saved and how to go on; `code` is the exit code."""
+
+    def __init__(self, code: int, text: str = ""):
+        super().__init__(text)
+        self.code = code
+
+
+def run(main, *args, errors=(), memory: str = "close other programs"):
+    """Call main(*args) as a script: expected errors become one line on stderr and exit code 2.
+
+    Ctrl-C ends with 130, SIGTERM with 143. `memory` says what to lower when memory does not suffice.
+    """
+    def terminate(number, frame):
+        raise Stopped(128 + number)
+
+    signal.signal(signal.SIGTERM, terminate)
     try:
         main(*args)
         if WORLD > 1 and torch.distributed.is_initialized():
@@ -41,16 +67,25 @@ def run(main, *args, errors=()):
     except BrokenPipeError:  # the reader of a pipe, such as head, has enough
         os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
     except (UserError, OSError, *errors) as error:  # an OSError names the file and what is wrong with it
-        line = f"{f'rank {RANK}: ' if WORLD > 1 else ''}error: {error}\n"
-        sys.stderr.write(line)  # with its end at once: print would let another rank's line come between
-        sys.stderr.flush()
-        if WORLD > 1:
-            sys.stdout.flush()
-            os._exit(2)  # past the threads that talk to the other ranks: without those they abort the process
-        sys.exit(2)
-    except KeyboardInterrupt:
-        print("\ninterrupted", file=sys.stderr)
-        sys.exit(130)
+        _end(2, f"error: {error}")
+    except (MemoryError, RuntimeError) as error:
+        reason = (str(error).strip() or "MemoryError").split("\n")[0][:200]
+        if not isinstance(error, MemoryError) and not OUT_OF_MEMORY.search(reason):
+            raise
+        _end(2, f"error: out of memory ({reason}); {memory}")
+    except KeyboardInterrupt as stopped:
+        _end(getattr(stopped, "code", 130), f"interrupted; {stopped}" if str(stopped) else "interrupted")
+
+
+def _end(code: int, line: str):
+    """Print the last line and leave with this exit code."""
+    # The line with its end at once: print would let another rank's line come between.
+    sys.stderr.write(f"{f'rank {RANK}: ' if WORLD > 1 else ''}{line}\n")
+    sys.stderr.flush()
+    if WORLD > 1:
+        sys.stdout.flush()
+        os._exit(code)  # past the threads that talk to the other ranks: without those they abort the process
+    sys.exit(code)
 
 
 # ---- device, precision, seeds ------------------------------------------------------------------------------
@@ -77,45 +112,55 @@ def pick_precision(name: str, device: torch.device, step) -> str:
     """Resolve 'auto' to 'bf16' or 'fp32' by trying: step() is one forward (and backward) pass on the device.
 
     A CPU without bf16 instructions either refuses bf16 LSTMs or runs bf16 products hundreds of times slower,
-    and no flag of PyTorch tells in advance; so bf16 has to win a short race, on every rank. The race leaves
-    the random state as it was.
+    and no flag of PyTorch tells in advance. So bf16 is taken, on every rank or on none, where its products
+    are not emulated and the step does not lose by more than a quarter: a race that a little gain decides
+    would be won by noise, and the same command would not give the same bytes twice. The random state is left
+    as it was.
     """
     if name != "auto":
         return name
-    wins = torch.tensor([float(_faster(device, step) == "bf16")], device=device)
-    sum_over_ranks([wins])
-    return "bf16" if wins.item() == WORLD else "fp32"
+    fit = torch.tensor([float(_has_bf16(device, step))], device=device)
+    sum_over_ranks([fit])
+    return "bf16" if fit.item() == WORLD else "fp32"
 
 
-def _faster(device: torch.device, step) -> str:
+def _has_bf16(device: torch.device, step) -> bool:
     if device.type == "cuda":
-        return "bf16" if torch.cuda.is_bf16_supported(including_emulation=False) else "fp32"
+        return torch.cuda.is_bf16_supported(including_emulation=False)
     if device.type != "cpu":
-        return "fp32"
-    best = {}
+        return False
+    best = {"fp32": math.inf, "bf16": math.inf}
     with torch.random.fork_rng(devices=[]):
         matrix = torch.randn(256, 256)
         if _seconds(lambda: matrix.bfloat16() @ matrix.bfloat16()) > 5 * _seconds(lambda: matrix @ matrix):
-            return "fp32"  # emulated: one step would take minutes
-        for precision in ("fp32", "bf16"):
-            try:
-                with autocast(device, precision):
-                    best[precision] = _seconds(step)
-            except RuntimeError:  # oneDNN has no bf16 kernel for this CPU
-                if precision == "fp32":
-                    raise
-                return "fp32"
-    return "bf16" if best["bf16"] < 0.9 * best["fp32"] else "fp32"
+            return False  # emulated: one step would take minutes
+        for _ in range(3):  # in turn, so that a busy moment of the machine meets both
+            for precision in best:
+                try:
+                    with autocast(device, precision):
+                        best[precision] = min(best[precision], _seconds(step))
+                except RuntimeError:  # oneDNN has no bf16 kernel for this CPU
+                    if precision == "fp32":
+                        raise
+                    return False
+    return best["bf16"] < 1.25 * best["fp32"]
 
 
 def _seconds(step) -> float:
-    """The best of three calls, after one that pays for set-up."""
+    """The better of two calls, after one that pays for set-up."""
     times = []
-    for _ in range(4):
+    for _ in range(3):
         start = time.perf_counter()
         step()
         times.append(time.perf_counter() - start)
     return min(times[1:])
+
+
+def be_deterministic() -> None:
+    """Let PyTorch use only algorithms that give the same bits in every run: on CUDA, at a cost in speed."""
+    os.environ.setdefault("CUBLAS_WORKSPACE_CONFIG", ":4096:8")  # read when CUDA is first used
+    torch.use_deterministic_algorithms(True)
+    torch.backends.cudnn.benchmark = False
 
 
 def seed_everything(device: torch.device, *numbers: int) -> None:
@@ -164,6 +209,18 @@ def sum_over_ranks(tensors: list[torch.Tensor]) -> None:
         tensor.copy_(total.view_as(tensor))
 
 
+def sum_of(tensor: torch.Tensor) -> float:
+    """The sum over all ranks of a tensor with one element, which stays as it is."""
+    total = tensor.clone()
+    sum_over_ranks([total])
+    return total.item()
+
+
+def barrier(device: torch.device) -> None:
+    """Wait until every rank is here."""
+    sum_over_ranks([torch.zeros(1, device=device)])
+
+
 def sum_gradients(parameters) -> None:
     """Replace each gradient by its sum over all ranks. A rank that had no row of the batch adds zeros."""
     if WORLD == 1:
@@ -194,53 +251,110 @@ def save(artifact: dict, path) -> None:
 
     Of several ranks, 0 alone writes.
     """
+    _write({path: lambda file: torch.save(artifact, file)})
+
+
+def save_texts(texts: dict) -> None:
+    """As save, of {path: text} in UTF-8: none is renamed before all are written."""
+    _write({path: lambda file, text=text: file.write(text.encode()) for path, text in texts.items()})
+
+
+def _write(writers: dict) -> None:
     if RANK > 0:
         return
-    path = Path(path)
-    partial = path.with_name(f".{path.name}.{os.getpid()}.partial")
+    partials = {}
     try:
-        path.parent.mkdir(parents=True, exist_ok=True)
-        with open(partial, "wb") as file:
-            torch.save(artifact, file)
-            file.flush()
-            os.fsync(file.fileno())
-        os.replace(partial, path)
-    except OSError as error:
-        raise UserError(f"{path}: cannot write ({error.strerror or error}); nothing was changed") from None
+        for path, write in writers.items():
+            path = Path(path)
+            partials[path] = path.with_name(f".{path.name}.{os.getpid()}.partial")
+            path.parent.mkdir(parents=True, exist_ok=True)
+            with open(partials[path], "wb") as file:
+                write(file)
+                file.flush()
+                os.fsync(file.fileno())
+        for path, partial in partials.items():
+            os.replace(partial, path)
+    except (OSError, RuntimeError) as error:  # torch.save reports a full disk as a RuntimeError
+        reason = getattr(error, "strerror", None) or str(error).strip().split("\n")[0][:200]
+        raise UserError(f"{path}: cannot write ({reason}); nothing was changed") from None
     finally:
-        partial.unlink(missing_ok=True)
+        for partial in partials.values():
+            with contextlib.suppress(OSError):  # such as: its folder could not be made
+                partial.unlink(missing_ok=True)
 
 
-def load(path, kind: str, format: int) -> dict:
+def load(path, kind: str, format: int, keys=()) -> dict:
     """Read an artifact of this kit: tensors, numbers, strings and lists only, never pickled code.
 
-    Raises UserError when the file is missing, is no .pt file, carries code, or is of another kind or format.
+    Raises UserError when the file is missing, is no .pt file, carries code, is damaged, is of another kind or
+    format, or has not all of `keys`.
     """
-    return check(load_weights(path), path, kind, format)
+    return check(load_weights(path), path, kind, format, keys)
 
 
-def check(artifact, path, kind: str, format: int) -> dict:
+def check(artifact, path, kind: str, format: int, keys=()) -> dict:
     """`artifact`, as load_weights read it from `path`, if it is of this kind and format; else a UserError."""
     found = artifact.get("kind") if isinstance(artifact, dict) else None
+    found = found if isinstance(found, str) else "something that is not of this kit"
     if found != kind:
-        raise UserError(f"{path}: holds {found or 'something that is not of this kit'}, a {kind} is needed")
-    if artifact.get("format") != format:
-        raise UserError(f"{path}: format {artifact.get('format')}, this version reads {format}; make it anew")
+        raise UserError(f"{path}: holds {found}, a {kind} is needed")
+    number = artifact.get("format")
+    if number.__class__ is not int or number != format:
+        number = number if isinstance(number, int) else "unknown"
+        raise UserError(f"{path}: format {number}, this version reads {format}; make it anew")
+    missing = [key for key in keys if key not in artifact]
+    if missing:
+        raise UserError(f"{path}: damaged, no {' or '.join(missing)} in it; --overwrite makes it anew")
     return artifact
 
 
 def load_weights(path, mmap: bool = False):
     """torch.load on the CPU with weights_only, its many ways of failing told in one line each.
 
-    With `mmap`, tensors stay in the file until they are read (not in files from before PyTorch 1.6).
+    Checked before any memory is taken: the archive is not packed (a small file cannot unfold into a large
+    one) and its sums are right (torch.load does not look at them). Checked after: every tensor is a plain one
+    that claims no more than the file holds. With `mmap`, tensors stay in the file until they are read (not in
+    files from before PyTorch 1.6).
     """
     try:
-        return torch.load(path, map_location="cpu", weights_only=True, mmap=mmap and zipfile.is_zipfile(path))
+        archive = zipfile.is_zipfile(path)
+        if archive:
+            check_archive(path)
+        value = torch.load(path, map_location="cpu", weights_only=True, mmap=mmap and archive)
+        plain = holds_plain_tensors(value)
     except OSError as error:
         raise UserError(f"{path}: cannot read ({error.strerror or error})") from None
+    except MemoryError:
+        raise
     except Exception as error:  # a corrupt file can raise nearly anything: pickle, zip, unicode, key errors
-        reason = str(error).strip().split("\n")[0][:200]
+        reason = str(error).strip().split("\n")[0][:200] or type(error).__name__
         raise UserError(f"{path}: not a .pt file that can be loaded safely ({reason})") from None
+    if not plain:
+        raise UserError(f"{path}: holds a tensor that is not plain, or claims more than the file holds")
+    return value
+
+
+def check_archive(path) -> None:
+    """A ValueError when the zip archive of a .pt file is packed or damaged."""
+    with zipfile.ZipFile(path) as archive:
+        members = archive.infolist()
+        if any(member.compress_type != zipfile.ZIP_STORED for member in members) \
+                or sum(member.file_size for member in members) > os.path.getsize(path):
+            raise ValueError("the archive is packed")
+        damaged = archive.testzip()
+    if damaged:
+        raise ValueError(f"damaged: the checksum of {damaged} is wrong")
+
+
+def holds_plain_tensors(value) -> bool:
+    """Whether every tensor in nested dicts and lists is dense, on the CPU, and no larger than its storage."""
+    if isinstance(value, dict):
+        return all(holds_plain_tensors(item) for item in value.values())
+    if isinstance(value, (list, tuple)):
+        return all(holds_plain_tensors(item) for item in value)
+    return not torch.is_tensor(value) or (
+        value.layout == torch.strided and value.device.type == "cpu" and not value.is_quantized
+        and value.numel() * value.element_size() <= value.untyped_storage().nbytes())
 
 
 def fingerprint(value: torch.Tensor | str) -> str:
@@ -253,33 +367,213 @@ def fingerprint(value: torch.Tensor | str) -> str:
     return digest.hexdigest()
 
 
-def made_by(args) -> dict:
-    """What an artifact says of its origin: script, arguments and versions."""
-    return {
-        "script": Path(sys.argv[0]).name,
-        "arguments": {key: value for key, value in vars(args).items() if _plain(value)},
-        "versions": {"python": platform.python_version(), "torch": str(torch.__version__)},
-    }
+def made_by(arguments: dict, fingerprints: dict) -> dict:
+    """What an artifact says of its origin: script, versions, the arguments and contents that decided it.
+
+    No path and no time is among them: the same work gives the same bytes wherever and whenever it is done.
+    """
+    return {"script": Path(sys.argv[0]).name, "arguments": arguments, "fingerprints": fingerprints,
+            "versions": {"python": platform.python_version(), "torch": str(torch.__version__)}}
 
 
-def _plain(value) -> bool:
-    if isinstance(value, list):
-        return all(_plain(item) for item in value)
-    return value is None or isinstance(value, (bool, int, float, str))
+def _commit() -> dict:
+    """The git commit of the scripts, when they are in a repository and git is there."""
+    try:
+        done = subprocess.run(["git", "describe", "--always", "--dirty", "--abbrev=40", "--exclude=*"],
+                              cwd=Path(__file__).parent, capture_output=True, text=True, timeout=10)
+    except (OSError, subprocess.TimeoutExpired):
+        return {}
+    return {"commit": done.stdout.strip()} if done.returncode == 0 else {}
+
+
+# ---- stopping and going on ---------------------------------------------------------------------------------
+
+
+def lock(path, litter: str):
+    """Take the lock file `path` and keep the result, or a UserError: another run holds it.
+
+    The lock is the operating system's, so a run that was killed does not hold it. What such a run left half
+    written (`litter`, a pattern beside the lock) is removed. Of several ranks, 0 alone takes it.
+    """
+    if RANK > 0:
+        return None
+    path = Path(path)
+    try:
+        path.parent.mkdir(parents=True, exist_ok=True)
+        file = open(path, "a+", encoding="utf-8")  # noqa: SIM115 - held for the whole run
+    except OSError as error:
+        raise UserError(f"{path.parent}: cannot write there ({error.strerror or error})") from None
+    if fcntl is not None:
+        try:
+            fcntl.flock(file, fcntl.LOCK_EX | fcntl.LOCK_NB)
+        except BlockingIOError:
+            file.seek(0)
+            owner = file.read().strip() or "unknown"
+            raise UserError(f"{path.parent}: another run (process {owner}) is writing there; wait until it "
+                            f"ends, or give another --output-dir") from None
+    file.truncate(0)
+    file.write(f"{os.getpid()}\n")
+    file.flush()
+    for partial in path.parent.glob(litter):
+        partial.unlink(missing_ok=True)
+    return file
+
+
+def unchanged(path, since: os.stat_result) -> None:
+    """A UserError when the file is another one than at os.stat() `since`, or was written to."""
+    now = os.stat(path)
+    if any(getattr(now, name) != getattr(since, name) for name in ("st_ino", "st_size", "st_mtime_ns")):
+        raise UserError(f"{path}: was changed while it was read; run again")
+
+
+def refuse_to_overwrite(*files: Path) -> None:
+    """A UserError when one of the files is there: an earlier run's, finished or not."""
+    for file in files:
+        if file.exists():
+            raise UserError(f"{file}: is there already; --resume goes on with its run, --overwrite starts "
+                            f"anew, another --output-dir keeps both")
+
+
+def refuse_other_values(path, before: dict, now: dict) -> None:
+    """A UserError that lists what differs between the run that made `path` and this one."""
+    differing = []
+    for name in now:
+        if before.get(name) != now[name]:
+            short = all(isinstance(value, (int, float, str, type(None))) and len(str(value)) < 40
+                        for value in (before.get(name), now[name]))
+            differing.append(f"{name} ({before.get(name)}, now {now[name]})" if short else name)
+    if differing:
+        raise UserError(f"{path}: was made with other values of {', '.join(differing)}; use those, or "
+                        f"--overwrite to start anew")
+
+
+def resume(path, artifact, kind: str, format: int, made_by: dict, args) -> dict | None:
+    """What an interrupted run left in `path`, or None: it was killed before it had anything to leave.
+
+    A UserError when the run was another one (naming what differs), or its best `artifact` is not there.
+    """
+    path, artifact = Path(path), Path(artifact)
+    if not path.exists():
+        if artifact.exists():
+            raise UserError(f"{artifact}: is there, but no {path.name} to go on from; --overwrite starts "
+                            f"anew")
+        return None
+    state = load(path, kind, format, ("weights", "optimizer", "at", "precision", "made_by"))
+    try:
+        before = {"--precision": state["precision"],
+                  **state["made_by"]["arguments"], **state["made_by"]["fingerprints"]}
+        best = state["at"]["best"]
+    except (TypeError, KeyError) as error:
+        raise UserError(f"{path}: damaged ({error}); --overwrite starts anew") from None
+    precision = state["precision"] if args.precision == "auto" else args.precision
+    refuse_other_values(path, before, {"--precision": precision, **made_by["arguments"],
+                                       **made_by["fingerprints"]})
+    if best and not artifact.exists():
+        raise UserError(f"{artifact}: the best so far is gone; put it back, or --overwrite to start anew")
+    return state
+
+
+def restore(path, state: dict, model, optimizer) -> tuple[dict, str]:
+    """Give model and optimizer what resume() found; returns where the run was, and its precision."""
+    try:
+        model.load_state_dict(state["weights"])
+        optimizer.load_state_dict(state["optimizer"])
+        for parameter, values in optimizer.state.items():
+            if any(value.dim() and value.shape != parameter.shape for value in values.values()):
+                raise ValueError("the optimizer's state is of another shape")
+        return state["at"], state["precision"]
+    except Exception as error:  # whatever state_dicts that do not fit can raise
+        reason = str(error).strip().replace("\n", " ")[:200]
+        raise UserError(f"{path}: damaged ({reason}); --overwrite starts anew") from None
+
+
+class Watch:
+    """Calls `diverged` with the first step whose loss or gradient is not finite.
+
+    On the CPU before the step changes a weight; on a GPU one step later, since reading a value at once would
+    let the GPU stand idle. finish() looks at what is left: call it before anything is saved.
+    """
+
+    def __init__(self, device: torch.device, diverged):
+        self.late, self.diverged, self.steps = device.type != "cpu", diverged, []
+
+    def step(self, value: torch.Tensor, *which) -> None:
+        self.steps.append((value, which))
+        self.finish(self.late)
+
+    def finish(self, keep: int = 0) -> None:
+        while len(self.steps) > keep:
+            value, which = self.steps.pop(0)
+            if not math.isfinite(value.item()):
+                self.diverged(*which)
+
+
+class Saves:
+    """When a loop saves, and whether it then stops: every `minutes`, and at Ctrl-C or SIGTERM.
+
+    From its making to close(), the two signals only leave a note; a second one ends the loop at once.
+    Several ranks agree, at every 16th step.
+    """
+
+    def __init__(self, minutes: float, device: torch.device):
+        self.seconds, self.device, self.last, self.signal = 60 * minutes, device, time.monotonic(), 0
+        self.before = {number: signal.signal(number, self._note)
+                       for number in (signal.SIGINT, signal.SIGTERM)}
+
+    def _note(self, number, frame):
+        if self.signal:
+            raise Stopped(128 + number)
+        self.signal = number
+        if RANK == 0:
+            print("stopping after this step; once more stops at once", file=sys.stderr, flush=True)
+
+    def due(self, step: int) -> bool:
+        """Whether to save after this step; then call done()."""
+        due = bool(self.signal) or time.monotonic() - self.last >= self.seconds
+        if WORLD == 1:
+            return due
+        if step % 16:
+            return False
+        votes = torch.tensor([due, self.signal == signal.SIGINT, self.signal == signal.SIGTERM],
+                             dtype=torch.float, device=self.device)
+        sum_over_ranks([votes])
+        due, interrupted, terminated = votes.tolist()
+        self.signal = signal.SIGINT if interrupted else signal.SIGTERM if terminated else 0
+        return due > 0
+
+    def done(self, going_on: bool = True) -> None:
+        """The state is on disk. Raises Stopped if a signal came, unless the run is at its end anyway."""
+        self.last = time.monotonic()
+        if self.signal and going_on:
+            raise Stopped(128 + self.signal, f"saved; {how_to_go_on()}")
+
+    def close(self) -> None:
+        for number, handler in self.before.items():
+            signal.signal(number, handler)
+
+
+def how_to_go_on() -> str:
+    """The command of this process with --resume."""
+    if WORLD > 1:
+        return "go on with the same command and --resume"
+    words = [word for word in sys.argv if word not in ("--overwrite", "--resume")]
+    return f"go on with: python {shlex.join([*words, '--resume'])}"
 
 
 # ---- log and progress --------------------------------------------------------------------------------------
 
 
 class Log:
-    """One JSON object a line, flushed; numbers also go to TensorBoard when asked. A resumed run appends.
+    """One JSON object a line, flushed; numbers also go to TensorBoard when asked.
 
-    Of several ranks, 0 alone writes.
+    `text` is all that was written, for last.pt; given to the Log of a resumed run, it is what that goes on
+    from, so that a line of a step that has to be done again does not occur twice. Of several ranks, 0 alone
+    writes.
     """
 
-    def __init__(self, path, resume: bool, tensorboard: bool = False):
+    def __init__(self, path, text: str = "", tensorboard: bool = False):
         path = Path(path if RANK == 0 else os.devnull)
-        self.writer = None
+        self.text, self.writer = text, None
         if tensorboard and RANK == 0:
             try:
                 from torch.utils.tensorboard import SummaryWriter
@@ -288,14 +582,26 @@ class Log:
             self.writer = SummaryWriter(str(path.parent / "tensorboard"))
         try:
             path.parent.mkdir(parents=True, exist_ok=True)
-            self.file = open(path, "a" if resume else "w", encoding="utf-8")  # noqa: SIM115 - open for the whole run
+            self.file = open(path, "w", encoding="utf-8")  # noqa: SIM115 - open for the whole run
+            self.file.write(text)
+            self.file.flush()
         except OSError as error:
             raise UserError(f"{path}: cannot write the log ({error.strerror or error})") from None
 
+    def begin(self, args, made_by: dict, device: torch.device, **values) -> None:
+        """The first line: all arguments, versions, git commit, hardware and `values`."""
+        arguments = {"arguments": vars(args) | made_by["arguments"]}
+        self.write(**made_by | arguments, **_commit(), **machine(device), **values)
+
     def write(self, step: int | None = None, **values) -> None:
         record = values if step is None else {"step": step, **values}
-        self.file.write(json.dumps(record, ensure_ascii=False) + "\n")
-        self.file.flush()
+        line = json.dumps(record, ensure_ascii=False) + "\n"
+        self.text += line
+        try:
+            self.file.write(line)
+            self.file.flush()
+        except OSError as error:
+            raise UserError(f"{self.file.name}: cannot write the log ({error.strerror or error})") from None
         if self.writer is not None and step is not None:
             for name, value in values.items():
                 if isinstance(value, (int, float)):
@@ -322,12 +628,12 @@ class Progress:
     """A line with rate and time left for work that lasts longer than two seconds.
 
     On a terminal the line redraws itself; into a file or pipe a plain line is printed every ten seconds.
-    Of several ranks, 0 alone shows it.
+    `done` was done before, in an earlier run. Of several ranks, 0 alone shows it.
     """
 
-    def __init__(self, what: str, total: int, unit: str):
+    def __init__(self, what: str, total: int, unit: str, done: int = 0):
         self.what, self.total, self.unit = what, total, unit
-        self.done, self.shown = 0, False
+        self.done, self.before, self.shown = done, done, False
         self.start = time.perf_counter()
         self.terminal = sys.stderr.isatty()
         self.next = self.start + 2 if RANK == 0 else float("inf")
@@ -340,7 +646,7 @@ class Progress:
         if now < self.next:
             return
         self.next = now + (0.2 if self.terminal else 10)
-        rate = self.done / (now - self.start)
+        rate = self.counted / (now - self.start)
         left = max(self.total - self.done, 0) / rate if rate else 0
         line = (f"{self.what}: {self.done:,}/{self.total:,} {self.unit} "
                 f"({self.done / max(self.total, 1):.0%}), {rate:,.0f}/s, {clock(left)} left")
@@ -352,11 +658,21 @@ class Progress:
             print(line, file=sys.stderr, flush=True)
         self.shown = True
 
+    @property
+    def counted(self) -> int:
+        """What was done in this process."""
+        return self.done - self.before
+
+    @property
+    def seconds(self) -> float:
+        """Since the start."""
+        return time.perf_counter() - self.start
+
     def close(self) -> float:
         """End the line; returns the seconds since the start."""
         if self.shown and self.terminal:
             print("\r\x1b[K", end="", file=sys.stderr, flush=True)
-        return time.perf_counter() - self.start
+        return self.seconds
 
 
 def clock(seconds: float) -> str:

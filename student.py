@@ -28,10 +28,11 @@ if __name__ == "__main__":
 import itertools
 import os
 import sys
+import zipfile
 import zlib
 from array import array
 from concurrent.futures import ThreadPoolExecutor
-from contextlib import contextmanager
+from contextlib import contextmanager, suppress
 from dataclasses import asdict, dataclass
 from pathlib import Path
 
@@ -47,6 +48,7 @@ POOLINGS = ("last", "max", "mean", "attention")
 HEADS = ("linear", "relu")
 CHUNK = 65_536  # texts whose token ids predict holds at a time
 PART = 1024  # texts that a thread tokenizes at a time
+UNPACKED = 2**26  # bytes of a tokenizer's JSON
 SHARE = 256  # texts for each thread that make it worth starting threads
 
 
@@ -72,9 +74,12 @@ class StudentConfig:
 
     def __post_init__(self):
         for name in ("vocab_size", "num_labels", "embedding_dim", "hidden_dim", "num_layers", "max_length"):
-            if getattr(self, name) < 1:
+            if not isinstance(getattr(self, name), int) or not 1 <= getattr(self, name) < 2**31:
                 raise StudentError(f"{name} is {getattr(self, name)}, must be at least 1")
-        if not 0 <= self.dropout < 1:
+        for name in ("pad_id", "blank_id"):
+            if not isinstance(getattr(self, name), int) or not 0 <= getattr(self, name) < self.vocab_size:
+                raise StudentError(f"{name} is {getattr(self, name)}, must be in [0, {self.vocab_size})")
+        if not isinstance(self.dropout, (int, float)) or not 0 <= self.dropout < 1:
             raise StudentError(f"dropout is {self.dropout}, must be in [0, 1)")
         if self.pooling not in POOLINGS or self.head not in HEADS:
             raise StudentError(f"pooling {self.pooling!r} must be one of {POOLINGS}, "
@@ -145,7 +150,7 @@ class Student(nn.Module):
         if tokenizer.get_vocab_size() != config.vocab_size:
             raise StudentError(f"the tokenizer has {tokenizer.get_vocab_size()} tokens, the model "
                                f"{config.vocab_size}; they do not belong together")
-        if len(label_names) != config.num_labels:
+        if len(label_names) != config.num_labels or not all(isinstance(name, str) for name in label_names):
             raise StudentError(f"{len(label_names)} label names for {config.num_labels} classes")
         self.config, self.tokenizer, self.label_names = config, tokenizer, list(label_names)
         E, H, C = config.embedding_dim, config.hidden_dim, config.num_labels
@@ -267,30 +272,55 @@ class Student(nn.Module):
                 file.flush()
                 os.fsync(file.fileno())
             os.replace(partial, path)
-        except OSError as error:
-            raise StudentError(f"{path}: cannot write ({error.strerror or error})") from None
+        except (OSError, RuntimeError) as error:  # torch.save reports a full disk as a RuntimeError
+            reason = getattr(error, "strerror", None) or str(error).strip().split("\n")[0][:200]
+            raise StudentError(f"{path}: cannot write ({reason}); nothing was changed") from None
         finally:
-            partial.unlink(missing_ok=True)
+            with suppress(OSError):  # such as: its folder could not be made
+                partial.unlink(missing_ok=True)
 
     @classmethod
     def load(cls, path, device="cpu") -> "Student":
-        """Read student.pt: tensors and plain values only, never code. Raises StudentError."""
+        """Read student.pt: tensors and plain values only, never code. Raises StudentError.
+
+        The archive's sums are checked, which torch.load does not do, and nothing in it can claim more memory
+        than the file's size (the tokenizer is packed, and at most UNPACKED bytes).
+        """
         try:
+            with zipfile.ZipFile(path) as archive:
+                members = archive.infolist()
+                if any(member.compress_type != zipfile.ZIP_STORED for member in members) \
+                        or sum(member.file_size for member in members) > os.path.getsize(path):
+                    raise StudentError("the archive is packed")
+                if damaged := archive.testzip():
+                    raise StudentError(f"the checksum of {damaged} is wrong")
             artifact = torch.load(path, map_location="cpu", weights_only=True)
         except OSError as error:
             raise StudentError(f"{path}: cannot read ({error.strerror or error})") from None
         except Exception as error:  # a corrupt file raises nearly anything: pickle, zip, unicode, key errors
             reason = str(error).strip().split("\n")[0][:200]
             raise StudentError(f"{path}: not a .pt file that can be loaded safely ({reason})") from None
-        if not isinstance(artifact, dict) or artifact.get("kind") != "student":
-            found = artifact.get("kind") if isinstance(artifact, dict) else None
-            raise StudentError(f"{path}: holds {found or 'something that is not of this kit'}, not a student")
-        if artifact.get("format") != FORMAT:
-            raise StudentError(f"{path}: format {artifact.get('format')}, this student.py reads {FORMAT}")
+        kind = artifact.get("kind") if isinstance(artifact, dict) else None
+        if not isinstance(kind, str) or kind != "student":
+            found = kind if isinstance(kind, str) else "something that is not of this kit"
+            raise StudentError(f"{path}: holds {found}, not a student")
+        number = artifact.get("format")
+        if number.__class__ is not int or number != FORMAT:
+            number = number if isinstance(number, int) else "unknown"
+            raise StudentError(f"{path}: format {number}, this student.py reads {FORMAT}")
         try:
-            tokenizer = Tokenizer.from_str(zlib.decompress(artifact["tokenizer"].numpy().tobytes()).decode())
-            student = cls(StudentConfig(**artifact["config"]), tokenizer, artifact["label_names"])
-            student.load_state_dict(artifact["weights"])
+            packed = zlib.decompressobj()
+            text = packed.decompress(artifact["tokenizer"].numpy().tobytes(), UNPACKED)
+            if not packed.eof:
+                raise StudentError(f"its tokenizer is cut, or unpacks to more than {UNPACKED:,} bytes")
+            config, weights = StudentConfig(**artifact["config"]), artifact["weights"]
+            if config.num_layers > len(weights) or not all(
+                    value.dtype == torch.float32 and value.layout == torch.strided
+                    and 4 * value.numel() <= value.untyped_storage().nbytes() for value in weights.values()):
+                raise StudentError("its config or weights claim more than the file holds")
+            with torch.device("meta"):  # shapes alone: no config claims memory that the weights do not fill
+                student = cls(config, Tokenizer.from_str(text.decode()), artifact["label_names"])
+            student.load_state_dict(weights, assign=True)
         except Exception as error:  # the tokenizers library raises bare Exception
             reason = str(error).strip().replace("\n", " ")[:200]
             raise StudentError(f"{path}: damaged ({reason})") from None
@@ -317,8 +347,14 @@ if __name__ == "__main__":
         main(ARGS)
     except BrokenPipeError:  # the reader of a pipe, such as head, has enough
         os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
-    except (StudentError, UnicodeDecodeError) as error:
+    except StudentError as error:
         print(f"error: {error}", file=sys.stderr)
+        sys.exit(2)
+    except (UnicodeError, TypeError) as error:  # TypeError: the tokenizer's, for half of a surrogate pair
+        if isinstance(error, TypeError) and not any("\ud800" <= c <= "\udfff" for c in "".join(ARGS.text)):
+            raise
+        reason = getattr(error, "reason", "surrogates not allowed")
+        print(f"error: a text is not UTF-8 ({reason}); convert it, for example from CP949", file=sys.stderr)
         sys.exit(2)
     except KeyboardInterrupt:
         sys.exit(130)

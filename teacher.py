@@ -73,10 +73,15 @@ class TeacherConfig:
             raise ValueError(f"family {self.family!r} is none of {', '.join(HEADS)}")
         if self.activation not in ACTIVATIONS:
             raise ValueError(f"activation {self.activation!r} is none of {', '.join(ACTIVATIONS)}")
-        for name in ("vocab_size", "hidden_size", "num_layers", "num_heads", "intermediate_size",
-                     "embedding_size", "max_positions", "num_labels"):
-            if getattr(self, name) < 1:
-                raise ValueError(f"{name} is {getattr(self, name)}, must be at least 1")
+        for name, least in (*dict.fromkeys((
+                "vocab_size", "hidden_size", "num_layers", "num_heads", "intermediate_size", "embedding_size",
+                "max_positions", "num_labels"), 1).items(), *dict.fromkeys((
+                "type_vocab_size", "pad_id", "position_offset"), 0).items()):
+            value = getattr(self, name)
+            if not isinstance(value, int):
+                raise ValueError(f"{name} is {value!r}, must be a whole number")
+            if value < least:
+                raise ValueError(f"{name} is {value}, must be at least {least}")
         if self.hidden_size % self.num_heads:
             raise ValueError(f"hidden size {self.hidden_size} is not a multiple of {self.num_heads} heads")
 
@@ -205,16 +210,17 @@ class Teacher(nn.Module):
         device = self.head_out.weight.device
         return logits_in_order(self, self.encode(texts, texts2).to(device), max_tokens).softmax(1)
 
-    def fingerprint(self) -> str:
-        """SHA-256 of all that decides the logits of a text: config, weights, tokenizer, maximum length."""
+    def fingerprints(self) -> dict:
+        """All that decides the logits of a text: SHA-256 of config and weights and of the tokenizer, and the
+        maximum length."""
         digest = hashlib.sha256(json.dumps(asdict(self.config), sort_keys=True).encode())
-        self.tokenizer.no_padding()  # what encode sets on the tokenizer is not part of the teacher
-        self.tokenizer.no_truncation()
-        digest.update(f"{self.max_length} {self.tokenizer.to_str()}".encode())
         for name, tensor in sorted(self.state_dict().items()):
             digest.update(name.encode())
-            digest.update(tensor.detach().cpu().contiguous().numpy().tobytes())
-        return digest.hexdigest()
+            digest.update(tensor.detach().cpu().contiguous().numpy().data)
+        self.tokenizer.no_padding()  # what encode sets on the tokenizer is not part of the teacher
+        self.tokenizer.no_truncation()
+        return {"weights": digest.hexdigest(), "tokenizer": runtime.fingerprint(self.tokenizer.to_str()),
+                "max_length": self.max_length}
 
     def save(self, path, **extra) -> None:
         """Write teacher.pt; `extra` are further plain values such as scores."""
@@ -236,11 +242,16 @@ class Teacher(nn.Module):
         """The teacher in what runtime.load_weights read from `path`. Raises UserError."""
         runtime.check(artifact, path, "teacher", FORMAT)
         try:
-            teacher = cls(TeacherConfig(**artifact["config"]), Tokenizer.from_str(artifact["tokenizer"]),
-                          artifact["label_names"], artifact["max_length"])
-            if len(teacher.label_names) != teacher.config.num_labels:
-                raise ValueError(f"{len(teacher.label_names)} labels for {teacher.config.num_labels} classes")
-            teacher.load_state_dict(artifact["weights"])
+            config, names, weights = (artifact[key] for key in ("config", "label_names", "weights"))
+            config = TeacherConfig(**config)
+            if len(names) != config.num_labels or not all(isinstance(name, str) for name in names):
+                raise ValueError(f"label names {names} for {config.num_labels} classes")
+            if config.num_layers > len(weights) or any(t.dtype != torch.float32 for t in weights.values()):
+                raise ValueError("the weights are not those of its config")
+            tokenizer = Tokenizer.from_str(artifact["tokenizer"])
+            with torch.device("meta"):  # shapes alone: no config claims memory that the weights do not fill
+                teacher = cls(config, tokenizer, names, artifact["max_length"])
+            teacher.load_state_dict(weights, assign=True)
         except Exception as error:  # the tokenizers library raises bare Exception
             reason = str(error).strip().split("\n")[0]
             raise UserError(f"{path}: not a usable teacher ({reason}); make it anew") from None
@@ -302,9 +313,13 @@ def load_checkpoint(source: str, label_names: list[str], max_length: int) -> tup
     label_names = _head_order(settings, label_names)
     config = _config(settings, len(label_names), folder / "config.json")
     tokenizer = load_tokenizer(folder, config.family)
-    teacher = Teacher(config, tokenizer, label_names, max_length)
     file, tensors = _read_weights(folder)
     tensors = {_modern_name(name, config.family): tensor for name, tensor in tensors.items()}
+    if config.num_layers > len(tensors):
+        raise UserError(f"{file}: holds {len(tensors)} tensors, config.json asks for {config.num_layers} "
+                        f"layers")
+    with torch.device("meta"):  # shapes alone: no config claims memory that the tensors do not fill
+        teacher = Teacher(config, tokenizer, label_names, max_length)
     own = teacher.state_dict()
     loaded, fresh, used = {}, [], set()
     for ours, theirs in published_names(config).items():
@@ -312,16 +327,19 @@ def load_checkpoint(source: str, label_names: list[str], max_length: int) -> tup
         shape = [rows // len(theirs), *rest]
         unfit = [name for name in theirs if name not in tensors or list(tensors[name].shape) != shape]
         if not unfit:
-            loaded[ours] = torch.cat([tensors[name] for name in theirs]).to(own[ours].dtype)
+            loaded[ours] = torch.cat([tensors[name] for name in theirs]).float()
             used.update(theirs)
         elif ours.startswith("head_"):
             fresh.append(ours)
+            loaded[ours] = torch.zeros(own[ours].shape)
+            if ours.endswith("weight"):
+                loaded[ours].normal_(std=config.initializer_range)
         elif unfit[0] not in tensors:
             raise UserError(f"{file}: tensor {unfit[0]} is missing; the encoder is not complete")
         else:
             raise UserError(f"{file}: tensor {unfit[0]} has shape {list(tensors[unfit[0]].shape)}, "
                             f"config.json asks for {shape}")
-    teacher.load_state_dict(loaded, strict=False)
+    teacher.load_state_dict(loaded, assign=True)
     unused = sorted(set(tensors) - used)
     report = [f"{file}: {len(used)} tensors read, {len(unused)} not used, {len(fresh)} started fresh"]
     if unused:
@@ -361,6 +379,15 @@ def _from_hub(source: str) -> Path:
             f"({type(error).__name__}); offline, pass a folder with config.json, vocab.txt and "
             f"pytorch_model.bin"
         ) from None
+    for file in folder.iterdir():
+        # The hub's cache names a large file by the SHA-256 that the hub states, and looks no further.
+        stated = file.resolve().name
+        if re.fullmatch("[0-9a-f]{64}", stated):
+            with open(file, "rb") as data:
+                found = hashlib.file_digest(data, "sha256").hexdigest()
+            if found != stated:
+                raise UserError(f"{file}: is damaged (its SHA-256 is not that of the hub); delete "
+                                f"{file.resolve()} and run again")
     return folder
 
 

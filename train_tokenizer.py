@@ -26,16 +26,18 @@ def parse_args(argv=None):
     arg("--limit-alphabet", type=int, metavar="N",
         help="characters kept, not for unigram (default: 1500, or 1000 up to 2,000 tokens)")
     args = p.parse_args(argv)
-    if min(args.vocab_size) < 10 or args.min_frequency < 1 or args.limit_alphabet == 0 \
-            or (args.limit_alphabet or 1) < 0 or max(args.vocab_size) > 2**31:
+    numbers = [*args.vocab_size, args.min_frequency]
+    numbers += [] if args.limit_alphabet is None else [args.limit_alphabet]
+    if min(args.vocab_size) < 10 or min(numbers) < 1:
         p.error("--vocab-size must be at least 10, --min-frequency and --limit-alphabet at least 1")
+    if max(numbers) > 2**31:
+        p.error(f"--vocab-size, --min-frequency and --limit-alphabet must be at most {2**31}")
     return args
 
 
 if __name__ == "__main__":
     ARGS = parse_args()  # before the imports: --help and a wrong flag answer at once
 
-import os
 import sys
 from collections import Counter
 from pathlib import Path
@@ -126,14 +128,7 @@ def save(tokenizer: Tokenizer, folder: Path, kind: str) -> None:
     if kind == "wordpiece":
         vocab = tokenizer.get_vocab()
         files["vocab.txt"] = "".join(f"{token}\n" for token in sorted(vocab, key=vocab.get))
-    try:
-        folder.mkdir(parents=True, exist_ok=True)
-        for name, text in files.items():
-            partial = folder / f".{name}.{os.getpid()}.partial"
-            partial.write_text(text, encoding="utf-8", newline="\n")
-            os.replace(partial, folder / name)
-    except OSError as error:
-        raise UserError(f"{folder}: cannot write ({error.strerror or error})") from None
+    runtime.save_texts({folder / name: text for name, text in files.items()})
 
 
 def main(args):

@@ -30,6 +30,7 @@ class Encoded:
     lengths: np.ndarray  # (N,) int64, on the host: sizes of batches are known without asking the device
     columns: dict[str, torch.Tensor]  # (N, …) each, on the device; "second": where text2 starts in the row
     pad_id: int
+    numbers: np.ndarray | None = None  # (N,) number of each row in the Store that it comes from, on the host
 
     def __len__(self) -> int:
         return len(self.lengths)
@@ -92,8 +93,7 @@ class Store:
     """
 
     def __init__(self, folder: Path):
-        Path(folder).mkdir(parents=True, exist_ok=True)
-        self.folder, self.files, self.rows, self.tokens = folder, {}, 0, 0
+        self.folder, self.files, self.rows, self.tokens = Path(folder), {}, 0, 0
         self.blocks = []  # (first row, rows, first token, tokens) of each append
         self.resident = None
 
@@ -105,13 +105,25 @@ class Store:
         for name, tensor in {"tokens": encoded.tokens, "lengths": torch.from_numpy(encoded.lengths),
                              **encoded.columns}.items():
             if name not in self.files:
-                file = tempfile.TemporaryFile(dir=self.folder)  # noqa: SIM115 - as long as the store
+                file = self._scratch()
                 self.files[name] = file, tensor.numpy().dtype, tensor.shape[1:]
-            self.files[name][0].write(np.ascontiguousarray(tensor.numpy()))
+            try:
+                self.files[name][0].write(np.ascontiguousarray(tensor.numpy()))
+                self.files[name][0].flush()
+            except OSError as error:
+                raise UserError(f"{self.folder}: cannot write scratch files ({error.strerror or error}); "
+                                f"they hold 4 bytes a token") from None
         self.blocks.append((self.rows, len(encoded), self.tokens, len(encoded.tokens)))
         self.rows += len(encoded)
         self.tokens += len(encoded.tokens)
         self.pad_id = encoded.pad_id
+
+    def _scratch(self):
+        try:
+            self.folder.mkdir(parents=True, exist_ok=True)
+            return tempfile.TemporaryFile(dir=self.folder)  # as long as the store
+        except OSError as error:
+            raise UserError(f"{self.folder}: cannot write there ({error.strerror or error})") from None
 
     def windows(self, device: torch.device, seed: tuple | None = None) -> Iterator[Encoded]:
         """All rows, on `device`, as one Encoded; or, beyond WINDOW tokens, as several, one after the other.
@@ -148,7 +160,8 @@ class Store:
         lengths = arrays.pop("lengths")
         tokens = torch.from_numpy(arrays.pop("tokens"))
         columns = {name: torch.from_numpy(array) for name, array in arrays.items()}
-        return Encoded(tokens, offsets(lengths), lengths, columns, self.pad_id)
+        numbers = np.concatenate([np.arange(first, first + count) for first, count, _, _ in blocks])
+        return Encoded(tokens, offsets(lengths), lengths, columns, self.pad_id, numbers)
 
 
 def training_batches(store: Store, max_tokens: int, seed: tuple, device, labelled: bool = False):

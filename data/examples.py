@@ -21,6 +21,7 @@ from runtime import UserError
 
 TEXT_COLUMNS = ("text", "document")
 CHUNK = 8192  # rows that stream_examples yields at a time
+LONGEST = 2**24  # bytes of a line
 
 
 @dataclass
@@ -39,6 +40,11 @@ class Examples:
 
     def __len__(self) -> int:
         return len(self.texts)
+
+    def after(self, row: int) -> "Examples":
+        """The rows from `row` on."""
+        return Examples(self.path, *(column and column[row:] for column in
+                                     (self.texts, self.texts2, self.labels, self.ids, self.lines)))
 
     def fingerprint(self) -> str:
         """SHA-256 of the texts in order: equal exactly when every row's texts are. Labels do not enter."""
@@ -71,12 +77,13 @@ class Fingerprint:
     def __init__(self):
         self.texts, self.texts2, self.labels = hashlib.sha256(b"column"), None, hashlib.sha256()
 
-    def add(self, part: Examples) -> None:
-        self._update(self.texts, part.texts)
-        self._update(self.labels, part.labels or ())
+    def add(self, part: Examples, rows: int | None = None) -> None:
+        """Go on with `part`, or with its first `rows` rows."""
+        self._update(self.texts, part.texts[:rows])
+        self._update(self.labels, (part.labels or ())[:rows])
         if part.texts2 is not None:
             self.texts2 = self.texts2 or hashlib.sha256(b"column")
-            self._update(self.texts2, part.texts2)
+            self._update(self.texts2, part.texts2[:rows])
 
     @staticmethod
     def _update(digest, texts):
@@ -136,6 +143,17 @@ def read_again(found: Survey, text_column=None, text2_column=None, label_column=
     now = fingerprint.hexdigest(), fingerprint.labels.hexdigest()
     if now != (found.fingerprint, found.label_fingerprint):
         raise UserError(f"{found.path}: was changed while it was read; run again")
+
+
+def fingerprint_of_first(rows: int, path, *columns) -> str:
+    """Examples.fingerprint() of the first `rows` rows of a file."""
+    fingerprint = Fingerprint()
+    for part in stream_examples(path, *columns):
+        fingerprint.add(part, rows)
+        rows -= len(part)
+        if rows <= 0:
+            break
+    return fingerprint.hexdigest()
 
 
 def label_names(labels: set[str], where: str) -> list[str]:
@@ -231,7 +249,10 @@ def _decoded_lines(path):
     offset = 0
     try:
         with gzip.open(path) if path.lower().endswith(".gz") else open(path, "rb") as file:
-            for number, raw in enumerate(file, 1):
+            for number, raw in enumerate(iter(lambda: file.readline(LONGEST + 1), b""), 1):
+                if len(raw) > LONGEST:
+                    raise UserError(f"{path}:{number}: a line of more than {LONGEST:,} bytes; a row is one "
+                                    f"line (are line ends missing?)")
                 if b"\0" in raw:
                     raise UserError(f"{path}:{number}: NUL byte; the file is not UTF-8 text "
                                     f"(UTF-16? convert it)")

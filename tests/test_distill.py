@@ -35,8 +35,8 @@ def write_reviews(path, n, seed, labelled=True):
 
 def dump(path, data, logits, names=("0", "1")):
     """A logits file as dump_logits.py writes it."""
-    torch.save({"kind": "logits", "format": 1, "logits": logits, "label_names": list(names),
-                "texts": read_examples(data).fingerprint(), "teachers": [], "max_lengths": [],
+    torch.save({"kind": "logits", "format": 2, "logits": logits, "label_names": list(names),
+                "texts": read_examples(data).fingerprint(), "teachers": [], "teacher_files": [],
                 "made_by": {}}, path)
 
 
@@ -145,7 +145,7 @@ def test_student_learns_its_teacher_even_against_the_labels(folder, capsys):
     for alpha, low, high in (("0", 0.0, 0.2), ("1", 0.8, 1.0)):
         student = Student.load(f"students/tiny-alpha{alpha}/student.pt")
         student.load_state_dict(
-            runtime.load(f"students/tiny-alpha{alpha}/last.pt", "student-resume", 1)["weights"])
+            runtime.load(f"students/tiny-alpha{alpha}/last.pt", "student-resume", distill.FORMAT)["weights"])
         right = student.predict(train.texts).argmax(1) == torch.tensor(train.label_ids(["0", "1"]))
         assert low <= right.double().mean() <= high
 
@@ -158,7 +158,7 @@ def test_a_student_of_several_windows_learns_its_teacher(folder, windows):
     run("--train", "train.tsv", "--logits", "wrong.pt", "--alpha", "0", "--lr", "0.02", "--epochs", "12")
     assert len(windows) >= 12 * 3
     student = Student.load("students/tiny/student.pt")
-    student.load_state_dict(runtime.load("students/tiny/last.pt", "student-resume", 1)["weights"])
+    student.load_state_dict(runtime.load("students/tiny/last.pt", "student-resume", distill.FORMAT)["weights"])
     right = student.predict(train.texts).argmax(1) == torch.tensor(train.label_ids(["0", "1"]))
     assert right.double().mean() <= 0.2
 
