@@ -471,7 +471,7 @@ def train_student(settings: dict, folder: Path, tokenizer, store: Store, encoded
               f"(best {at['best']['valid_accuracy']:.2%}), {progress.counted / seconds:,.0f} texts/s "
               f"{precision}, {runtime.clock(seconds)}")
         sys.stdout.flush()
-        saves.done(going_on=epoch + 1 < args.epochs)
+        saves.done()
     saves.close()
     log.close()
     return {"parameters": count, **at["best"], "seconds": round(at["seconds"], 1), "folder": str(folder)}
@@ -527,12 +527,12 @@ def main(args):
     if args.deterministic:
         runtime.be_deterministic()
     grid = grid_settings(args)
+    data = read_training_set(args)
     folders = [Path(args.output_dir, name) for name, _ in grid]
     locks = [runtime.lock(folder / ".lock", ".*.partial") for folder in folders]
     if not (args.resume or args.overwrite):
         runtime.refuse_to_overwrite(*(folder / name for folder in folders
                                       for name in ("last.pt", "student.pt")))
-    data = read_training_set(args)
     print(f"labels {data.label_names}; {data.rows:,} training rows, {data.labelled:,} of them labelled; "
           f"{len(data.valid):,} for validation")
     summary, encoded_for = [], None

@@ -273,6 +273,12 @@ def check(file: Survey, columns: tuple, teachers: list[Teacher], path: Path, arg
 def main(args):
     device = runtime.connect(runtime.pick_device(args.device))
     paths = output_paths(args.data, args.output_dir)
+    columns = args.text_column, args.text2_column, args.label_column
+    files = [survey(file, *columns) for file in args.data]
+    teachers = load_teachers(args.teacher, device)
+    names = teachers[0].label_names
+    for file in files:
+        file.refuse_other_labels(names, *columns)
     locks = []
     if not args.check:
         for path in paths:
@@ -280,12 +286,6 @@ def main(args):
             if not (args.resume or args.append or args.overwrite) and path.exists():
                 raise UserError(f"{path}: is there already; --append if its file grew, --check to test it, "
                                 f"--overwrite to start anew")
-    columns = args.text_column, args.text2_column, args.label_column
-    files = [survey(file, *columns) for file in args.data]
-    teachers = load_teachers(args.teacher, device)
-    names = teachers[0].label_names
-    for file in files:
-        file.refuse_other_labels(names, *columns)
     work = check if args.check else dump
     try:
         for path, file in zip(paths, files, strict=True):

@@ -147,9 +147,6 @@ def main(args):
         runtime.be_deterministic()
     output = Path(args.output_dir)
     last, best_file = output / "last.pt", output / "teacher.pt"
-    lock = runtime.lock(output / ".lock", ".*.partial")
-    if not (args.resume or args.overwrite):
-        runtime.refuse_to_overwrite(last, best_file)
 
     # data
     columns = args.text_column, args.text2_column, args.label_column
@@ -160,6 +157,9 @@ def main(args):
         print(f"warning: {args.valid} has the texts of {args.train}: it cannot tell which epoch is best",
               file=sys.stderr)
     names = label_names(train.labels, args.train)
+    lock = runtime.lock(output / ".lock", ".*.partial")
+    if not (args.resume or args.overwrite):
+        runtime.refuse_to_overwrite(last, best_file)
 
     # model
     if args.scratch:
@@ -294,7 +294,7 @@ def main(args):
               f"(best {at['best']['valid_accuracy']:.2%}), {progress.counted / seconds:,.0f} texts/s "
               f"{precision}, {runtime.clock(seconds)}")
         sys.stdout.flush()
-        saves.done(going_on=epoch + 1 < args.epochs)
+        saves.done()
     saves.close()
     if args.epochs == 0:
         at["best"] = evaluate()

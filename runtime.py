@@ -158,7 +158,7 @@ def _seconds(step) -> float:
 
 def be_deterministic() -> None:
     """Let PyTorch use only algorithms that give the same bits in every run: on CUDA, at a cost in speed."""
-    os.environ.setdefault("CUBLAS_WORKSPACE_CONFIG", ":4096:8")  # read when CUDA is first used
+    os.environ.setdefault("CUBLAS_WORKSPACE_CONFIG", ":16:8")  # cuDNN's LSTM asks for this
     torch.use_deterministic_algorithms(True)
     torch.backends.cudnn.benchmark = False
 
@@ -522,10 +522,10 @@ class Saves:
 
     def _note(self, number, frame):
         if self.signal:
-            raise Stopped(128 + number)
+            raise Stopped(128 + number, how_to_go_on())
         self.signal = number
-        if RANK == 0:
-            print("stopping after this step; once more stops at once", file=sys.stderr, flush=True)
+        if RANK == 0:  # not print: a handler may come while the loop is printing
+            os.write(2, b"stopping after this step; once more stops at once\n")
 
     def due(self, step: int) -> bool:
         """Whether to save after this step; then call done()."""
@@ -541,10 +541,10 @@ class Saves:
         self.signal = signal.SIGINT if interrupted else signal.SIGTERM if terminated else 0
         return due > 0
 
-    def done(self, going_on: bool = True) -> None:
-        """The state is on disk. Raises Stopped if a signal came, unless the run is at its end anyway."""
+    def done(self) -> None:
+        """The state is on disk. Raises Stopped if a signal came."""
         self.last = time.monotonic()
-        if self.signal and going_on:
+        if self.signal:
             raise Stopped(128 + self.signal, f"saved; {how_to_go_on()}")
 
     def close(self) -> None:
