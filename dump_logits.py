@@ -67,7 +67,7 @@ from runtime import UserError
 from teacher import Teacher
 
 FORMAT = 2
-SHARD_BATCHES = 128  # a part of a file, saved when it is finished, is about as many batches of 32 tokens a row
+SHARD_BATCHES = 128  # a part of a file, saved when it is done, is about so many batches of rows of 32 tokens
 
 
 def output_paths(data: list[str], output_dir: str) -> list[Path]:
