@@ -67,7 +67,7 @@ from runtime import UserError
 from teacher import Teacher
 
 FORMAT = 2
-SHARD_BATCHES = 128  # a part of a file, saved when it is done, is about so many batches of rows of 32 tokens
+SHARD = 4  # rows of a part, saved when it is finished, for each of --max-tokens: about 100 batches
 
 
 def output_paths(data: list[str], output_dir: str) -> list[Path]:
@@ -143,7 +143,7 @@ def begin(file: Survey, columns: tuple, teachers: list[Teacher], path: Path, fol
     plan_file, going_on = folder / "plan.pt", args.resume or args.append
     old = read_logits(path) if path.exists() and going_on else None
     plan = None
-    if plan_file.exists() and not args.overwrite:
+    if plan_file.exists() and any(folder.glob("[0-9]*.pt")) and not args.overwrite:
         if not going_on:
             runtime.refuse_to_overwrite(folder)
         plan = runtime.load(plan_file, "logits-plan", FORMAT,
@@ -189,7 +189,7 @@ def dump(file: Survey, columns: tuple, teachers: list[Teacher], path: Path, args
     precision = plan["precision"]
     names = teachers[0].label_names
     dtype = getattr(torch, args.dtype)
-    size = max(1, SHARD_BATCHES * args.max_tokens // 32)
+    size = max(1, round(SHARD * args.max_tokens))
     progress = runtime.Progress(Path(file.path).name, (file.rows - first) * len(teachers), "texts")
     shards, right, labelled, row, resumed = [], 0, 0, 0, 0
     for number, part in enumerate(read_again(file, *columns, chunk=size)):

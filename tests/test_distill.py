@@ -200,44 +200,130 @@ def test_rows_and_logits_stay_together_across_files(folder, monkeypatch, window_
     assert window_or_several is None or len(window_or_several) > 3
 
 
-def test_resume_equals_an_uninterrupted_run_bit_for_bit(folder, monkeypatch, window_or_several):
-    flags = ["--train", "train.tsv", "unlabeled.tsv", "--logits", "train.pt", "unlabeled.pt",
-             "--dropout", "0.3", "--num-layers", "2"]
-    run(*flags, "--output-dir", "whole")
+def die_after(monkeypatch, saves: int):
+    """runtime.save kills the run right after so many files were written; returns those that were."""
     save, saved = runtime.save, []
 
     def save_then_die(artifact, path):
         save(artifact, path)
-        saved.append(path)
-        if len(saved) == 2:  # the resume files of epochs 1 and 2
+        saved.append(artifact["kind"])
+        if len(saved) == saves:
             raise KeyboardInterrupt
 
     monkeypatch.setattr(runtime, "save", save_then_die)
-    with pytest.raises(KeyboardInterrupt):
-        run(*flags, "--output-dir", "parts")
-    monkeypatch.setattr(runtime, "save", save)
-    torch.manual_seed(12345)  # whatever ran in between
-    run(*flags, "--output-dir", "parts", "--resume")
-    for file in ("student.pt", "last.pt"):
-        whole, parts = (torch.load(folder / run / "tiny" / file, weights_only=True)
-                        for run in ("whole", "parts"))
-        assert whole["weights"].keys() == parts["weights"].keys()
-        assert all(torch.equal(whole["weights"][name], parts["weights"][name]) for name in whole["weights"])
-    assert whole["best"] == parts["best"]
-    assert set(parts) == {"kind", "format", "weights", "optimizer", "epoch", "best", "seconds", "precision",
-                          "fingerprints", "made_by"}  # no random state is needed
+    return saved
+
+
+def log_without_seconds(folder):
+    """Lines of log.jsonl but for seconds, and for what the first says of folder and flags."""
+    lines = [json.loads(line) for line in Path(folder, "log.jsonl").read_text("utf-8").splitlines()]
+    for name in ("output_dir", "resume", "save_every"):
+        del lines[0]["arguments"][name]
+    return [{name: value for name, value in line.items() if name != "seconds"} for line in lines]
+
+
+@pytest.mark.parametrize("saves", [1, 2, 9, 30])
+def test_resume_equals_an_uninterrupted_run_bit_for_bit(folder, monkeypatch, window_or_several, saves):
+    """Killed before the first step, in the middle of epochs, and several times over."""
+    flags = ["--train", "train.tsv", "unlabeled.tsv", "--logits", "train.pt", "unlabeled.pt",
+             "--dropout", "0.3", "--num-layers", "2"]
+    run(*flags, "--output-dir", "whole")
+    flags += ["--output-dir", "parts", "--save-every", "0"]
+    starts, kills = [], 0
+    while True:
+        with monkeypatch.context() as patch:
+            die_after(patch, saves)
+            try:
+                run(*flags, *(["--resume"] if kills else []))
+                break
+            except KeyboardInterrupt:
+                kills += 1
+        at = runtime.load("parts/tiny/last.pt", "student-resume", distill.FORMAT)["at"]
+        starts.append((at["epoch"], at["step"]))
+        torch.manual_seed(12345)  # whatever ran in between
+        if saves <= 2 and kills == 3:
+            run(*flags, "--resume")
+            break
+    assert kills >= 1 and starts == sorted(starts)
+    assert saves == 1 or len(set(starts)) == kills  # each run got further
+    assert Path("parts/tiny/student.pt").read_bytes() == Path("whole/tiny/student.pt").read_bytes()
+    whole, parts = (torch.load(f"{name}/tiny/last.pt", weights_only=True) for name in ("whole", "parts"))
+    assert all(torch.equal(whole["weights"][name], parts["weights"][name]) for name in whole["weights"])
+    for number, state in whole["optimizer"]["state"].items():
+        assert all(torch.equal(state[name], parts["optimizer"]["state"][number][name]) for name in state)
+    assert {**whole["at"], "seconds": 0, "log": 0} == {**parts["at"], "seconds": 0, "log": 0}
+    assert set(parts) == {"kind", "format", "weights", "optimizer", "at", "precision",
+                          "made_by"}  # no random state is needed
+    assert log_without_seconds("whole/tiny") == log_without_seconds("parts/tiny")
     assert window_or_several is None or len(window_or_several) > 12
 
 
 def test_resume_with_other_settings_is_refused(folder):
     flags = ["--train", "train.tsv", "--logits", "train.pt"]
     run(*flags)
-    with pytest.raises(UserError, match=r"other values of epochs, alpha; use those, or leave out --resume"):
+    before = {path: path.read_bytes() for path in folder.rglob("*") if path.is_file()}
+    with pytest.raises(UserError, match=r"last.pt: was made with other values of epochs \(3, now 5\), "
+                                        r"alpha \(0.1, now 0.5\); use those, or --overwrite to start anew"):
         run(*flags, "--epochs", "5", "--alpha", "0.5", "--resume")
+    assert before == {path: path.read_bytes() for path in folder.rglob("*") if path.is_file()}
     write_reviews(folder / "train.tsv", 300, 99)
     dump("train.pt", "train.tsv", torch.zeros(300, 2))
-    with pytest.raises(UserError, match="the texts of --train, the labels, --logits"):
+    with pytest.raises(UserError, match="the texts of --train, the labels of --train, --logits; use those"):
         run(*flags, "--resume")
+
+
+def test_resume_keeps_the_precision_and_refuses_another(folder, monkeypatch):
+    flags = ["--train", "train.tsv", "--alpha", "1"]
+    run(*flags)
+    with pytest.raises(UserError, match=r"other values of --precision \(fp32, now bf16\)"):
+        run(*flags, "--precision", "bf16", "--resume")
+    monkeypatch.setattr(runtime, "pick_precision", lambda *args: "bf16")  # what a trial says today
+    run(*flags, "--precision", "auto", "--resume")
+    assert torch.load("students/tiny/last.pt", weights_only=True)["precision"] == "fp32"
+
+
+def test_earlier_results_are_overwritten_only_when_told_to(folder):
+    flags = ["--train", "train.tsv", "--alpha", "1", "--epochs", "1"]
+    run(*flags)
+    first = Path("students/tiny/student.pt").read_bytes()
+    with pytest.raises(UserError, match="students/tiny/last.pt: is there already; --resume goes on"):
+        run(*flags, "--seed", "1")
+    run(*flags, "--resume")  # finished: stays as it is
+    assert Path("students/tiny/student.pt").read_bytes() == first
+    run(*flags, "--seed", "1", "--overwrite")
+    assert Path("students/tiny/student.pt").read_bytes() != first
+    Path("students/tiny/student.pt").unlink()
+    with pytest.raises(UserError, match="students/tiny/student.pt: the best so far is gone"):
+        run(*flags, "--seed", "1", "--resume")
+    Path("students/tiny/last.pt").rename("students/tiny/student.pt")
+    with pytest.raises(UserError, match="student.pt: is there, but no last.pt to go on from"):
+        run(*flags, "--seed", "1", "--resume")
+
+
+def test_a_second_run_on_one_folder_is_refused_and_an_aborted_save_is_cleared_away(folder):
+    litter = folder / "students/tiny/.last.pt.123.partial"
+    litter.parent.mkdir(parents=True)
+    litter.write_bytes(b"half")
+    held = runtime.lock(folder / "students/tiny/.lock", "none")
+    flags = ["--train", "train.tsv", "--alpha", "1", "--epochs", "1"]
+    with pytest.raises(UserError, match=r"students/tiny: another run \(process \d+\) is writing there"):
+        run(*flags)
+    assert litter.exists() and not Path("students/tiny/student.pt").exists()
+    held.close()
+    run(*flags)
+    assert not litter.exists()
+
+
+def test_the_same_command_gives_the_same_bytes_wherever_it_runs(folder):
+    flags = ["--train", "train.tsv", "--logits", "train.pt", "--epochs", "1", "--dropout", "0.2"]
+    run(*flags, "--output-dir", "one")
+    for name in ("train.tsv", "valid.tsv", "train.pt"):
+        Path("elsewhere").mkdir(exist_ok=True)
+        Path(f"elsewhere/other_{name}").write_bytes(Path(name).read_bytes())
+    run(*flags, "--train", "elsewhere/other_train.tsv", "--valid", "elsewhere/other_valid.tsv",
+        "--logits", "elsewhere/other_train.pt", "--output-dir", "two/deep")
+    assert Path("one/tiny/student.pt").read_bytes() == Path("two/deep/tiny/student.pt").read_bytes()
+    assert b"elsewhere" not in Path("two/deep/tiny/student.pt").read_bytes()
 
 
 def test_student_pt_is_the_epoch_that_is_best_on_validation(folder):
@@ -249,7 +335,9 @@ def test_student_pt_is_the_epoch_that_is_best_on_validation(folder):
     right = student.predict(valid.texts).argmax(1) == torch.tensor(valid.label_ids(["0", "1"]))
     assert right.float().mean().item() == pytest.approx(best["valid_accuracy"])
     assert student.artifact["scores"]["epoch"] == best["step"]
-    assert log[0]["settings"]["alpha"] == 1 and log[0]["versions"]["torch"] == str(torch.__version__)
+    assert log[0]["arguments"]["alpha"] == 1 and log[0]["arguments"]["train"] == ["train.tsv"]
+    assert log[0]["versions"]["torch"] == str(torch.__version__) and log[0]["threads"] > 0
+    assert log[0]["fingerprints"]["the texts of --valid"] == valid.fingerprint()
 
 
 def test_grid_trains_every_combination_and_saves_the_table(folder):
@@ -265,7 +353,7 @@ def test_grid_trains_every_combination_and_saves_the_table(folder):
     for row in rows:
         stored = Student.load(folder / row[-1] / "student.pt").artifact
         assert stored["scores"]["valid_accuracy"] == pytest.approx(float(row[4]), abs=1e-4)
-        assert stored["made_by"]["settings"]["seed"] == int(row[1])
+        assert stored["made_by"]["arguments"]["seed"] == int(row[1])
 
 
 @pytest.mark.parametrize("flags, names", [
@@ -286,8 +374,9 @@ def test_folder_names_are_short(flags, names):
 def test_logits_of_another_file_are_refused(folder):
     with pytest.raises(UserError) as error:
         run("--train", "train.tsv", "--logits", "unlabeled.pt")
-    assert str(error.value) == ("unlabeled.pt: these are logits of other texts than train.tsv; "
-                                "make the right ones: python dump_logits.py --teacher … --data train.tsv")
+    assert str(error.value) == (
+        "unlabeled.pt: these are logits of other texts than train.tsv; make the right ones: "
+        "python dump_logits.py --teacher TEACHER.pt --data train.tsv --output-dir . --overwrite")
     lines = (folder / "train.tsv").read_text("utf-8").splitlines()
     lines[5], lines[6] = lines[6], lines[5]  # the same texts, two rows exchanged
     (folder / "train.tsv").write_text("\n".join(lines) + "\n", encoding="utf-8")
@@ -295,12 +384,17 @@ def test_logits_of_another_file_are_refused(folder):
         run("--train", "train.tsv", "--logits", "train.pt")
 
 
+def read_logits(path, *flags):
+    args = distill.parse_args([*COMMON, "--train", "train.tsv", "--logits", path, *flags])
+    return distill.read_logits(path, survey("train.tsv"), (None, None, None), args)
+
+
 @pytest.mark.parametrize("requires_grad", [False, True])  # the output of a model that nobody detached
 def test_a_bare_tensor_from_any_system_teaches(folder, requires_grad):
     logits = torch.randn(300, 2, dtype=torch.float16, requires_grad=requires_grad)
     torch.save(logits, "bare.pt")
-    found, names = distill.read_logits("bare.pt", survey("train.tsv"))
-    assert torch.equal(found, logits) and names is None
+    found = read_logits("bare.pt")
+    assert torch.equal(found.values, logits) and found.label_names is None
     run("--train", "train.tsv", "--logits", "bare.pt")
     assert Student.load("students/tiny/student.pt").label_names == ["0", "1"]
 
@@ -310,7 +404,7 @@ def test_logits_too_large_for_float32_are_refused_as_not_finite(folder):
     logits[7, 1] = 1e300
     torch.save(logits, "bare.pt")
     with pytest.raises(UserError, match="row 7 are not finite"):
-        distill.read_logits("bare.pt", survey("train.tsv"))
+        read_logits("bare.pt")
 
 
 def test_logits_are_mapped_rather_than_read(folder):
@@ -320,7 +414,7 @@ def test_logits_are_mapped_rather_than_read(folder):
     torch.save(expected, "bare.pt")
     dump("own.pt", "train.tsv", expected)
     for name, mapped in (("bare", True), ("own", True), ("old", False)):
-        found, _ = distill.read_logits(f"{name}.pt", survey("train.tsv"))
+        found = read_logits(f"{name}.pt").values
         assert torch.equal(found, expected)
         maps = Path("/proc/self/maps")  # Linux only
         if maps.exists():
@@ -359,7 +453,7 @@ def test_unlabelled_rows_are_left_out_of_a_run_on_labels_alone(folder, capsys):
     assert "students/tiny: " in (output := capsys.readouterr().out)
     assert "300 rows, labels alone" in output
     with pytest.raises(UserError, match="--alpha 1 trains on labels alone, but no --train file has any"):
-        run("--train", "unlabeled.tsv", "--alpha", "1")
+        run("--train", "unlabeled.tsv", "--alpha", "1", "--overwrite")
 
 
 @pytest.mark.parametrize("flags, message", [
@@ -393,11 +487,51 @@ def test_resume_with_another_tokenizer_of_the_same_name_is_refused(folder):
         run(*flags, "--resume")
 
 
-def test_a_run_that_diverges_is_stopped_and_never_called_the_best(folder, monkeypatch):
+def test_a_validation_loss_that_is_not_finite_ends_the_run_and_is_never_the_best(folder, monkeypatch):
     monkeypatch.setattr(distill, "logits_in_order", lambda *args: torch.full((80, 2), torch.nan))
-    with pytest.raises(UserError, match=r"epoch 1 diverged .*validation loss nan\): lower --lr$"):
+    with pytest.raises(UserError, match=r"epoch 1: the validation loss is not finite; lower --lr$"):
         run("--train", "train.tsv", "--alpha", "1")
     assert not (folder / "students/tiny/student.pt").exists()
+
+
+@pytest.mark.parametrize("poison", ["loss", "gradient"])
+def test_a_poisoned_batch_stops_the_run_at_its_step_and_is_named(folder, monkeypatch, window_or_several, poison):
+    """Row 150 of the second file, in epoch 2: its step changes nothing, and all rows of its batch are told."""
+    marked = read_examples("unlabeled.tsv")
+    logits = torch.randn(200, 2)
+    logits[150] = torch.tensor([777.0, 777.0])
+    dump("unlabeled.pt", "unlabeled.tsv", logits)
+    epochs, batches, rows_of_batch = [], distill.training_batches, []
+
+    def counted(*args):
+        epochs.append(1)
+        for window, rows in batches(*args):
+            rows_of_batch[:] = window.numbers[rows].tolist()
+            yield window, rows
+
+    def poisoned(student_logits, teacher_logits, labels, *rest):
+        loss = distill_loss(student_logits, teacher_logits.clamp(max=9), labels, *rest)
+        if len(epochs) == 2 and (teacher_logits == 777).any():
+            wrong = torch.nan if poison == "loss" else 0 * (student_logits - student_logits).sqrt().sum()
+            return loss + wrong  # the square root of 0 has no gradient: 0 · ∞
+        return loss
+
+    monkeypatch.setattr(distill, "training_batches", counted)
+    monkeypatch.setattr(distill, "distill_loss", poisoned)
+    flags = ["--train", "train.tsv", "unlabeled.tsv", "--logits", "train.pt", "unlabeled.pt"]
+    with pytest.raises(UserError) as error:
+        run(*flags)
+    message = str(error.value)
+    assert message.startswith("epoch 2, step ") and "loss or gradient is not finite" in message
+    assert message.endswith("lower --lr (students/tiny/student.pt is the best before)")
+    header, *lines = Path("students/tiny/diverged.tsv").read_text("utf-8").splitlines()
+    expected = [f"train.tsv\t{i}" if i < 300 else f"unlabeled.tsv\t{i - 300}" for i in sorted(rows_of_batch)]
+    assert header == "file\trow" and lines == expected and "unlabeled.tsv\t150" in lines
+    assert f"its {len(lines)} rows are in students/tiny/diverged.tsv" in message
+    assert len(marked) == 200 and 0 < len(lines) < 200
+    at = runtime.load("students/tiny/last.pt", "student-resume", distill.FORMAT)["at"]
+    assert (at["epoch"], at["step"]) == (1, 0)
+    assert Student.load("students/tiny/student.pt").artifact["scores"]["epoch"] == 1
 
 
 @pytest.mark.parametrize("flags, message", [
