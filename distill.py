@@ -528,8 +528,10 @@ def main(args):
         runtime.be_deterministic()
     grid = grid_settings(args)
     data = read_training_set(args)
+    tokenizers = {path: read_tokenizer(path) for path in args.tokenizer}
     folders = [Path(args.output_dir, name) for name, _ in grid]
-    locks = [runtime.lock(folder / ".lock", ".*.partial") for folder in folders]
+    for folder in folders:
+        runtime.lock(folder / ".lock", ".*.partial")
     if not (args.resume or args.overwrite):
         runtime.refuse_to_overwrite(*(folder / name for folder in folders
                                       for name in ("last.pt", "student.pt")))
@@ -539,7 +541,7 @@ def main(args):
     varied = [name for name in GRID if len(getattr(args, name)) > 1]
     for folder, (_, settings) in zip(folders, grid, strict=True):
         if encoded_for != settings["tokenizer"]:
-            tokenizer = read_tokenizer(settings["tokenizer"])
+            tokenizer = tokenizers[settings["tokenizer"]]
             store, encoded_valid = encode_training_set(data, tokenizer, args, device)
             encoded_for = settings["tokenizer"]
             if encoded_for == args.tokenizer[-1]:
@@ -550,7 +552,6 @@ def main(args):
         write_summary(summary, Path(args.output_dir, "summary.tsv"))
     else:
         print(f"{result['folder']}/student.pt: validation accuracy {result['valid_accuracy']:.2%}")
-    return locks  # held until here
 
 
 if __name__ == "__main__":

@@ -279,10 +279,9 @@ def main(args):
     names = teachers[0].label_names
     for file in files:
         file.refuse_other_labels(names, *columns)
-    locks = []
     if not args.check:
         for path in paths:
-            locks.append(runtime.lock(path.with_name(f".{path.stem}.lock"), f".{path.name}.*.partial"))
+            runtime.lock(path.with_name(f".{path.stem}.lock"), f".{path.name}.*.partial")
             if not (args.resume or args.append or args.overwrite) and path.exists():
                 raise UserError(f"{path}: is there already; --append if its file grew, --check to test it, "
                                 f"--overwrite to start anew")
@@ -295,7 +294,6 @@ def main(args):
             raise
         raise runtime.Stopped(getattr(stopped, "code", 130),
                               f"finished parts are saved; {runtime.how_to_go_on()}") from None
-    return locks  # held until here
 
 
 if __name__ == "__main__":

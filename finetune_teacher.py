@@ -157,9 +157,6 @@ def main(args):
         print(f"warning: {args.valid} has the texts of {args.train}: it cannot tell which epoch is best",
               file=sys.stderr)
     names = label_names(train.labels, args.train)
-    lock = runtime.lock(output / ".lock", ".*.partial")
-    if not (args.resume or args.overwrite):
-        runtime.refuse_to_overwrite(last, best_file)
 
     # model
     if args.scratch:
@@ -177,6 +174,9 @@ def main(args):
     count = sum(p.numel() for p in teacher.parameters())
     print(f"{teacher.config.family}, {count:,} parameters, labels {names}; {train.rows:,} training rows, "
           f"{len(valid):,} for validation")
+    runtime.lock(output / ".lock", ".*.partial")
+    if not (args.resume or args.overwrite):
+        runtime.refuse_to_overwrite(last, best_file)
     store = Store(output)
     progress = runtime.Progress("encode", train.rows + len(valid), "texts")
     for part in read_again(train, *columns):
@@ -301,7 +301,6 @@ def main(args):
         teacher.save(best_file, scores=at["best"], epoch=0, made_by=made_by)
     log.close()
     print(f"{best_file}: validation accuracy {at['best']['valid_accuracy']:.2%}")
-    return lock  # held until here
 
 
 if __name__ == "__main__":

@@ -389,15 +389,20 @@ def _commit() -> dict:
 # ---- stopping and going on ---------------------------------------------------------------------------------
 
 
-def lock(path, litter: str):
-    """Take the lock file `path` and keep the result, or a UserError: another run holds it.
+_locks = {}  # path: its open file
+
+
+def lock(path, litter: str) -> None:
+    """Take the lock file `path` until this process ends, or a UserError: another process holds it.
 
     The lock is the operating system's, so a run that was killed does not hold it. What such a run left half
     written (`litter`, a pattern beside the lock) is removed. Of several ranks, 0 alone takes it.
     """
     if RANK > 0:
-        return None
+        return
     path = Path(path)
+    if path.resolve() in _locks:  # an earlier run of this process has ended
+        _locks.pop(path.resolve()).close()
     try:
         path.parent.mkdir(parents=True, exist_ok=True)
         file = open(path, "a+", encoding="utf-8")  # noqa: SIM115 - held for the whole run
@@ -416,7 +421,7 @@ def lock(path, litter: str):
     file.flush()
     for partial in path.parent.glob(litter):
         partial.unlink(missing_ok=True)
-    return file
+    _locks[path.resolve()] = file
 
 
 def unchanged(path, since: os.stat_result) -> None:

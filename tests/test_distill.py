@@ -1,5 +1,6 @@
 """distill.py: the loss against hand computations, the join of logits and rows, resume, the grid."""
 
+import fcntl
 import json
 import math
 from pathlib import Path
@@ -158,7 +159,8 @@ def test_a_student_of_several_windows_learns_its_teacher(folder, windows):
     run("--train", "train.tsv", "--logits", "wrong.pt", "--alpha", "0", "--lr", "0.02", "--epochs", "12")
     assert len(windows) >= 12 * 3
     student = Student.load("students/tiny/student.pt")
-    student.load_state_dict(runtime.load("students/tiny/last.pt", "student-resume", distill.FORMAT)["weights"])
+    last = runtime.load("students/tiny/last.pt", "student-resume", distill.FORMAT)
+    student.load_state_dict(last["weights"])
     right = student.predict(train.texts).argmax(1) == torch.tensor(train.label_ids(["0", "1"]))
     assert right.double().mean() <= 0.2
 
@@ -286,17 +288,17 @@ def test_earlier_results_are_overwritten_only_when_told_to(folder):
     flags = ["--train", "train.tsv", "--alpha", "1", "--epochs", "1"]
     run(*flags)
     first = Path("students/tiny/student.pt").read_bytes()
-    with pytest.raises(UserError, match="students/tiny/last.pt: is there already; --resume goes on"):
+    with pytest.raises(UserError, match=r"students/tiny/last.pt: is there already; --resume goes on"):
         run(*flags, "--seed", "1")
     run(*flags, "--resume")  # finished: stays as it is
     assert Path("students/tiny/student.pt").read_bytes() == first
     run(*flags, "--seed", "1", "--overwrite")
     assert Path("students/tiny/student.pt").read_bytes() != first
     Path("students/tiny/student.pt").unlink()
-    with pytest.raises(UserError, match="students/tiny/student.pt: the best so far is gone"):
+    with pytest.raises(UserError, match=r"students/tiny/student.pt: the best so far is gone"):
         run(*flags, "--seed", "1", "--resume")
     Path("students/tiny/last.pt").rename("students/tiny/student.pt")
-    with pytest.raises(UserError, match="student.pt: is there, but no last.pt to go on from"):
+    with pytest.raises(UserError, match=r"student.pt: is there, but no last.pt to go on from"):
         run(*flags, "--seed", "1", "--resume")
 
 
@@ -304,9 +306,10 @@ def test_a_second_run_on_one_folder_is_refused_and_an_aborted_save_is_cleared_aw
     litter = folder / "students/tiny/.last.pt.123.partial"
     litter.parent.mkdir(parents=True)
     litter.write_bytes(b"half")
-    held = runtime.lock(folder / "students/tiny/.lock", "none")
+    held = open("students/tiny/.lock", "a")  # noqa: SIM115 - as another process holds it
+    fcntl.flock(held, fcntl.LOCK_EX)
     flags = ["--train", "train.tsv", "--alpha", "1", "--epochs", "1"]
-    with pytest.raises(UserError, match=r"students/tiny: another run \(process \d+\) is writing there"):
+    with pytest.raises(UserError, match=r"students/tiny: another run \(process unknown\) is writing there"):
         run(*flags)
     assert litter.exists() and not Path("students/tiny/student.pt").exists()
     held.close()
@@ -495,8 +498,9 @@ def test_a_validation_loss_that_is_not_finite_ends_the_run_and_is_never_the_best
 
 
 @pytest.mark.parametrize("poison", ["loss", "gradient"])
-def test_a_poisoned_batch_stops_the_run_at_its_step_and_is_named(folder, monkeypatch, window_or_several, poison):
-    """Row 150 of the second file, in epoch 2: its step changes nothing, and all rows of its batch are told."""
+def test_a_poisoned_batch_stops_the_run_at_its_step_and_is_named(folder, monkeypatch, window_or_several,
+                                                                 poison):
+    """Row 150 of the second file, in epoch 2: its step changes nothing, all rows of its batch are told."""
     marked = read_examples("unlabeled.tsv")
     logits = torch.randn(200, 2)
     logits[150] = torch.tensor([777.0, 777.0])

@@ -35,11 +35,11 @@ def write(path, rows, header="text\tlabel"):
 
 @pytest.fixture(scope="module")
 def files(tmp_path_factory):
-    """train.tsv, valid.tsv and tokenizers of 150 and of 100 tokens."""
+    """train.tsv, valid.tsv and tokenizers of 75 and of 60 tokens."""
     folder = tmp_path_factory.mktemp("data")
     write(folder / "train.tsv", ROWS)
     write(folder / "valid.tsv", ROWS[30:54])
-    flags = ["--data", folder / "train.tsv", "--output-dir", folder / "tokenizer", "--vocab-size", 150, 100]
+    flags = ["--data", folder / "train.tsv", "--output-dir", folder / "tokenizer", "--vocab-size", 150, 60]
     train_tokenizer.main(train_tokenizer.parse_args([*map(str, flags), "--min-frequency", "1"]))
     return folder
 
@@ -223,7 +223,7 @@ def test_teacher_pt_is_the_best_epoch_on_validation(files, tmp_path):
     best = read(tmp_path / "out" / "teacher.pt")
     assert best["epoch"] == 1 + accuracies.index(max(accuracies)) < 12
     last = read(tmp_path / "out" / "last.pt")
-    assert last["epoch"] == 12 and last["best"] == max(accuracies)
+    assert last["at"]["epoch"] == 12 and last["at"]["best"]["valid_accuracy"] == max(accuracies)
     teacher = Teacher.load(tmp_path / "out" / "teacher.pt")
     assert teacher.label_names == NAMES
     labels = torch.tensor([NAMES.index(label) for _, label in rows])
@@ -236,45 +236,99 @@ def test_teacher_pt_is_the_best_epoch_on_validation(files, tmp_path):
     assert best["scores"] == {name: best_line[name] for name in ("valid_loss", "valid_accuracy")}
 
 
-@pytest.mark.parametrize("epochs_done, window", [(1, None), (2, None), (2, 100)])
-def test_a_resumed_run_equals_an_uninterrupted_one_to_the_bit(files, tmp_path, monkeypatch, epochs_done,
-                                                              window):
-    """Also with rows that come in several windows."""
+def killed(files, output, monkeypatch, saves, *more, **flags):
+    """A run that is killed right after so many files were written; whether it came to its end before that."""
+    save, saved = runtime.save, []
+
+    def save_then_die(artifact, path):
+        save(artifact, path)
+        saved.append(path)
+        if len(saved) == saves:
+            raise KeyboardInterrupt
+
+    with monkeypatch.context() as patch:
+        patch.setattr(runtime, "save", save_then_die)
+        try:
+            finetune(files, output, *more, **flags)
+        except KeyboardInterrupt:
+            return False
+    return True
+
+
+@pytest.mark.parametrize("saves, window", [(1, None), (2, None), (6, None), (11, 100)])
+def test_a_resumed_run_equals_an_uninterrupted_one_to_the_bit(files, tmp_path, monkeypatch, saves, window):
+    """Killed before the first step and in the middle of epochs; also with rows in several windows."""
     reads, read_blocks = [], batching.Store._read
     monkeypatch.setattr(batching.Store, "_read", lambda *args: reads.append(1) or read_blocks(*args))
     if window:
         monkeypatch.setattr(batching, "WINDOW", window)
         monkeypatch.setattr(read_again, "__defaults__", (None, None, None, 8))
     finetune(files, tmp_path / "whole", epochs=1)
-    finetune(files, tmp_path / "whole", epochs=3, accumulate=2)
-    save, saved = runtime.save, []
+    finetune(files, tmp_path / "whole", "--overwrite", epochs=3, accumulate=2)
+    starts = []
+    while not killed(files, tmp_path / "parts", monkeypatch, saves, *(["--resume"] if starts else []),
+                     epochs=3, accumulate=2, save_every=0):
+        at = read(tmp_path / "parts" / "last.pt")["at"]
+        starts.append((at["epoch"], at["step"]))
+        torch.rand(7)  # dropout is a function of seed and step, not of what this process has come to
+        if saves == 1 and len(starts) == 3:  # the first save of a run that goes on is that of its first step
+            break
+    if saves == 1:
+        finetune(files, tmp_path / "parts", "--resume", epochs=3, accumulate=2, save_every=7)
+    assert starts == sorted(set(starts)) and starts[-1] > (0, 0)
 
-    def interrupt(artifact, path):
-        save(artifact, path)
-        saved.append(artifact["kind"])
-        if saved.count("teacher-resume") == epochs_done:
-            raise KeyboardInterrupt
-
-    with monkeypatch.context() as patch:
-        patch.setattr(runtime, "save", interrupt)
-        with pytest.raises(KeyboardInterrupt):
-            finetune(files, tmp_path / "parts", epochs=3, accumulate=2)
-    assert read(tmp_path / "parts" / "last.pt")["epoch"] == epochs_done
-    torch.rand(7)  # dropout is a function of seed and step, not of what this process has come to
-    finetune(files, tmp_path / "parts", "--resume", epochs=3, accumulate=2)
-
-    for name, keys in (("teacher.pt", ("weights", "scores", "epoch", "tokenizer", "config")),
-                       ("last.pt", ("weights", "optimizer", "epoch", "best", "precision"))):
-        whole, parts = (read(tmp_path / folder / name) for folder in ("whole", "parts"))
-        assert_equal({key: parts[key] for key in keys}, {key: whole[key] for key in keys})
-    assert set(read(tmp_path / "parts" / "last.pt")) == {  # no random state is needed
-        "kind", "format", "weights", "optimizer", "epoch", "best", "precision", "fingerprints", "made_by"}
-    whole, parts = (log_lines(tmp_path / folder)[-1] for folder in ("whole", "parts"))
-    assert whole | {"seconds": 0} == parts | {"seconds": 0}
-    assert len(log_lines(tmp_path / "whole")) == 3  # a new run begins the log anew
-    assert len(reads) > 20 if window else len(reads) == 4  # a read for each run, or for each window
+    whole, parts = ((tmp_path / folder / "teacher.pt").read_bytes() for folder in ("whole", "parts"))
+    assert whole == parts
+    whole, parts = (read(tmp_path / folder / "last.pt") for folder in ("whole", "parts"))
+    assert_equal(parts["weights"], whole["weights"])
+    assert_equal(parts["optimizer"], whole["optimizer"])
+    assert parts["at"] | {"log": 0} == whole["at"] | {"log": 0}
+    assert set(parts) == {"kind", "format", "weights", "optimizer", "at", "precision",
+                          "made_by"}  # no random state is needed
+    whole, parts = ([line | {"seconds": 0} for line in log_lines(tmp_path / folder)]
+                    for folder in ("whole", "parts"))
+    assert whole == parts
+    assert len(whole) == 3  # a new run begins the log anew
+    assert parts and (len(reads) > 20 if window else len(reads) >= 4)
     config = TeacherConfig(**read(tmp_path / "whole" / "teacher.pt")["config"])
     assert config.hidden_dropout > 0 and config.attention_dropout > 0
+
+
+def test_a_step_whose_loss_is_not_finite_changes_nothing_and_is_named(files, tmp_path, monkeypatch):
+    """The row "… 6점" of the second epoch's batches; its step's rows are all told, of both batches."""
+    cross_entropy, calls, groups, grouped = F.cross_entropy, [], [], finetune_teacher.grouped
+
+    def poisoned(logits, labels, **flags):
+        loss = cross_entropy(logits, labels, **flags)
+        calls.append(len(labels))
+        return loss * torch.inf if flags.get("reduction") == "sum" and sum(calls) > 60 + 24 + 20 else loss
+
+    def remembered(batches, count):
+        for group in grouped(batches, count):
+            groups.append(group)
+            yield group
+
+    monkeypatch.setattr(F, "cross_entropy", poisoned)
+    monkeypatch.setattr(finetune_teacher, "grouped", remembered)
+    calls.clear()
+    refused(lambda: finetune(files, tmp_path, accumulate=2, max_tokens=100), r"epoch 2, step \d+: loss or",
+            r"diverged\.tsv; lower --lr \(.*teacher\.pt is the best before\)")
+    rows = sorted(row for _, batch in groups[-1] for row in batch)
+    assert len(groups[-1]) == 2 and len(rows) > 2
+    lines = (tmp_path / "diverged.tsv").read_text("utf-8").splitlines()
+    assert lines == ["file\trow", *(f"{files / 'train.tsv'}\t{row}" for row in rows)]
+    last = read(tmp_path / "last.pt")["at"]
+    assert (last["epoch"], last["step"]) == (1, 0) and Teacher.load(tmp_path / "teacher.pt")
+
+
+def test_finished_work_is_overwritten_only_when_told_to(files, tmp_path):
+    finetune(files, tmp_path, epochs=1)
+    before = (tmp_path / "teacher.pt").read_bytes()
+    refused(lambda: finetune(files, tmp_path, epochs=1, seed=1), r"last\.pt: is there already", "--over")
+    finetune(files, tmp_path, "--resume", epochs=1)
+    assert (tmp_path / "teacher.pt").read_bytes() == before
+    finetune(files, tmp_path, "--overwrite", epochs=1, seed=1)
+    assert (tmp_path / "teacher.pt").read_bytes() != before
 
 
 def test_another_seed_gives_other_weights_and_the_same_seed_the_same(files, tmp_path):
@@ -289,10 +343,10 @@ def test_another_seed_gives_other_weights_and_the_same_seed_the_same(files, tmp_
 @pytest.mark.parametrize("change, named", [
     ({"lr": 0.02}, r"\blr\b"), ({"seed": 1}, r"\bseed\b"), ({"accumulate": 2}, r"\baccumulate\b"),
     ({"scratch": "1,32,2"}, r"\bscratch\b"), ({"train": ("다른 글", ROWS[0][1])}, r"--train\b"),
-    ({"train": (ROWS[0][0], SWAPPED[ROWS[0][1]])}, r"\blabels\b"),
+    ({"train": (ROWS[0][0], SWAPPED[ROWS[0][1]])}, r"\blabels of --train\b"),
     ({"valid": ("다른 글", ROWS[30][1])}, r"--valid\b"),
-    ({"lr": 0.02, "epochs": 2}, r"epochs, lr\b"),
-    ({"tokenizer": "tokenizer/vocab_size_100"}, r"\btokenizer\b"),
+    ({"lr": 0.02, "epochs": 2}, r"epochs \(1, now 2\), lr \(0\.01, now 0\.02\);"),
+    ({"tokenizer": "tokenizer/vocab_size_60"}, r"\btokenizer\b"),
 ])
 def test_resume_with_other_settings_is_refused_by_name(files, tmp_path, change, named):
     finetune(files, tmp_path, epochs=1)
@@ -306,8 +360,15 @@ def test_resume_with_other_settings_is_refused_by_name(files, tmp_path, change, 
     assert {path.name: path.read_bytes() for path in tmp_path.glob("*.*")} == before
 
 
-def test_resume_without_last_pt_is_refused(files, tmp_path):
-    refused(lambda: finetune(files, tmp_path, "--resume"), "last.pt: cannot read")
+def test_resume_without_last_pt_begins_and_does_not_touch_a_teacher_of_unknown_origin(files, tmp_path):
+    """A run that was killed before it had saved anything leaves nothing to go on from."""
+    finetune(files, tmp_path, "--resume", epochs=1)
+    finetune(files, tmp_path / "plain", epochs=1)
+    teacher = (tmp_path / "teacher.pt").read_bytes()
+    assert teacher == (tmp_path / "plain" / "teacher.pt").read_bytes()
+    (tmp_path / "last.pt").unlink()
+    refused(lambda: finetune(files, tmp_path, "--resume", epochs=1), "teacher.pt: is there, but no last.pt")
+    assert (tmp_path / "teacher.pt").read_bytes() == teacher
 
 
 def test_rows_without_label_are_left_out_of_training(files, tmp_path):
@@ -347,7 +408,6 @@ def test_no_epochs_keep_the_head_of_a_finetuned_checkpoint(files, tmp_path, caps
     assert 0 < correct < 24
     assert f"accuracy {correct / 24:.2%}" in capsys.readouterr().out
     assert read(tmp_path / "teacher.pt")["scores"]["valid_accuracy"] == pytest.approx(correct / 24)
-    assert not (tmp_path / "last.pt").exists()
 
 
 @pytest.mark.parametrize("scratch", [
@@ -394,11 +454,11 @@ def new_teacher(files, path, seed, names=NAMES, max_length=12):
     return teacher
 
 
-def dump(teachers, data, output, **flags):
+def dump(teachers, data, output, *more, **flags):
     flags = {"output_dir": output, "device": "cpu", "precision": "fp32", "max_tokens": 50} | flags
     flat = [part for name, value in flags.items() for part in (f"--{name.replace('_', '-')}", str(value))]
     dump_logits.main(dump_logits.parse_args(
-        ["--teacher", *map(str, teachers), "--data", *map(str, data), *flat]))
+        ["--teacher", *map(str, teachers), "--data", *map(str, data), *flat, *more]))
 
 
 @pytest.fixture
@@ -414,9 +474,10 @@ def three_files(tmp_path):
 
 def test_row_i_holds_the_logits_of_row_i_of_each_file(files, tmp_path, three_files):
     teacher = new_teacher(files, tmp_path / "t.pt", 1)
-    fingerprint = teacher.fingerprint()
+    fingerprints = teacher.fingerprints()
     dump([tmp_path / "t.pt"], three_files, tmp_path / "logits")
-    assert sorted(path.name for path in (tmp_path / "logits").iterdir()) == ["a.pt", "b.pt", "c.pt"]
+    assert sorted(path.name for path in (tmp_path / "logits").iterdir()) == [
+        ".a.lock", ".b.lock", ".c.lock", "a.pt", "b.pt", "c.pt"]
     for path, rows in three_files.items():
         artifact = read(tmp_path / "logits" / f"{path.stem}.pt")
         pair = path.stem == "c"
@@ -425,7 +486,7 @@ def test_row_i_holds_the_logits_of_row_i_of_each_file(files, tmp_path, three_fil
         assert artifact["logits"].dtype == torch.float32
         torch.testing.assert_close(artifact["logits"], expected, rtol=0, atol=1e-5)  # finite, blank rows too
         assert artifact["texts"] == read_examples(path).fingerprint()
-        assert artifact["teachers"] == [fingerprint] and artifact["max_lengths"] == [12]
+        assert artifact["teachers"] == [fingerprints] and fingerprints["max_length"] == 12
         assert artifact["label_names"] == NAMES
 
 
@@ -435,7 +496,7 @@ def test_a_file_dumped_in_parts_gives_the_logits_of_the_whole(files, tmp_path, m
     rows = [(text, label if i % 4 else "") for i, (text, label) in enumerate(ROWS)]
     data = write(tmp_path / "a.tsv", rows)
     dump([tmp_path / "t.pt"], [data], tmp_path / "whole")
-    monkeypatch.setattr(dump_logits, "SHARD", shard)
+    monkeypatch.setattr(dump_logits, "SHARD", shard / 50)
     dump([tmp_path / "t.pt"], [data], tmp_path / "parts")
     whole, parts = (read(tmp_path / name / "a.pt") for name in ("whole", "parts"))
     torch.testing.assert_close(parts["logits"], whole["logits"], rtol=0, atol=1e-6)
@@ -457,8 +518,8 @@ def test_several_teachers_give_the_mean_of_their_logits(files, tmp_path, count):
     artifact = read(tmp_path / "mean" / "a.pt")
     assert torch.equal(artifact["logits"], sum(part["logits"] / count for part in single))
     assert artifact["teachers"] == [part["teachers"][0] for part in single]
-    assert len(set(artifact["teachers"])) == count
-    assert artifact["max_lengths"] == [10, 11, 12][:count]
+    assert len({teacher["weights"] for teacher in artifact["teachers"]}) == count
+    assert [teacher["max_length"] for teacher in artifact["teachers"]] == [10, 11, 12][:count]
 
 
 def test_float16_is_the_float32_rounded_at_half_the_size(files, tmp_path):
@@ -472,9 +533,9 @@ def test_float16_is_the_float32_rounded_at_half_the_size(files, tmp_path):
     assert full - half == pytest.approx(60 * 40 * 2 * 2, abs=128)  # tensors start at multiples of 64
 
 
-@pytest.mark.parametrize("shard", [2**18, 3])
+@pytest.mark.parametrize("shard", [200, 3])
 def test_logits_too_large_for_float16_are_refused_with_their_row(files, tmp_path, monkeypatch, shard):
-    monkeypatch.setattr(dump_logits, "SHARD", shard)
+    monkeypatch.setattr(dump_logits, "SHARD", shard / 50)
     teacher = new_teacher(files, tmp_path / "t.pt", 1)
     data = write(tmp_path / "a.tsv", ROWS)
     logits = torch.stack([alone(teacher, text) for text, _ in ROWS]).abs().amax(1)
@@ -485,8 +546,8 @@ def test_logits_too_large_for_float16_are_refused_with_their_row(files, tmp_path
     first = int((logits * (66_000 / logits[row]) >= 65_520).nonzero()[0])
     refused(lambda: dump([tmp_path / "t.pt"], [data], tmp_path / "out", dtype="float16"),
             rf"a\.tsv:{first + 2}: the logits of this row are not finite in float16", "float32")
-    assert not list((tmp_path / "out").glob("*"))
-    dump([tmp_path / "t.pt"], [data], tmp_path / "out")
+    assert not list((tmp_path / "out").glob("*.pt"))
+    dump([tmp_path / "t.pt"], [data], tmp_path / "out", "--overwrite")
 
 
 def test_teachers_with_labels_in_another_order_are_refused(files, tmp_path):
@@ -511,7 +572,7 @@ def test_the_printed_accuracy_is_a_count_over_labelled_rows(files, tmp_path, cap
     data = [write(tmp_path / "a.tsv", rows), write(tmp_path / "b.tsv", [(text,) for text, _ in ROWS], "text")]
     teachers = [new_teacher(files, tmp_path / f"t{i}.pt", i) for i in range(2)]
     for names in (["t0.pt"], ["t1.pt"], ["t0.pt", "t1.pt"]):
-        dump([tmp_path / name for name in names], data, tmp_path / "out")
+        dump([tmp_path / name for name in names], data, tmp_path / "out", "--overwrite")
     lines = [line for line in capsys.readouterr().out.splitlines() if " texts/s " in line]
     logits = [torch.stack([alone(teacher, text) for text, _ in rows]) for teacher in teachers]
     logits.append((logits[0] + logits[1]) / 2)
@@ -523,3 +584,127 @@ def test_the_printed_accuracy_is_a_count_over_labelled_rows(files, tmp_path, cap
     for line, count in zip(labelled, counts, strict=True):
         assert line.endswith(f", accuracy {count / 45:.2%} of 45 labelled rows")
     assert not any(", accuracy" in line for line in lines if str(data[1]) in line)
+
+
+# ---- dump_logits: going on, adding, checking ---------------------------------------------------------------
+
+
+@pytest.fixture
+def computed(monkeypatch):
+    """The texts of every call that runs a teacher."""
+    calls, mean_logits = [], dump_logits.mean_logits
+    monkeypatch.setattr(dump_logits, "mean_logits", lambda teachers, texts, *rest: (
+        calls.append(list(texts)) or mean_logits(teachers, texts, *rest)))
+    monkeypatch.setattr(dump_logits, "SHARD", 7 / 50)
+    return calls
+
+
+def all_bytes(folder):
+    return {path.name: path.read_bytes() for path in folder.rglob("*") if path.is_file()}
+
+
+@pytest.mark.parametrize("flag", ["--resume", "--append"])
+def test_a_killed_dump_goes_on_from_its_finished_parts(files, tmp_path, monkeypatch, computed, flag):
+    for i in range(2):
+        new_teacher(files, tmp_path / f"t{i}.pt", i)
+    teachers, data = [tmp_path / "t0.pt", tmp_path / "t1.pt"], [write(tmp_path / "a.tsv", ROWS)]
+    dump(teachers, data, tmp_path / "whole")
+    whole, texts = computed.copy(), [text for text, _ in ROWS]
+    assert whole == [texts[i : i + 7] for i in range(0, 60, 7)]
+    save, saves = runtime.save, []
+
+    def save_then_die(artifact, path):
+        save(artifact, path)
+        saves.append(path)
+        if len(saves) == 4:  # the plan and three parts
+            raise KeyboardInterrupt
+
+    with monkeypatch.context() as patch:
+        patch.setattr(runtime, "save", save_then_die)
+        with pytest.raises(runtime.Stopped, match="finished parts are saved; go on with: python "):
+            dump(teachers, data, tmp_path / "parts")
+    assert not (tmp_path / "parts" / "a.pt").exists()  # half of it is never taken for the whole
+    refused(lambda: dump(teachers, data, tmp_path / "parts"), r"\.a\.shards: is there already; --resume")
+    refused(lambda: dump(teachers[:1], data, tmp_path / "parts", flag),
+            r"plan\.pt: was made with other values of the number of teachers \(2, now 1\)")
+    refused(lambda: dump(teachers, data, tmp_path / "parts", flag, max_tokens=51),
+            r"max_tokens \(50, now 51\)")
+    del computed[:]
+    dump(teachers, data, tmp_path / "parts", flag)
+    assert computed == whole[3:]
+    assert (tmp_path / "parts" / "a.pt").read_bytes() == (tmp_path / "whole" / "a.pt").read_bytes()
+    assert all_bytes(tmp_path / "parts").keys() == {"a.pt", ".a.lock"}
+    del computed[:]
+    dump(teachers, data, tmp_path / "parts", flag)  # whole: nothing is left to do
+    assert computed == []
+    refused(lambda: dump(teachers, data, tmp_path / "parts"), r"a\.pt: is there already; --append if")
+
+
+@pytest.mark.parametrize("kill", [False, True])
+def test_append_computes_the_new_rows_alone_and_keeps_the_old_bits(files, tmp_path, monkeypatch, computed,
+                                                                   kill):
+    teacher = new_teacher(files, tmp_path / "t.pt", 1)
+    data = [write(tmp_path / "a.tsv", ROWS[:24])]
+    dump([tmp_path / "t.pt"], data, tmp_path)
+    old = read(tmp_path / "a.pt")["logits"]
+    write(tmp_path / "a.tsv", ROWS)
+    refused(lambda: dump([tmp_path / "t.pt"], data, tmp_path, "--resume"),
+            r"a\.pt: has 24 of the 60 rows of .*a\.tsv; --append adds the rest")
+    del computed[:]
+    if kill:
+        save = runtime.save
+
+        def save_then_die(artifact, path):
+            save(artifact, path)
+            if path.name == "000004.pt":
+                raise KeyboardInterrupt
+
+        with monkeypatch.context() as patch, pytest.raises(KeyboardInterrupt):
+            patch.setattr(runtime, "save", save_then_die)
+            dump([tmp_path / "t.pt"], data, tmp_path, "--append")
+        assert len(read(tmp_path / "a.pt")["logits"]) == 24
+        dump([tmp_path / "t.pt"], data, tmp_path, "--append", "--resume")
+    else:
+        dump([tmp_path / "t.pt"], data, tmp_path, "--append")
+    assert [text for part in computed for text in part] == [text for text, _ in ROWS[24:]]
+    new = read(tmp_path / "a.pt")
+    assert torch.equal(new["logits"][:24], old) and new["texts"] == read_examples(data[0]).fingerprint()
+    expected = torch.stack([alone(teacher, text) for text, _ in ROWS])
+    torch.testing.assert_close(new["logits"], expected, rtol=0, atol=1e-5)
+
+
+@pytest.mark.parametrize("change, named", [
+    ("first row", r"a\.pt: is of other texts than those of .*a\.tsv"), ("fewer rows", r"is of other texts"),
+    ("teacher", r"other values of the weights of teacher 1;"), ("dtype", r"dtype \(float32, now float16\)"),
+])
+def test_append_to_logits_of_other_texts_or_teachers_is_refused(files, tmp_path, computed, change, named):
+    new_teacher(files, tmp_path / "t.pt", 1)
+    data = [write(tmp_path / "a.tsv", ROWS[:24])]
+    dump([tmp_path / "t.pt"], data, tmp_path)
+    rows = {"first row": [("다른 글", "긍정"), *ROWS[1:]], "fewer rows": ROWS[:23]}.get(change, ROWS)
+    write(tmp_path / "a.tsv", rows)
+    if change == "teacher":
+        new_teacher(files, tmp_path / "t.pt", 2)
+    before, _ = all_bytes(tmp_path), computed.clear()
+    refused(lambda: dump([tmp_path / "t.pt"], data, tmp_path, "--append",
+                         dtype="float16" if change == "dtype" else "float32"), named)
+    assert computed == [] and all_bytes(tmp_path) == before
+
+
+def test_check_computes_rows_again_and_names_the_one_that_differs(files, tmp_path, computed, capsys):
+    new_teacher(files, tmp_path / "t.pt", 1)
+    data = [write(tmp_path / "a.tsv", ROWS)]
+    dump([tmp_path / "t.pt"], data, tmp_path)
+    before, _ = all_bytes(tmp_path), computed.clear()
+    dump([tmp_path / "t.pt"], data, tmp_path, check=25)
+    assert len(computed) == 1 and len(computed[0]) == 25 and set(computed[0]) <= {text for text, _ in ROWS}
+    assert "25 of 60 rows computed again in fp32, all agree" in capsys.readouterr().out
+    dump([tmp_path / "t.pt"], data, tmp_path, check=999)
+    assert "60 of 60 rows" in capsys.readouterr().out and all_bytes(tmp_path) == before
+    artifact = read(tmp_path / "a.pt")
+    artifact["logits"][41, 1] += 0.01
+    torch.save(artifact, tmp_path / "a.pt")
+    refused(lambda: dump([tmp_path / "t.pt"], data, tmp_path, check=60),
+            r"a\.pt: 1 of 60 rows are wrong, first row 41 \(.*a\.tsv:43\): ", "--overwrite makes it anew")
+    new_teacher(files, tmp_path / "t.pt", 2)
+    refused(lambda: dump([tmp_path / "t.pt"], data, tmp_path, check=60), "the weights of teacher 1;")
