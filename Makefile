@@ -19,6 +19,7 @@ SAMPLE = data/sample
 	touch $@
 
 demo: .venv/installed
+	rm -rf demo
 	$(PY) train_tokenizer.py --data $(SAMPLE)/train.tsv $(SAMPLE)/unlabeled.tsv --output-dir demo/tokenizer
 	$(PY) finetune_teacher.py --train $(SAMPLE)/train.tsv --valid $(SAMPLE)/valid.tsv --output-dir demo/teacher \
 	    --scratch 1,128,4 --tokenizer demo/tokenizer/vocab_size_3000 --lr 1e-3 --epochs 8 --max-tokens 1024

@@ -430,7 +430,8 @@ def material(args, folder: str, teacher: bool, small_head: bool = False) -> Mate
     if teacher:
         made.checkpoint = published(args.checkpoint, made, small_head)
         call(finetune_teacher, "--train", made.train, "--valid", made.valid, "--checkpoint", made.checkpoint,
-             "--epochs", 0, "--output-dir", folder / "teacher", "--precision", "fp32", "--device", "cpu")
+             "--epochs", 0, "--output-dir", folder / "teacher", "--overwrite", "--precision", "fp32",
+             "--device", "cpu")
         made.teacher = folder / "teacher" / "teacher.pt"
     return made
 

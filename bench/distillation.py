@@ -50,8 +50,8 @@ def ours(made, train: Path, logits: Path, precision: str) -> dict:
     folder = made.folder / "students"
     with common.count_steps() as steps:
         common.call(distill, "--train", train, "--logits", logits, "--valid", made.valid, "--tokenizer",
-                    made.tokenizer, "--output-dir", folder, "--epochs", 1, "--precision", precision,
-                    "--device", "cpu", "--max-length", common.MAX_LENGTH)
+                    made.tokenizer, "--output-dir", folder, "--overwrite", "--epochs", 1,
+                    "--precision", precision, "--device", "cpu", "--max-length", common.MAX_LENGTH)
     log = common.read_log(folder / "base" / "log.jsonl")
     return {**log[-1], "precision": log[0]["precision"], "steps": len(steps)}
 

@@ -33,7 +33,7 @@ MAX_TOKENS = 8192  # of dump_logits.py's batches
 def ours(made, precision: str) -> str:
     """dump_logits.py as typed; what it printed."""
     return common.call(dump_logits, "--teacher", made.teacher, "--data", made.train, "--output-dir",
-                       made.folder / "logits", "--precision", precision, "--device", "cpu")
+                       made.folder / "logits", "--overwrite", "--precision", precision, "--device", "cpu")
 
 
 def usual_loop(made, path: Path) -> None:

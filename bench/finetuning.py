@@ -39,8 +39,9 @@ def ours(args, made, precision: str) -> dict:
     folder = made.folder / "finetuned"
     with common.count_steps() as steps:
         common.call(finetune_teacher, "--train", made.train, "--valid", made.valid, "--checkpoint",
-                    made.checkpoint, "--output-dir", folder, "--epochs", args.epochs, "--lr", args.lr,
-                    "--max-length", common.MAX_LENGTH, "--precision", precision, "--device", "cpu")
+                    made.checkpoint, "--output-dir", folder, "--overwrite", "--epochs", args.epochs,
+                    "--lr", args.lr, "--max-length", common.MAX_LENGTH, "--precision", precision,
+                    "--device", "cpu")
     first, *epochs = common.read_log(folder / "log.jsonl")
     return {**epochs[-1], "seconds": sum(epoch["seconds"] for epoch in epochs),
             "steps": len(steps) // args.epochs, "precision": first["precision"]}

@@ -50,8 +50,8 @@ def flags(made, rows: int, size: str, output: Path) -> list[str]:
     logits = made.folder / f"rows{rows}.pt"
     torch.save(torch.randn(rows, len(made.names)), logits)  # any logits cost the same
     return ["--train", str(train), "--logits", str(logits), "--valid", str(made.valid), "--tokenizer",
-            str(made.tokenizer), "--output-dir", str(output), "--epochs", "1", "--size", size, "--device",
-            "cpu", "--max-length", str(common.MAX_LENGTH)]
+            str(made.tokenizer), "--output-dir", str(output), "--overwrite", "--epochs", "1", "--size", size,
+            "--device", "cpu", "--max-length", str(common.MAX_LENGTH)]
 
 
 def epoch(made, argv: list[str]) -> dict:
