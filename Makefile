@@ -1,5 +1,6 @@
 # make demo    all five scripts on the embedded sample, a table at the end
 # make test    the test suite
+# make torture the kill tests with 50 kills of each script, and longer fuzzing
 # make bench   the kit beside its peers, short form; fills the README's table
 # All set up .venv on first use.
 
@@ -7,7 +8,7 @@ PYTHON ?= python3
 PY = .venv/bin/python
 SAMPLE = data/sample
 
-.PHONY: demo test bench lint clean
+.PHONY: demo test torture bench lint clean
 
 .venv/installed: requirements.txt
 	$(PYTHON) -m venv .venv
@@ -36,6 +37,9 @@ demo: .venv/installed
 test: .venv/installed-test
 	$(PY) -m ruff check .
 	$(PY) -m pytest -q
+
+torture: .venv/installed-test
+	TORTURE=50 $(PY) -m pytest -q -s tests/test_kill.py tests/test_fuzz.py
 
 .venv/installed-bench: .venv/installed bench/requirements.txt
 	$(PY) -m pip install -q -r bench/requirements.txt

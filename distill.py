@@ -289,7 +289,8 @@ def read_training_set(args) -> TrainingSet:
         labels = set.union({label for label in valid.labels or () if label}, *(file.labels for file in files))
         names = label_names(labels, ", ".join([*args.train, args.valid]))
     if logits and logits[0].values.size(1) != len(names):
-        raise UserError(f"{logits[0].path}: {logits[0].values.size(1)} classes, but the labels are {names}")
+        raise UserError(f"{logits[0].path}: {logits[0].values.size(1)} classes, but the labels are {names}: "
+                        f"a column for each is needed, in this order")
     valid_labels = torch.tensor(valid.label_ids(names, every_row=True))
     for file in files:
         file.refuse_other_labels(names, *columns)
@@ -555,4 +556,5 @@ def main(args):
 
 
 if __name__ == "__main__":
-    runtime.run(main, ARGS, errors=(StudentError,), memory="lower --max-tokens, or --max-length")
+    runtime.run(main, ARGS, errors=(StudentError,),
+                memory="lower --max-tokens, --max-length or the student's size")

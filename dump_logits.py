@@ -126,6 +126,8 @@ def differences_of(teachers: list) -> dict:
 
 def refuse_others(path: Path, made: dict, now: dict, args) -> None:
     """A UserError when `made` (logits, or the plan of unfinished ones) is of other teachers or settings."""
+    if not isinstance(made["teachers"], list) or not all(isinstance(item, dict) for item in made["teachers"]):
+        raise UserError(f"{path}: damaged, its teachers cannot be read; --overwrite makes it anew")
     precision = made["precision"] if args.precision == "auto" else args.precision
     now = now | {"precision": precision}
     runtime.refuse_other_values(
@@ -199,10 +201,13 @@ def dump(file: Survey, columns: tuple, teachers: list[Teacher], path: Path, args
         part = part.after(max(0, len(part) - (row - first)))
         shard_file = folder / f"{number:06}.pt"
         if shard_file.exists():
-            logits = runtime.load(shard_file, "logits-shard", FORMAT, ["logits"])["logits"]
+            shard = runtime.load(shard_file, "logits-shard", FORMAT, ["logits", "texts"])
+            logits = shard["logits"]
             shape = len(part), len(names)
             if not torch.is_tensor(logits) or logits.dtype != dtype or logits.shape != shape:
                 raise UserError(f"{shard_file}: damaged; delete it and run again")
+            if shard["texts"] != part.fingerprint():  # the file was another one when they were computed
+                raise UserError(f"{shard_file}: is of other texts; delete it and run again")
             resumed += len(part)
         else:
             logits = mean_logits(teachers, part.texts, part.texts2, precision, args, device, progress)
@@ -211,7 +216,8 @@ def dump(file: Survey, columns: tuple, teachers: list[Teacher], path: Path, args
                 bad = int((~logits.isfinite()).any(1).nonzero()[0])
                 raise UserError(f"{file.path}:{part.lines[bad]}: the logits of this row are not finite in "
                                 f"{args.dtype}; try --dtype float32 --precision fp32")
-            runtime.save({"kind": "logits-shard", "format": FORMAT, "logits": logits}, shard_file)
+            runtime.save({"kind": "logits-shard", "format": FORMAT, "logits": logits,
+                          "texts": part.fingerprint()}, shard_file)
         label_ids = torch.tensor(part.label_ids(names))  # -1 without label
         right += int((logits.argmax(1) == label_ids).sum())
         labelled += int((label_ids >= 0).sum())

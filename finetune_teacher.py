@@ -122,8 +122,11 @@ def new_teacher(args, names: list[str]) -> Teacher:
     try:
         layers, hidden, heads = (int(value) for value in args.scratch.split(","))
         tokenizer = load_tokenizer(Path(args.tokenizer), "bert")
-        if tokenizer.token_to_id("[CLS]") is None or tokenizer.token_to_id("[SEP]") is None:
-            raise UserError(f"{args.tokenizer}: the tokenizer has no [CLS] and [SEP]")
+        missing = [token for token in ("[PAD]", "[UNK]", "[CLS]", "[SEP]")
+                   if tokenizer.token_to_id(token) is None]
+        if missing:
+            raise UserError(f"{args.tokenizer}: the tokenizer has no {' '.join(missing)}; make one with "
+                            f"train_tokenizer.py")
         tokenizer.post_processor = bert_template(tokenizer)
         config = TeacherConfig("bert", tokenizer.get_vocab_size(), hidden, layers, heads, 4 * hidden, hidden,
                                max_positions=512, type_vocab_size=2, num_labels=len(names),

@@ -66,7 +66,10 @@ def run(main, *args, errors=(), memory: str = "close other programs"):
             torch.distributed.destroy_process_group()
     except BrokenPipeError:  # the reader of a pipe, such as head, has enough
         os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
-    except (UserError, OSError, *errors) as error:  # an OSError names the file and what is wrong with it
+    except OSError as error:
+        reason = error.strerror or error
+        _end(2, f"error: {error.filename}: {reason}" if error.filename else f"error: {reason}")
+    except (UserError, *errors) as error:
         _end(2, f"error: {error}")
     except (MemoryError, RuntimeError) as error:
         reason = (str(error).strip() or "MemoryError").split("\n")[0][:200]
@@ -275,7 +278,8 @@ def _write(writers: dict) -> None:
         for path, partial in partials.items():
             os.replace(partial, path)
     except (OSError, RuntimeError) as error:  # torch.save reports a full disk as a RuntimeError
-        reason = getattr(error, "strerror", None) or str(error).strip().split("\n")[0][:200]
+        cause = error if isinstance(error, OSError) else error.__context__  # PyTorch's hides the system's
+        reason = getattr(cause, "strerror", None) or str(error).strip().split("\n")[0][:200]
         raise UserError(f"{path}: cannot write ({reason}); nothing was changed") from None
     finally:
         for partial in partials.values():
@@ -320,6 +324,10 @@ def load_weights(path, mmap: bool = False):
         archive = zipfile.is_zipfile(path)
         if archive:
             check_archive(path)
+        else:
+            with open(path, "rb") as file:
+                if file.read(2) == b"PK":
+                    raise ValueError("its end is missing")
         value = torch.load(path, map_location="cpu", weights_only=True, mmap=mmap and archive)
         plain = holds_plain_tensors(value)
     except OSError as error:
@@ -327,7 +335,9 @@ def load_weights(path, mmap: bool = False):
     except MemoryError:
         raise
     except Exception as error:  # a corrupt file can raise nearly anything: pickle, zip, unicode, key errors
-        reason = str(error).strip().split("\n")[0][:200] or type(error).__name__
+        # Without PyTorch's advice to load it unsafely, which comes first.
+        reason = re.sub(r"(?s)^Weights only load failed.*?(Unsupported|Trying)", r"\1", str(error).strip())
+        reason = reason.split("\n")[0][:200] or type(error).__name__
         raise UserError(f"{path}: not a .pt file that can be loaded safely ({reason})") from None
     if not plain:
         raise UserError(f"{path}: holds a tensor that is not plain, or claims more than the file holds")
@@ -516,8 +526,9 @@ class Watch:
 class Saves:
     """When a loop saves, and whether it then stops: every `minutes`, and at Ctrl-C or SIGTERM.
 
-    From its making to close(), the two signals only leave a note; a second one ends the loop at once.
-    Several ranks agree, at every 16th step.
+    From its making to close(), the two signals only leave a note; a second one ends the loop at once, but
+    not under torchrun, which hands on what its processes have got already. Several ranks agree, at every 16th
+    step.
     """
 
     def __init__(self, minutes: float, device: torch.device):
@@ -526,11 +537,12 @@ class Saves:
                        for number in (signal.SIGINT, signal.SIGTERM)}
 
     def _note(self, number, frame):
-        if self.signal:
+        if self.signal and WORLD == 1:
             raise Stopped(128 + number, how_to_go_on())
         self.signal = number
         if RANK == 0:  # not print: a handler may come while the loop is printing
-            os.write(2, b"stopping after this step; once more stops at once\n")
+            again = "; once more stops at once" if WORLD == 1 else ""
+            os.write(2, f"stopping after this step{again}\n".encode())
 
     def due(self, step: int) -> bool:
         """Whether to save after this step; then call done()."""

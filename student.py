@@ -27,6 +27,7 @@ if __name__ == "__main__":
 
 import itertools
 import os
+import re
 import sys
 import zipfile
 import zlib
@@ -273,7 +274,8 @@ class Student(nn.Module):
                 os.fsync(file.fileno())
             os.replace(partial, path)
         except (OSError, RuntimeError) as error:  # torch.save reports a full disk as a RuntimeError
-            reason = getattr(error, "strerror", None) or str(error).strip().split("\n")[0][:200]
+            cause = error if isinstance(error, OSError) else error.__context__  # PyTorch's hides the system's
+            reason = getattr(cause, "strerror", None) or str(error).strip().split("\n")[0][:200]
             raise StudentError(f"{path}: cannot write ({reason}); nothing was changed") from None
         finally:
             with suppress(OSError):  # such as: its folder could not be made
@@ -298,7 +300,9 @@ class Student(nn.Module):
         except OSError as error:
             raise StudentError(f"{path}: cannot read ({error.strerror or error})") from None
         except Exception as error:  # a corrupt file raises nearly anything: pickle, zip, unicode, key errors
-            reason = str(error).strip().split("\n")[0][:200]
+            # Without PyTorch's advice to load it unsafely, which comes first.
+            reason = re.sub(r"(?s)^Weights only load failed.*?(Unsupported|Trying)", r"\1", str(error))
+            reason = reason.strip().split("\n")[0][:200]
             raise StudentError(f"{path}: not a .pt file that can be loaded safely ({reason})") from None
         kind = artifact.get("kind") if isinstance(artifact, dict) else None
         if not isinstance(kind, str) or kind != "student":
@@ -318,6 +322,8 @@ class Student(nn.Module):
                     value.dtype == torch.float32 and value.layout == torch.strided
                     and 4 * value.numel() <= value.untyped_storage().nbytes() for value in weights.values()):
                 raise StudentError("its config or weights claim more than the file holds")
+            if not all(value.isfinite().all() for value in weights.values()):
+                raise StudentError("its weights are not finite")
             with torch.device("meta"):  # shapes alone: no config claims memory that the weights do not fill
                 student = cls(config, Tokenizer.from_str(text.decode()), artifact["label_names"])
             student.load_state_dict(weights, assign=True)
@@ -347,8 +353,8 @@ if __name__ == "__main__":
         main(ARGS)
     except BrokenPipeError:  # the reader of a pipe, such as head, has enough
         os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
-    except StudentError as error:
-        print(f"error: {error}", file=sys.stderr)
+    except (StudentError, OSError) as error:
+        print(f"error: {getattr(error, 'strerror', None) or error}", file=sys.stderr)
         sys.exit(2)
     except (UnicodeError, TypeError) as error:  # TypeError: the tokenizer's, for half of a surrogate pair
         if isinstance(error, TypeError) and not any("\ud800" <= c <= "\udfff" for c in "".join(ARGS.text)):

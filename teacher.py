@@ -82,6 +82,12 @@ class TeacherConfig:
                 raise ValueError(f"{name} is {value!r}, must be a whole number")
             if value < least:
                 raise ValueError(f"{name} is {value}, must be at least {least}")
+            if value >= 2**24:
+                raise ValueError(f"{name} is {value}, must be below {2**24:,}")
+        for name in ("layer_norm_eps", "hidden_dropout", "attention_dropout", "head_dropout",
+                     "initializer_range"):
+            if not isinstance(getattr(self, name), (int, float)) or not 0 <= getattr(self, name) <= 1:
+                raise ValueError(f"{name} is {getattr(self, name)!r}, must be in [0, 1]")
         if self.hidden_size % self.num_heads:
             raise ValueError(f"hidden size {self.hidden_size} is not a multiple of {self.num_heads} heads")
 
@@ -248,6 +254,8 @@ class Teacher(nn.Module):
                 raise ValueError(f"label names {names} for {config.num_labels} classes")
             if config.num_layers > len(weights) or any(t.dtype != torch.float32 for t in weights.values()):
                 raise ValueError("the weights are not those of its config")
+            if not all(t.isfinite().all() for t in weights.values()):
+                raise ValueError("its weights are not finite")
             tokenizer = Tokenizer.from_str(artifact["tokenizer"])
             with torch.device("meta"):  # shapes alone: no config claims memory that the weights do not fill
                 teacher = cls(config, tokenizer, names, artifact["max_length"])
@@ -318,8 +326,11 @@ def load_checkpoint(source: str, label_names: list[str], max_length: int) -> tup
     if config.num_layers > len(tensors):
         raise UserError(f"{file}: holds {len(tensors)} tensors, config.json asks for {config.num_layers} "
                         f"layers")
-    with torch.device("meta"):  # shapes alone: no config claims memory that the tensors do not fill
-        teacher = Teacher(config, tokenizer, label_names, max_length)
+    try:
+        with torch.device("meta"):  # shapes alone: no config claims memory that the tensors do not fill
+            teacher = Teacher(config, tokenizer, label_names, max_length)
+    except UserError as error:
+        raise UserError(f"{folder}: {error}") from None
     own = teacher.state_dict()
     loaded, fresh, used = {}, [], set()
     for ours, theirs in published_names(config).items():
@@ -328,6 +339,8 @@ def load_checkpoint(source: str, label_names: list[str], max_length: int) -> tup
         unfit = [name for name in theirs if name not in tensors or list(tensors[name].shape) != shape]
         if not unfit:
             loaded[ours] = torch.cat([tensors[name] for name in theirs]).float()
+            if not loaded[ours].isfinite().all():
+                raise UserError(f"{file}: tensor {' or '.join(theirs)} is not finite; get the file again")
             used.update(theirs)
         elif ours.startswith("head_"):
             fresh.append(ours)
@@ -399,7 +412,7 @@ def _read_json(path: Path) -> dict:
     except OSError as error:
         raise UserError(f"{path}: cannot read ({error.strerror}); "
                         f"a published checkpoint folder has it") from None
-    except ValueError as error:
+    except (ValueError, RecursionError) as error:
         raise UserError(f"{path}: not valid JSON ({error})") from None
     if not isinstance(value, dict):
         raise UserError(f"{path}: a JSON object is needed")
@@ -410,7 +423,7 @@ def _config(settings: dict, num_labels: int, path: Path) -> TeacherConfig:
     """config.json of any of the four families as a TeacherConfig."""
     settings = {name: value for name, value in settings.items() if value is not None}
     family = settings.get("model_type")
-    if family not in HEADS:
+    if not isinstance(family, str) or family not in HEADS:
         raise UserError(f"{path}: model_type is {family!r}; this kit reads {', '.join(HEADS)} "
                         f"(any other model teaches through its logits: save them as an (N, C) tensor, "
                         f"see README)")

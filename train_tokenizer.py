@@ -30,8 +30,8 @@ def parse_args(argv=None):
     numbers += [] if args.limit_alphabet is None else [args.limit_alphabet]
     if min(args.vocab_size) < 10 or min(numbers) < 1:
         p.error("--vocab-size must be at least 10, --min-frequency and --limit-alphabet at least 1")
-    if max(numbers) > 2**31:
-        p.error(f"--vocab-size, --min-frequency and --limit-alphabet must be at most {2**31}")
+    if max(args.vocab_size) > 2**20 or max(numbers) > 2**31:  # the trainers take 70 bytes a token at once
+        p.error(f"--vocab-size must be at most {2**20}, --min-frequency and --limit-alphabet {2**31}")
     return args
 
 

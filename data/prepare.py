@@ -276,7 +276,8 @@ def write(out: Path, header: list[str], splits: dict) -> None:
             raise
         new += old  # the set is in place: what it replaces can go
     except OSError as error:
-        raise UserError(f"{out}: cannot write the files ({error}); nothing was changed") from None
+        raise UserError(f"{error.filename2 or out}: cannot write ({error.strerror or error}); nothing was "
+                        f"changed") from None
     finally:
         for path in new:  # and never `old` after a failure: it may be all that is left
             with contextlib.suppress(OSError):

@@ -3,6 +3,9 @@
 import fcntl
 import json
 import math
+import os
+import re
+import shlex
 from pathlib import Path
 
 import numpy as np
@@ -11,6 +14,7 @@ import torch
 import torch.nn.functional as F
 
 import distill
+import dump_logits
 import runtime
 import train_tokenizer
 from data import batching
@@ -18,6 +22,7 @@ from data.examples import read_again, read_examples, survey
 from distill import distill_loss
 from runtime import UserError
 from student import Student, StudentError
+from teacher import Teacher, TeacherConfig, bert_template, load_tokenizer
 
 WORDS = ["좋다", "최고", "추천", "재밌다", "별로", "최악", "지루", "실망", "영화", "배우", "그냥", "정말"]
 
@@ -76,6 +81,7 @@ COMMON = ["--valid", "valid.tsv", "--tokenizer", "tokenizer/vocab_size_60", "--s
 
 
 def run(*flags):
+    distill.teacher_fingerprints.cache_clear()  # of an earlier process
     distill.main(distill.parse_args([*COMMON, *flags]))
 
 
@@ -317,6 +323,17 @@ def test_a_second_run_on_one_folder_is_refused_and_an_aborted_save_is_cleared_aw
     assert not litter.exists()
 
 
+@pytest.mark.parametrize("trouble", ["another run", "is there already"])
+def test_a_grid_looks_at_all_its_folders_before_it_trains(folder, trouble):
+    second = folder / "students/tiny-seed1"
+    second.mkdir(parents=True)
+    with open(second / (".lock" if trouble == "another run" else "student.pt"), "a") as held:
+        fcntl.flock(held, fcntl.LOCK_EX)
+        with pytest.raises(UserError, match=rf"students/tiny-seed1.*: {trouble}"):
+            run("--train", "train.tsv", "--alpha", "1", "--seed", "0", "1")
+    assert not (folder / "students/tiny-seed0/last.pt").exists()
+
+
 def test_the_same_command_gives_the_same_bytes_wherever_it_runs(folder):
     flags = ["--train", "train.tsv", "--logits", "train.pt", "--epochs", "1", "--dropout", "0.2"]
     run(*flags, "--output-dir", "one")
@@ -428,6 +445,154 @@ def test_logits_are_mapped_rather_than_read(folder):
         assert all(torch.equal(weights[0][name], other[name]) for name in other)
 
 
+def write_teacher(path, seed, max_length=32):
+    """A small teacher with random weights."""
+    tokenizer = load_tokenizer(Path("tokenizer/vocab_size_60"), "bert")
+    tokenizer.post_processor = bert_template(tokenizer)
+    torch.manual_seed(seed)
+    config = TeacherConfig("bert", tokenizer.get_vocab_size(), 8, 1, 2, 16, 8, 40, 2, 2,
+                           initializer_range=0.4)
+    Path(path).parent.mkdir(exist_ok=True)
+    Teacher(config, tokenizer, ["0", "1"], max_length).save(path)
+
+
+def run_dump(*flags):
+    dump_logits.main(dump_logits.parse_args([*flags, "--device", "cpu", "--precision", "fp32"]))
+
+
+@pytest.fixture
+def taught(folder):
+    """logits/train.pt and logits/unlabeled.pt, which dump_logits.py made of t.pt; the flags to use them."""
+    write_teacher("t.pt", 1)
+    run_dump("--teacher", "t.pt", "--data", "train.tsv", "unlabeled.tsv")
+    return ["--train", "train.tsv", "unlabeled.tsv", "--logits", "logits/train.pt", "logits/unlabeled.pt",
+            "--epochs", "1"]
+
+
+def refused(*flags) -> str:
+    with pytest.raises(UserError) as error:
+        run(*flags)
+    assert "\n" not in str(error.value)
+    return str(error.value)
+
+
+def run_printed(message) -> list[str]:
+    """Do what a refusal says; the command's words."""
+    script, *words = shlex.split(re.search(r"python (dump_logits\.py .*?)(, or name |$)", message)[1])
+    assert script == "dump_logits.py"
+    run_dump(*words)
+    return words
+
+
+@pytest.mark.parametrize("change, named", [
+    ({"seed": 2}, "weights"), ({"seed": 1, "max_length": 9}, "max_length"),
+    ({"seed": 2, "max_length": 9}, "weights and max_length"),
+])
+def test_logits_of_a_teacher_that_has_changed_are_refused_and_the_printed_command_repairs_them(
+        taught, change, named):
+    run(*taught)
+    first = Path("students/tiny/student.pt").read_bytes()
+    write_teacher("t.pt", **change)
+    for name in ("train", "unlabeled"):  # each has its own command
+        message = refused(*taught, "--overwrite")
+        assert message == (
+            f"logits/{name}.pt: was made by another teacher than t.pt now is (other {named}); make the right "
+            f"ones: python dump_logits.py --teacher t.pt --data {name}.tsv --output-dir logits --overwrite, "
+            f"or name the teacher they are of with --teacher")
+        assert Path("students/tiny/student.pt").read_bytes() == first
+        run_printed(message)
+    run(*taught, "--overwrite")
+    assert Path("students/tiny/student.pt").read_bytes() != first
+    for name in ("train", "unlabeled"):
+        made = torch.load(f"logits/{name}.pt", weights_only=True)
+        assert made["teachers"] == [Teacher.load("t.pt").fingerprints()]
+
+
+@pytest.mark.parametrize("teachers", [["t.pt", "u.pt"], ["my teachers/t.pt"]])
+def test_the_printed_command_names_all_teachers_of_the_mean(taught, teachers):
+    """Of a mean of two it must not make the logits of one; and a shell has to read it."""
+    for seed, path in enumerate(teachers, 5):
+        write_teacher(path, seed)
+    run_dump("--teacher", *teachers, "--data", "train.tsv", "--overwrite")
+    write_teacher(teachers[-1], 9)
+    words = run_printed(refused(*taught[:2], "--logits", "logits/train.pt"))
+    assert words[: 1 + len(teachers)] == ["--teacher", *teachers]
+    made = torch.load("logits/train.pt", weights_only=True)
+    assert made["teachers"] == [Teacher.load(path).fingerprints() for path in teachers]
+    run("--train", "train.tsv", "--logits", "logits/train.pt", "--epochs", "1")
+
+
+def test_the_printed_command_reads_the_columns_that_distill_reads(taught):
+    lines = [line.split("\t") for line in Path("train.tsv").read_text("utf-8").splitlines()[1:]]
+    rows = "".join(f"{text} 정말\t{text}\t{label}\n" for text, label in lines)
+    Path("both.tsv").write_text(f"text\tbody\tgold\n{rows}", encoding="utf-8")
+    run_dump("--teacher", "t.pt", "--data", "both.tsv")  # of the column text
+    flags = ["--train", "both.tsv", "--logits", "logits/both.pt", "--text-column", "body", "--label-column",
+             "gold", "--valid", "valid2.tsv", "--epochs", "1"]
+    Path("valid2.tsv").write_text(f"text\tbody\tgold\n{rows}", encoding="utf-8")
+    message = refused(*flags)
+    assert message.startswith("logits/both.pt: these are logits of other texts than both.tsv; make the right")
+    run_printed(message)
+    run(*flags)
+
+
+def test_logits_of_a_file_that_has_grown_need_its_new_rows_alone(taught, monkeypatch):
+    old = torch.load("logits/train.pt", weights_only=True)["logits"]
+    with open("train.tsv", "a", encoding="utf-8") as file:
+        file.write("새로운 영화\t1\n정말 지루\t0\n")
+    message = refused(*taught)
+    assert message == (
+        "logits/train.pt: these are logits of other texts than train.tsv; it has grown, add the new rows: "
+        "python dump_logits.py --teacher t.pt --data train.tsv --output-dir logits --append")
+    computed, mean_logits = [], dump_logits.mean_logits
+    monkeypatch.setattr(dump_logits, "mean_logits", lambda teachers, texts, *rest: (
+        computed.extend(texts) or mean_logits(teachers, texts, *rest)))
+    run_printed(message)
+    assert computed == ["새로운 영화", "정말 지루"]
+    new = torch.load("logits/train.pt", weights_only=True)["logits"]
+    assert len(new) == 302 and torch.equal(new[:300], old)
+    run(*taught)
+
+
+def test_a_named_teacher_is_compared_and_one_that_is_gone_is_not(taught):
+    write_teacher("u.pt", 2)
+    assert refused(*taught, "--teacher", "u.pt") == (
+        "logits/train.pt: was made by another teacher than u.pt now is (other weights); make the right ones: "
+        "python dump_logits.py --teacher u.pt --data train.tsv --output-dir logits --overwrite, or name the "
+        "teacher they are of with --teacher")
+    assert refused(*taught, "--teacher", "t.pt", "u.pt").startswith(
+        "logits/train.pt: is the mean of 1 teachers, --teacher names 2; make the right ones: python dump_l")
+    os.rename("t.pt", "kept.pt")
+    run(*taught)  # nothing is there to compare with
+    assert refused(*taught, "--teacher", "t.pt", "--overwrite") == (
+        "t.pt: cannot read (No such file or directory)")
+    run(*taught, "--teacher", "kept.pt", "--overwrite")
+    os.rename("u.pt", "t.pt")
+    assert "logits/train.pt: was made by another teacher than t.pt" in refused(*taught, "--overwrite")
+    run(*taught, "--teacher", "kept.pt", "--overwrite")  # what dump_logits.py read is then not looked at
+
+
+def test_logits_of_two_teachers_do_not_teach_together(taught):
+    write_teacher("u.pt", 2)
+    run_dump("--teacher", "u.pt", "--data", "unlabeled.tsv", "--overwrite")
+    assert refused(*taught).startswith(
+        "logits/unlabeled.pt: is of other teachers than logits/train.pt; one for all files: python dump_lo")
+
+
+def test_logits_that_are_replaced_while_they_are_read_are_refused(taught, monkeypatch):
+    """They are checked at the start and read from the file when the rows are encoded."""
+    encode, other = distill.encode_training_set, torch.load("logits/unlabeled.pt", weights_only=True)
+
+    def replace_then_encode(*args):
+        other["logits"] += 1
+        torch.save(other, "logits/unlabeled.pt")
+        return encode(*args)
+
+    monkeypatch.setattr(distill, "encode_training_set", replace_then_encode)
+    assert refused(*taught) == "logits/unlabeled.pt: was changed while it was read; run again"
+    assert not Path("students/tiny/student.pt").exists()
+
+
 def test_label_names_are_those_of_all_files(folder):
     for name, labels in (("a", ["3", "3"]), ("b", None), ("c", ["20", ""]), ("v", ["100", "3"])):
         data = "text\n글\n말\n" if labels is None else "text\tlabel\n" + "".join(f"글\t{x}\n" for x in labels)
@@ -497,20 +662,21 @@ def test_a_validation_loss_that_is_not_finite_ends_the_run_and_is_never_the_best
     assert not (folder / "students/tiny/student.pt").exists()
 
 
-@pytest.mark.parametrize("poison", ["loss", "gradient"])
+@pytest.mark.parametrize("poison, save_every", [("loss", "10"), ("gradient", "0")])
 def test_a_poisoned_batch_stops_the_run_at_its_step_and_is_named(folder, monkeypatch, window_or_several,
-                                                                 poison):
+                                                                 poison, save_every):
     """Row 150 of the second file, in epoch 2: its step changes nothing, all rows of its batch are told."""
-    marked = read_examples("unlabeled.tsv")
     logits = torch.randn(200, 2)
     logits[150] = torch.tensor([777.0, 777.0])
     dump("unlabeled.pt", "unlabeled.tsv", logits)
-    epochs, batches, rows_of_batch = [], distill.training_batches, []
+    epochs, batches, rows_of_batch, before = [], distill.training_batches, [], {}
 
     def counted(*args):
-        epochs.append(1)
+        epochs.append(0)
         for window, rows in batches(*args):
             rows_of_batch[:] = window.numbers[rows].tolist()
+            epochs[-1] += 1
+            before.update((path.name, path.read_bytes()) for path in Path("students/tiny").iterdir())
             yield window, rows
 
     def poisoned(student_logits, teacher_logits, labels, *rest):
@@ -524,18 +690,30 @@ def test_a_poisoned_batch_stops_the_run_at_its_step_and_is_named(folder, monkeyp
     monkeypatch.setattr(distill, "distill_loss", poisoned)
     flags = ["--train", "train.tsv", "unlabeled.tsv", "--logits", "train.pt", "unlabeled.pt"]
     with pytest.raises(UserError) as error:
-        run(*flags)
-    message = str(error.value)
-    assert message.startswith("epoch 2, step ") and "loss or gradient is not finite" in message
-    assert message.endswith("lower --lr (students/tiny/student.pt is the best before)")
+        run(*flags, "--save-every", save_every)
+    assert str(error.value) == (
+        f"epoch 2, step {epochs[1]}: loss or gradient is not finite; its {len(rows_of_batch)} rows are in "
+        f"students/tiny/diverged.tsv; lower --lr (students/tiny/student.pt is the best before)")
     header, *lines = Path("students/tiny/diverged.tsv").read_text("utf-8").splitlines()
     expected = [f"train.tsv\t{i}" if i < 300 else f"unlabeled.tsv\t{i - 300}" for i in sorted(rows_of_batch)]
     assert header == "file\trow" and lines == expected and "unlabeled.tsv\t150" in lines
-    assert f"its {len(lines)} rows are in students/tiny/diverged.tsv" in message
-    assert len(marked) == 200 and 0 < len(lines) < 200
+    assert 0 < len(lines) < 200
+    after = {path.name: path.read_bytes() for path in Path("students/tiny").iterdir()}
+    assert after.pop("diverged.tsv") and after == before  # student.pt and last.pt are those before the step
     at = runtime.load("students/tiny/last.pt", "student-resume", distill.FORMAT)["at"]
-    assert (at["epoch"], at["step"]) == (1, 0)
+    assert (at["epoch"], at["step"]) == (1, 0 if save_every == "10" else epochs[1] - 1)
     assert Student.load("students/tiny/student.pt").artifact["scores"]["epoch"] == 1
+
+
+def test_logits_whose_squares_are_no_float32_stop_the_first_step(folder):
+    flags = ["--train", "train.tsv", "--logits", "train.pt", "--epochs", "1"]
+    dump("train.pt", "train.tsv", torch.full((300, 2), 1e15))
+    run(*flags)
+    before = Path("students/tiny/student.pt").read_bytes()
+    dump("train.pt", "train.tsv", torch.full((300, 2), 1e30))
+    with pytest.raises(UserError, match=r"^epoch 1, step 1: loss or gradient is not finite; .*; lower --lr$"):
+        run(*flags, "--overwrite")
+    assert Path("students/tiny/student.pt").read_bytes() == before
 
 
 @pytest.mark.parametrize("flags, message", [

@@ -372,11 +372,20 @@ def test_files_that_are_no_model_are_refused(case, capsys):
 def test_errors_that_cannot_be_written_are_told(case, capsys):
     """After the table is printed: what was computed is not lost."""
     with pytest.raises(runtime.UserError) as error:
-        evaluate.main(evaluate.parse_args(["one.pt", "--data", "data.tsv", "--errors", "no/such/folder.tsv"]))
-    assert str(error.value) == "no/such/folder.tsv: cannot write (No such file or directory)"
+        run(capsys, "one.pt", "--data", "data.tsv", "--errors", "one.pt/mistakes.tsv")
+    assert str(error.value) == "one.pt/mistakes.tsv: cannot write (File exists); nothing was changed"
     assert "one.pt" in capsys.readouterr().out
-    again = refused(capsys, "one.pt", "--data", "data.tsv", "--errors", "./data.tsv")
-    assert "would overwrite --data" in again
+
+
+@pytest.mark.parametrize("name", ["./data.tsv", "seen.tsv", "two.pt"])
+def test_errors_never_overwrite_what_is_read(case, capsys, name):
+    write_tsv("seen.tsv", case[:3])
+    before = Path(name).read_bytes()
+    flags = ["one.pt", "two.pt", "--data", "data.tsv", "--seen", "seen.tsv", "--errors"]
+    assert refused(capsys, *flags, name) == f"--errors {name} would overwrite what is read; name another file"
+    assert Path(name).read_bytes() == before
+    run(capsys, *flags, "in/new/folders.tsv")
+    assert Path("in/new/folders.tsv").read_text("utf-8").startswith("model\trow\t")
 
 
 @pytest.mark.parametrize(("flags", "message"), [

@@ -35,7 +35,7 @@ def write(path, rows, header="text\tlabel"):
 
 @pytest.fixture(scope="module")
 def files(tmp_path_factory):
-    """train.tsv, valid.tsv and tokenizers of 75 and of 60 tokens."""
+    """train.tsv, valid.tsv and tokenizers of 75 tokens (what 150 come to) and of 60."""
     folder = tmp_path_factory.mktemp("data")
     write(folder / "train.tsv", ROWS)
     write(folder / "valid.tsv", ROWS[30:54])
@@ -63,11 +63,18 @@ def read(path):
 
 
 def log_lines(output):
-    """The lines of epochs."""
-    lines = (output / "log.jsonl").read_text(encoding="utf-8").splitlines()
-    lines = [json.loads(line) for line in lines]
-    assert lines[0]["arguments"]["output_dir"] == str(output)
-    return [line for line in lines if "train_loss" in line]
+    """The lines of epochs: all but the first."""
+    first, *lines = [json.loads(line) for line in (output / "log.jsonl").read_text("utf-8").splitlines()]
+    assert first["arguments"]["output_dir"] == str(output) and all("train_loss" in line for line in lines)
+    return lines
+
+
+def log_without_seconds(output):
+    """All lines but for seconds, and for what the first says of the folder and of when to save."""
+    lines = [json.loads(line) for line in (output / "log.jsonl").read_text("utf-8").splitlines()]
+    for name in ("output_dir", "save_every", "overwrite"):
+        del lines[0]["arguments"][name]
+    return [{name: value for name, value in line.items() if name != "seconds"} for line in lines]
 
 
 def assert_equal(one, other):
@@ -91,6 +98,10 @@ def alone(teacher, text, text2=None):
     second = None if text2 is None else torch.tensor([len(encoding.ids) - sum(encoding.type_ids)])
     with torch.no_grad():
         return teacher.eval()(torch.tensor([ids]), torch.tensor([len(ids)]), second)[0]
+
+
+def all_bytes(folder):
+    return {path.name: path.read_bytes() for path in folder.rglob("*") if path.is_file()}
 
 
 def refused(function, *parts):
@@ -223,7 +234,9 @@ def test_teacher_pt_is_the_best_epoch_on_validation(files, tmp_path):
     best = read(tmp_path / "out" / "teacher.pt")
     assert best["epoch"] == 1 + accuracies.index(max(accuracies)) < 12
     last = read(tmp_path / "out" / "last.pt")
-    assert last["at"]["epoch"] == 12 and last["at"]["best"]["valid_accuracy"] == max(accuracies)
+    assert {name: value for name, value in last["at"].items() if name != "log"} == {
+        "epoch": 12, "step": 0, "rows": 0, "loss": 0.0, "best": best["scores"] | {"epoch": best["epoch"]}}
+    assert best["scores"]["valid_accuracy"] == max(accuracies)
     teacher = Teacher.load(tmp_path / "out" / "teacher.pt")
     assert teacher.label_names == NAMES
     labels = torch.tensor([NAMES.index(label) for _, label in rows])
@@ -236,89 +249,121 @@ def test_teacher_pt_is_the_best_epoch_on_validation(files, tmp_path):
     assert best["scores"] == {name: best_line[name] for name in ("valid_loss", "valid_accuracy")}
 
 
-def killed(files, output, monkeypatch, saves, *more, **flags):
-    """A run that is killed right after so many files were written; whether it came to its end before that."""
-    save, saved = runtime.save, []
+def killed_until_done(monkeypatch, start, saves):
+    """start(*flags), killed each time right after so many files were written, until it ends: what each of the
+    runs wrote."""
+    save, runs = runtime.save, []
 
     def save_then_die(artifact, path):
         save(artifact, path)
-        saved.append(path)
-        if len(saved) == saves:
+        runs[-1].append(path.name)
+        # Alone teacher.pt brings no progress: who dies right after it each time never comes further.
+        if len(runs[-1]) >= saves and not (saves == 1 and path.name == "teacher.pt"):
             raise KeyboardInterrupt
 
     with monkeypatch.context() as patch:
         patch.setattr(runtime, "save", save_then_die)
-        try:
-            finetune(files, output, *more, **flags)
-        except KeyboardInterrupt:
-            return False
-    return True
+        while True:
+            torch.rand(7)  # dropout is a function of seed and step, not of what this process has come to
+            flags = ["--resume"] if runs else []
+            runs.append([])
+            try:
+                start(*flags)
+                return runs
+            except KeyboardInterrupt:
+                assert len(runs) < 50
 
 
-@pytest.mark.parametrize("saves, window", [(1, None), (2, None), (6, None), (11, 100)])
+# A run of three epochs of two steps writes last.pt at the start, after each step (--save-every 0) and after
+# each epoch, before which it writes teacher.pt if that is the best. So it is killed before the first step and
+# after each (1), within an epoch (2), between its last step and the validation (3), when teacher.pt is there
+# and last.pt does not say so (4), between two epochs (5), and so on from there.
+@pytest.mark.parametrize("saves, window", [
+    (1, None), (2, None), (3, None), (4, None), (5, None), (2, 100), (5, 100)])
 def test_a_resumed_run_equals_an_uninterrupted_one_to_the_bit(files, tmp_path, monkeypatch, saves, window):
-    """Killed before the first step and in the middle of epochs; also with rows in several windows."""
+    """Also with rows in several windows. No step is done twice."""
     reads, read_blocks = [], batching.Store._read
     monkeypatch.setattr(batching.Store, "_read", lambda *args: reads.append(1) or read_blocks(*args))
     if window:
         monkeypatch.setattr(batching, "WINDOW", window)
         monkeypatch.setattr(read_again, "__defaults__", (None, None, None, 8))
+    steps, step = [], torch.optim.AdamW.step
+    monkeypatch.setattr(torch.optim.AdamW, "step", lambda self: steps.append(1) or step(self))
     finetune(files, tmp_path / "whole", epochs=1)
+    reads.clear(), steps.clear()
     finetune(files, tmp_path / "whole", "--overwrite", epochs=3, accumulate=2)
-    starts = []
-    while not killed(files, tmp_path / "parts", monkeypatch, saves, *(["--resume"] if starts else []),
-                     epochs=3, accumulate=2, save_every=0):
-        at = read(tmp_path / "parts" / "last.pt")["at"]
-        starts.append((at["epoch"], at["step"]))
-        torch.rand(7)  # dropout is a function of seed and step, not of what this process has come to
-        if saves == 1 and len(starts) == 3:  # the first save of a run that goes on is that of its first step
-            break
-    if saves == 1:
-        finetune(files, tmp_path / "parts", "--resume", epochs=3, accumulate=2, save_every=7)
-    assert starts == sorted(set(starts)) and starts[-1] > (0, 0)
+    assert len(reads) > 9 if window else len(reads) == 1  # a read for the run, or for each window
+    needed = len(steps)
+    assert needed % 3 == 0 and needed >= 6
 
-    whole, parts = ((tmp_path / folder / "teacher.pt").read_bytes() for folder in ("whole", "parts"))
-    assert whole == parts
+    def start(*flags):
+        finetune(files, tmp_path / "parts", *flags, epochs=3, accumulate=2, save_every=0)
+
+    runs = killed_until_done(monkeypatch, start, saves)
+    assert len(steps) == 2 * needed
+    assert len(runs) == 1 + needed + 3 + 1 if saves == 1 else len(runs) > 2
+    assert [name for run in runs for name in run].count("last.pt") == 1 + needed + 3
+
+    teachers = [(tmp_path / folder / "teacher.pt").read_bytes() for folder in ("whole", "parts")]
+    assert teachers[0] == teachers[1]
     whole, parts = (read(tmp_path / folder / "last.pt") for folder in ("whole", "parts"))
-    assert_equal(parts["weights"], whole["weights"])
-    assert_equal(parts["optimizer"], whole["optimizer"])
-    assert parts["at"] | {"log": 0} == whole["at"] | {"log": 0}
-    assert set(parts) == {"kind", "format", "weights", "optimizer", "at", "precision",
-                          "made_by"}  # no random state is needed
-    whole, parts = ([line | {"seconds": 0} for line in log_lines(tmp_path / folder)]
-                    for folder in ("whole", "parts"))
-    assert whole == parts
-    assert len(whole) == 3  # a new run begins the log anew
-    assert parts and (len(reads) > 20 if window else len(reads) >= 4)
+    for folder, state in (("whole", whole), ("parts", parts)):
+        assert state["at"].pop("log") == (tmp_path / folder / "log.jsonl").read_text("utf-8")
+    assert_equal(parts, whole)
+    assert set(whole) == {  # no random state is needed
+        "kind", "format", "weights", "optimizer", "at", "precision", "made_by"}
+    assert log_without_seconds(tmp_path / "parts") == log_without_seconds(tmp_path / "whole")
+    assert len(log_lines(tmp_path / "whole")) == 3  # a new run begins the log anew
     config = TeacherConfig(**read(tmp_path / "whole" / "teacher.pt")["config"])
     assert config.hidden_dropout > 0 and config.attention_dropout > 0
 
 
-def test_a_step_whose_loss_is_not_finite_changes_nothing_and_is_named(files, tmp_path, monkeypatch):
-    """The row "… 6점" of the second epoch's batches; its step's rows are all told, of both batches."""
-    cross_entropy, calls, groups, grouped = F.cross_entropy, [], [], finetune_teacher.grouped
+@pytest.mark.parametrize("save_every, window", [(10, None), (0, None), (0, 100)])
+def test_a_step_whose_loss_is_not_finite_changes_nothing_and_is_named(files, tmp_path, monkeypatch,
+                                                                      save_every, window):
+    """The second of the second epoch: the rows of both its batches are told by their place in the file, of
+    which a third has no label."""
+    if window:
+        monkeypatch.setattr(batching, "WINDOW", window)
+        monkeypatch.setattr(read_again, "__defaults__", (None, None, None, 8))
+    rows = [(text, label if i % 3 else "") for i, (text, label) in enumerate(ROWS)]
+    train = write(tmp_path / "some.tsv", rows)
+    cross_entropy, grouped, epochs, before = F.cross_entropy, finetune_teacher.grouped, [], {}
 
     def poisoned(logits, labels, **flags):
         loss = cross_entropy(logits, labels, **flags)
-        calls.append(len(labels))
-        return loss * torch.inf if flags.get("reduction") == "sum" and sum(calls) > 60 + 24 + 20 else loss
+        return loss * torch.inf if flags and len(epochs) == 2 and len(epochs[1]) == 2 else loss
 
     def remembered(batches, count):
+        epochs.append([])
         for group in grouped(batches, count):
-            groups.append(group)
+            epochs[-1].append(group)
+            before.update(all_bytes(tmp_path / "out"))
             yield group
 
     monkeypatch.setattr(F, "cross_entropy", poisoned)
     monkeypatch.setattr(finetune_teacher, "grouped", remembered)
-    calls.clear()
-    refused(lambda: finetune(files, tmp_path, accumulate=2, max_tokens=100), r"epoch 2, step \d+: loss or",
-            r"diverged\.tsv; lower --lr \(.*teacher\.pt is the best before\)")
-    rows = sorted(row for _, batch in groups[-1] for row in batch)
-    assert len(groups[-1]) == 2 and len(rows) > 2
-    lines = (tmp_path / "diverged.tsv").read_text("utf-8").splitlines()
-    assert lines == ["file\trow", *(f"{files / 'train.tsv'}\t{row}" for row in rows)]
-    last = read(tmp_path / "last.pt")["at"]
-    assert (last["epoch"], last["step"]) == (1, 0) and Teacher.load(tmp_path / "teacher.pt")
+    out = tmp_path / "out"
+    refused(lambda: finetune(files, out, train=train, accumulate=2, max_tokens=100, save_every=save_every),
+            r"^epoch 2, step 2: loss or gradient is not finite; its \d+ rows are in .*out/diverged\.tsv; "
+            r"lower --lr \(.*out/teacher\.pt is the best before\)$")
+    rows = sorted(row for window, batch in epochs[1][1] for row in window.numbers[batch].tolist())
+    assert len(epochs[1][1]) == 2 and len(rows) > 2
+    lines = (out / "diverged.tsv").read_text("utf-8").splitlines()
+    assert lines == ["file\trow", *(f"{train}\t{row}" for row in rows)]
+    assert all(row % 3 for row in rows) and max(rows) > 40  # not their numbers among the labelled
+    assert all_bytes(out) == before | {"diverged.tsv": (out / "diverged.tsv").read_bytes()}
+    at = read(out / "last.pt")["at"]
+    assert (at["epoch"], at["step"]) == (1, 0 if save_every else 1)
+
+
+def test_teacher_pt_is_the_same_whatever_the_names_of_folders_and_files(files, tmp_path):
+    finetune(files, tmp_path / "one", epochs=1)
+    other = write(tmp_path / "elsewhere" / "other.tsv", ROWS)
+    finetune(files, tmp_path / "two" / "deep", epochs=1, train=other)
+    teacher = (tmp_path / "two" / "deep" / "teacher.pt").read_bytes()
+    assert teacher == (tmp_path / "one" / "teacher.pt").read_bytes()
+    assert b"other.tsv" not in teacher and b"deep" not in teacher
 
 
 def test_finished_work_is_overwritten_only_when_told_to(files, tmp_path):
@@ -599,10 +644,6 @@ def computed(monkeypatch):
     return calls
 
 
-def all_bytes(folder):
-    return {path.name: path.read_bytes() for path in folder.rglob("*") if path.is_file()}
-
-
 @pytest.mark.parametrize("flag", ["--resume", "--append"])
 def test_a_killed_dump_goes_on_from_its_finished_parts(files, tmp_path, monkeypatch, computed, flag):
     for i in range(2):
@@ -629,9 +670,13 @@ def test_a_killed_dump_goes_on_from_its_finished_parts(files, tmp_path, monkeypa
             r"plan\.pt: was made with other values of the number of teachers \(2, now 1\)")
     refused(lambda: dump(teachers, data, tmp_path / "parts", flag, max_tokens=51),
             r"max_tokens \(50, now 51\)")
+    part = tmp_path / "parts" / ".a.shards" / "000001.pt"
+    torch.save(read(part) | {"logits": torch.zeros(6, 2)}, part)
+    refused(lambda: dump(teachers, data, tmp_path / "parts", flag), r"000001\.pt: damaged; delete it and run")
+    part.unlink()
     del computed[:]
     dump(teachers, data, tmp_path / "parts", flag)
-    assert computed == whole[3:]
+    assert computed == [whole[1], *whole[3:]]
     assert (tmp_path / "parts" / "a.pt").read_bytes() == (tmp_path / "whole" / "a.pt").read_bytes()
     assert all_bytes(tmp_path / "parts").keys() == {"a.pt", ".a.lock"}
     del computed[:]
@@ -640,37 +685,72 @@ def test_a_killed_dump_goes_on_from_its_finished_parts(files, tmp_path, monkeypa
     refused(lambda: dump(teachers, data, tmp_path / "parts"), r"a\.pt: is there already; --append if")
 
 
-@pytest.mark.parametrize("kill", [False, True])
+@pytest.mark.parametrize("old", ["of another teacher", "damaged", "without its last row"])
+def test_a_killed_overwrite_goes_on_and_replaces_what_was_there(files, tmp_path, monkeypatch, computed, old):
+    """What is there when it is resumed is what it was to replace: not whole, and nothing is kept of it."""
+    data = [write(tmp_path / "a.tsv", ROWS[:59] if old == "without its last row" else ROWS)]
+    new_teacher(files, tmp_path / "t.pt", 2 if old == "of another teacher" else 1)
+    dump([tmp_path / "t.pt"], data, tmp_path / "out")
+    artifact = read(tmp_path / "out" / "a.pt")
+    artifact["logits"][50, 0] += 1
+    torch.save(artifact, tmp_path / "out" / "a.pt")
+    before = (tmp_path / "out" / "a.pt").read_bytes()
+    new_teacher(files, tmp_path / "t.pt", 1)
+    write(tmp_path / "a.tsv", ROWS)
+    dump([tmp_path / "t.pt"], data, tmp_path / "whole")
+    save = runtime.save
+
+    def save_then_die(artifact, path):
+        save(artifact, path)
+        if path.name == "000002.pt":
+            raise KeyboardInterrupt
+
+    with monkeypatch.context() as patch, pytest.raises(KeyboardInterrupt):
+        patch.setattr(runtime, "save", save_then_die)
+        dump([tmp_path / "t.pt"], data, tmp_path / "out", "--overwrite")
+    assert (tmp_path / "out" / "a.pt").read_bytes() == before
+    del computed[:]
+    dump([tmp_path / "t.pt"], data, tmp_path / "out", "--resume")
+    assert [text for part in computed for text in part] == [text for text, _ in ROWS[21:]]
+    assert (tmp_path / "out" / "a.pt").read_bytes() == (tmp_path / "whole" / "a.pt").read_bytes()
+
+
+@pytest.mark.parametrize("killed", [None, "000004.pt", "a.pt"])
 def test_append_computes_the_new_rows_alone_and_keeps_the_old_bits(files, tmp_path, monkeypatch, computed,
-                                                                   kill):
+                                                                   killed):
+    """Also when it is killed in its fifth part, or at the end, before the parts are removed."""
     teacher = new_teacher(files, tmp_path / "t.pt", 1)
     data = [write(tmp_path / "a.tsv", ROWS[:24])]
-    dump([tmp_path / "t.pt"], data, tmp_path)
-    old = read(tmp_path / "a.pt")["logits"]
+    for folder in ("out", "whole"):
+        dump([tmp_path / "t.pt"], data, tmp_path / folder)
+    old = read(tmp_path / "out" / "a.pt")["logits"]
     write(tmp_path / "a.tsv", ROWS)
-    refused(lambda: dump([tmp_path / "t.pt"], data, tmp_path, "--resume"),
+    refused(lambda: dump([tmp_path / "t.pt"], data, tmp_path / "out", "--resume"),
             r"a\.pt: has 24 of the 60 rows of .*a\.tsv; --append adds the rest")
+    dump([tmp_path / "t.pt"], data, tmp_path / "whole", "--append")
     del computed[:]
-    if kill:
+    if killed:
         save = runtime.save
 
         def save_then_die(artifact, path):
             save(artifact, path)
-            if path.name == "000004.pt":
+            if path.name == killed:
                 raise KeyboardInterrupt
 
         with monkeypatch.context() as patch, pytest.raises(KeyboardInterrupt):
             patch.setattr(runtime, "save", save_then_die)
-            dump([tmp_path / "t.pt"], data, tmp_path, "--append")
-        assert len(read(tmp_path / "a.pt")["logits"]) == 24
-        dump([tmp_path / "t.pt"], data, tmp_path, "--append", "--resume")
+            dump([tmp_path / "t.pt"], data, tmp_path / "out", "--append")
+        assert len(read(tmp_path / "out" / "a.pt")["logits"]) == (60 if killed == "a.pt" else 24)
+        dump([tmp_path / "t.pt"], data, tmp_path / "out", "--append", "--resume")
     else:
-        dump([tmp_path / "t.pt"], data, tmp_path, "--append")
+        dump([tmp_path / "t.pt"], data, tmp_path / "out", "--append")
     assert [text for part in computed for text in part] == [text for text, _ in ROWS[24:]]
-    new = read(tmp_path / "a.pt")
+    new = read(tmp_path / "out" / "a.pt")
     assert torch.equal(new["logits"][:24], old) and new["texts"] == read_examples(data[0]).fingerprint()
     expected = torch.stack([alone(teacher, text) for text, _ in ROWS])
     torch.testing.assert_close(new["logits"], expected, rtol=0, atol=1e-5)
+    assert all_bytes(tmp_path / "out").keys() == {"a.pt", ".a.lock"}
+    assert (tmp_path / "out" / "a.pt").read_bytes() == (tmp_path / "whole" / "a.pt").read_bytes()
 
 
 @pytest.mark.parametrize("change, named", [
@@ -702,9 +782,12 @@ def test_check_computes_rows_again_and_names_the_one_that_differs(files, tmp_pat
     dump([tmp_path / "t.pt"], data, tmp_path, check=999)
     assert "60 of 60 rows" in capsys.readouterr().out and all_bytes(tmp_path) == before
     artifact = read(tmp_path / "a.pt")
-    artifact["logits"][41, 1] += 0.01
-    torch.save(artifact, tmp_path / "a.pt")
-    refused(lambda: dump([tmp_path / "t.pt"], data, tmp_path, check=60),
-            r"a\.pt: 1 of 60 rows are wrong, first row 41 \(.*a\.tsv:43\): ", "--overwrite makes it anew")
+    right = artifact["logits"][41, 1].item()
+    for wrong in (right + 0.01, right - 0.01, torch.nan):
+        artifact["logits"][41, 1] = wrong
+        torch.save(artifact, tmp_path / "a.pt")
+        refused(lambda: dump([tmp_path / "t.pt"], data, tmp_path, check=60),
+                r"a\.pt: 1 of 60 rows are wrong, first row 41 \(.*a\.tsv:43\): "
+                rf"\[\S+, {wrong:.4g}\d*\], computed again \[\S+, {right:.4g}\d*\]; --overwrite makes it an")
     new_teacher(files, tmp_path / "t.pt", 2)
     refused(lambda: dump([tmp_path / "t.pt"], data, tmp_path, check=60), "the weights of teacher 1;")

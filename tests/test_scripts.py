@@ -1,6 +1,7 @@
 """All scripts in sequence as a user runs them, what each imports, and how each answers --help and misuse."""
 
 import ast
+import fcntl
 import json
 import re
 import subprocess
@@ -144,6 +145,37 @@ def test_a_users_mistake_is_one_line_and_exit_code_2(chain, script, args, messag
     assert message in result.stderr and "Traceback" not in result.stderr
     assert len(result.stderr.strip().splitlines()) == 1
     assert before == {path: path.stat().st_mtime_ns for path in folder.rglob("*") if path.is_file()}
+
+
+COMMON = "--device cpu --precision fp32"
+
+
+@pytest.mark.parametrize("script, args, lock, made", [
+    ("finetune_teacher.py", "--train train.tsv --valid valid.tsv --scratch 1,32,2 --epochs 1 "
+     "--tokenizer tokenizer/vocab_size_800", "teacher/.lock", "teacher/last.pt"),
+    ("dump_logits.py", "--teacher teacher/teacher.pt --data train.tsv", "logits/.train.lock", "logits/train.pt"),
+    ("distill.py", "--train train.tsv --alpha 1 --valid valid.tsv --size mini --epochs 1 "
+     "--tokenizer tokenizer/vocab_size_800", "students/mini/.lock", "students/mini/last.pt"),
+])
+def test_one_run_a_folder_and_finished_work_stays(chain, script, args, lock, made):
+    """While another process has the folder, even --overwrite is refused; and without it when none has."""
+    def state():
+        return {path: path.read_bytes() for path in folder.rglob("*") if path.is_file() and path.name != lock.name}
+
+    folder, _ = chain
+    lock = folder / lock
+    before = state()
+    with open(lock, "a") as held:
+        fcntl.flock(held, fcntl.LOCK_EX)
+        error = run(folder, script, *args.split(), *COMMON.split(), "--overwrite", code=2).stderr
+        assert re.fullmatch(rf"error: {lock.parent.relative_to(folder)}: another run \(process \d+\) is writing "
+                            r"there; wait until it ends, or give another --output-dir\n", error)
+        if script == "dump_logits.py":  # which writes nothing
+            checked = run(folder, script, *args.split(), *COMMON.split(), "--check", "20").stdout
+            assert checked.startswith("logits/train.pt: 20 of 200 rows computed again in fp32, all agree")
+    error = run(folder, script, *args.split(), *COMMON.split(), code=2).stderr
+    assert error.startswith(f"error: {made}: is there already; --") and error.count("\n") == 1
+    assert "--overwrite" in error and state() == before
 
 
 def test_the_sample_is_what_its_readme_says():

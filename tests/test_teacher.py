@@ -1,5 +1,6 @@
 """The teachers: logits and tokens equal to transformers', what a published folder may lack, and the file."""
 
+import hashlib
 import json
 import pickle
 import sys
@@ -9,7 +10,7 @@ import huggingface_hub
 import pytest
 import torch
 import transformers
-from tokenizers import AddedToken, ByteLevelBPETokenizer
+from tokenizers import AddedToken, ByteLevelBPETokenizer, normalizers
 
 from data.batching import logits_in_order
 from runtime import UserError
@@ -466,42 +467,63 @@ def test_a_hub_id_fetches_one_weight_file(tmp_path, monkeypatch, has_bin):
     assert asked == [["pytorch_model.bin"], ["model.safetensors"]][: 1 if has_bin else 2]
 
 
+@pytest.mark.parametrize("file", ["model.safetensors", "vocab.txt"])
+def test_a_hub_file_that_is_not_what_the_hub_states_is_refused(tmp_path, monkeypatch, file):
+    """The hub's cache: a link of the file's name to a file that is named by the SHA-256 of its bytes."""
+    publish(tmp_path / "snapshot")
+    monkeypatch.setattr(huggingface_hub, "snapshot_download", lambda *args, **options: str(tmp_path / "snapshot"))
+    link = tmp_path / "snapshot" / file
+    data = link.read_bytes()
+    blob = tmp_path / hashlib.sha256(data).hexdigest()
+    link.rename(blob)
+    link.symlink_to(blob)
+    load_checkpoint("someone/some-model", NAMES[2], MAX_LENGTH)
+    blob.write_bytes(data[:-1] + bytes([data[-1] ^ 1]))
+    refused("someone/some-model", f"{link}: is damaged", f"delete {blob} and run again")
+
+
 # ---- teacher.pt --------------------------------------------------------------------------------------------
 
 
 @pytest.mark.parametrize("name", FAMILIES)
-def test_save_and_load_keep_logits_and_fingerprint_to_the_bit(tmp_path, name):
+def test_save_and_load_keep_logits_and_fingerprints_to_the_bit(tmp_path, name):
     publish(tmp_path / "published", name)
     teacher, _ = load_checkpoint(str(tmp_path / "published"), NAMES[2], MAX_LENGTH)
-    fingerprint = teacher.fingerprint()
+    fingerprints = teacher.fingerprints()
     expected = ours(teacher, TEXTS, TEXTS2)
-    assert teacher.fingerprint() == fingerprint  # encoding, which sets truncation, leaves no trace
+    assert teacher.fingerprints() == fingerprints  # encoding, which sets truncation, leaves no trace
     teacher.save(tmp_path / "out" / "teacher.pt", epoch=2)
     loaded = Teacher.load(tmp_path / "out" / "teacher.pt")
-    assert loaded.fingerprint() == fingerprint
+    assert loaded.fingerprints() == fingerprints
     assert (loaded.config, loaded.label_names, loaded.max_length) == (teacher.config, NAMES[2], MAX_LENGTH)
     assert torch.equal(ours(loaded, TEXTS, TEXTS2), expected)
     assert torch.load(tmp_path / "out" / "teacher.pt", weights_only=True)["epoch"] == 2
     assert [path.name for path in (tmp_path / "out").iterdir()] == ["teacher.pt"]
 
 
-def test_the_fingerprint_changes_with_all_that_decides_a_logit(tmp_path):
+@pytest.mark.parametrize("part, changes", [
+    ("weights", [lambda t: t.encoder.word_embeddings.weight[7, 3].add_(1e-6),
+                 lambda t: t.head_out.bias[1].neg_(), lambda t: setattr(t.config, "layer_norm_eps", 1e-5),
+                 lambda t: setattr(t.config, "pad_id", 1)]),
+    ("tokenizer", [lambda t: t.tokenizer.add_tokens(["<new>"]),
+                   lambda t: setattr(t.tokenizer, "normalizer", normalizers.Lowercase())]),
+    ("max_length", [lambda t: setattr(t, "max_length", 23)]),
+])
+def test_each_fingerprint_changes_with_its_part_of_what_decides_a_logit(tmp_path, part, changes):
     publish(tmp_path)
 
     def changed(change):
         teacher, _ = load_checkpoint(str(tmp_path), NAMES[2], MAX_LENGTH)
         with torch.no_grad():
             change(teacher)
-        return teacher.fingerprint()
+        return teacher.fingerprints()
 
-    def weight(teacher):
-        teacher.encoder.word_embeddings.weight[7, 3] += 1e-6
-
-    changes = [lambda t: None, weight, lambda t: t.head_out.bias[1].neg_(),
-               lambda t: t.tokenizer.add_tokens(["<new>"]), lambda t: setattr(t, "max_length", 23),
-               lambda t: setattr(t.config, "layer_norm_eps", 1e-5)]
-    assert len({changed(change) for change in changes}) == 6
-    assert len({changed(changes[0]) for _ in range(2)}) == 1
+    before = changed(lambda teacher: None)
+    assert before.keys() == {"weights", "tokenizer", "max_length"} and before["max_length"] == MAX_LENGTH
+    assert changed(lambda teacher: None) == before
+    after = [changed(change) for change in changes]
+    assert len({fingerprints[part] for fingerprints in (before, *after)}) == 1 + len(changes)
+    assert all(fingerprints | {part: before[part]} == before for fingerprints in after)  # no other part
 
 
 @pytest.mark.parametrize("content", ["missing", "text", "other kind", "format", "weights", "config", "code"])

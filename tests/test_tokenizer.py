@@ -232,7 +232,8 @@ def test_bad_flags_end_with_code_2(capsys, flags, message):
 
 @pytest.mark.parametrize(("data", "out", "flags", "message"), [
     ("none.tsv", "out", [], "{}/none.tsv: cannot read (No such file or directory)"),
-    ("texts.tsv", "texts.tsv", [], "{}/texts.tsv/vocab_size_3000: cannot write (Not a directory)"),
+    ("texts.tsv", "texts.tsv", [],
+     "{}/texts.tsv/vocab_size_3000/tokenizer.json: cannot write (Not a directory); nothing was changed"),
     ("texts.tsv", "out", ["--type", "unigram", "--vocab-size", "10"],
      "--vocab-size 10: The vocabulary is not large enough to contain all chars"),
 ])

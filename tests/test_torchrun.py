@@ -127,24 +127,36 @@ def halved(monkeypatch):
     monkeypatch.setattr(runtime, "sum_gradients", half)
 
 
+def killed_when(monkeypatch, last, main, args):
+    """main(args), killed right after a save for which last(artifact, path); its locks go as at its end."""
+    save = runtime.save
+
+    def save_then_die(artifact, path):
+        save(artifact, path)
+        if last(artifact, path):
+            raise KeyboardInterrupt
+
+    with monkeypatch.context() as patch, pytest.raises(KeyboardInterrupt):
+        patch.setattr(runtime, "save", save_then_die)
+        main(args)
+    while runtime._locks:
+        runtime._locks.popitem()[1].close()
+
+
 def test_two_processes_distill_the_students_that_one_does(folder, monkeypatch):
-    """Of the grid's two students one is resumed after its first epoch, the other begun."""
+    """Of the grid's two students one is resumed in the middle of its second epoch, the other begun."""
     sizes, batches = [], distill.training_batches
     monkeypatch.setattr(distill, "training_batches", lambda *args: (
         sizes.append(len(rows)) or (window, rows) for window, rows in batches(*args)))
     distill.main(distill.parse_args([*DISTILL, "--output-dir", "one"]))
     assert 1 in sizes and max(sizes) > 2 and any(size % 2 for size in sizes if size > 2)
 
-    save = runtime.save
-
-    def save_then_die(artifact, path):
-        save(artifact, path)
-        raise KeyboardInterrupt
-
-    with monkeypatch.context() as patch, pytest.raises(KeyboardInterrupt):
-        patch.setattr(runtime, "save", save_then_die)
-        distill.main(distill.parse_args([*DISTILL, "--output-dir", "two"]))
-    assert [path.name for path in (folder / "two").iterdir()] == ["tiny-seed0"]
+    args = distill.parse_args([*DISTILL, "--output-dir", "two", "--save-every", "0"])
+    killed_when(monkeypatch, lambda state, _: (state["at"]["epoch"], state["at"]["step"]) == (1, 3),
+                distill.main, args)
+    assert {str(path) for path in Path("two").glob("*/*")} == {
+        *(f"two/tiny-seed0/{name}" for name in ("student.pt", "last.pt", "log.jsonl", ".lock")),
+        "two/tiny-seed1/.lock"}
     output, _ = run(folder, "distill.py", *DISTILL, "--output-dir", "two", "--resume")
 
     halved(monkeypatch)
@@ -154,21 +166,20 @@ def test_two_processes_distill_the_students_that_one_does(folder, monkeypatch):
             one, two, wrong = (read(folder / run / name / file) for run in ("one", "two", "halved"))
             assert largest_difference(one["weights"], two["weights"]) < TOLERANCE
             assert largest_difference(one["weights"], wrong["weights"]) > 500 * TOLERANCE
-        assert two["epoch"] == 2
-        ones, twos = (log_lines(folder / run / name) for run in ("one", "two"))
-        twos = [line for line in twos if "step" in line]
-        steps = [line["step"] for line in twos]
-        assert steps == ([2] if name == "tiny-seed0" else [1, 2])  # it died before its first line
-        for one, two in zip(ones[-len(twos) :], twos, strict=True):
+        assert (two["at"]["epoch"], two["at"]["step"]) == (2, 0)
+        ones, twos = (log_lines(folder / run / name)[1:] for run in ("one", "two"))
+        assert [line["step"] for line in twos] == [1, 2]
+        for one, two in zip(ones, twos, strict=True):
             assert two["train_loss"] == pytest.approx(one["train_loss"], rel=1e-5)
             assert two["valid_loss"] == pytest.approx(one["valid_loss"], rel=1e-5)
             assert two["valid_accuracy"] == one["valid_accuracy"]
         assert {path.name for path in (folder / "two" / name).iterdir()} == {
-            "student.pt", "last.pt", "log.jsonl"}
-    assert log_lines(folder / "two" / "tiny-seed1")[0]["ranks"] == 2
+            "student.pt", "last.pt", "log.jsonl", ".lock"}
+    ranks = [log_lines(folder / "two" / name)[0]["ranks"] for name in ("tiny-seed0", "tiny-seed1")]
+    assert ranks == [1, 2]  # the first line is of the run that began it
     assert {path.name for path in (folder / "two").iterdir()} == {"tiny-seed0", "tiny-seed1", "summary.tsv"}
     starts = [line.split(":")[0] for line in output.splitlines() if line.startswith(("epoch", "resuming"))]
-    assert starts == ["resuming two/tiny-seed0 after epoch 1", "epoch 2/2", "epoch 1/2", "epoch 2/2"]
+    assert starts == ["resuming two/tiny-seed0 after epoch 1, step 3", "epoch 2/2", "epoch 1/2", "epoch 2/2"]
     assert output.count("labels ['0', '1']") == output.count("two/summary.tsv: 2 students") == 1
 
 
@@ -190,19 +201,26 @@ def test_two_processes_finetune_the_teacher_that_one_does(folder, monkeypatch):
     assert starts == ["epoch 1/2", "epoch 2/2"]
 
 
-def test_two_processes_dump_the_logits_that_one_does(folder):
-    flags = ["--data", "train.tsv", "valid.tsv", "--teacher", "t/teacher.pt", "--max-tokens", "50",
+def test_two_processes_dump_the_logits_that_one_does(folder, monkeypatch):
+    """To the byte; of the first file they go on after the part that one process finished."""
+    flags = ["--data", "train.tsv", "valid.tsv", "--teacher", "t/teacher.pt", "--max-tokens", "10",
              "--device", "cpu", "--precision", "fp32", "--output-dir"]
     finetune_teacher.main(finetune_teacher.parse_args(
         [*FINETUNE, "--epochs", "1", "--output-dir", "t"]))
+    monkeypatch.setattr(sys, "argv", ["dump_logits.py"])  # as made_by has it
     dump_logits.main(dump_logits.parse_args([*flags, "one"]))
-    output, _ = run(folder, "dump_logits.py", *flags, "two")
+    killed_when(monkeypatch, lambda _, path: path.name == "000000.pt",
+                dump_logits.main, dump_logits.parse_args([*flags, "two"]))
+    assert sorted(path.name for path in Path("two").glob("*/*")) == ["000000.pt", "plan.pt"]
+    output, _ = run(folder, "dump_logits.py", *flags, "two", "--resume")
     for name, rows in (("train", 61), ("valid", 30)):
-        one, two = (read(folder / run / f"{name}.pt") for run in ("one", "two"))
-        assert torch.equal(one["logits"], two["logits"]) and one["logits"].shape == (rows, 2)
-        assert two["texts"] == read_examples(f"{name}.tsv").fingerprint()
+        assert (folder / "two" / f"{name}.pt").read_bytes() == (folder / "one" / f"{name}.pt").read_bytes()
+        two = read(folder / "two" / f"{name}.pt")
+        assert two["texts"] == read_examples(f"{name}.tsv").fingerprint() and two["logits"].shape == (rows, 2)
         assert output.count(f"two/{name}.pt: logits of {rows} rows") == output.count(f"{name}.tsv: ") == 1
-    assert {path.name for path in (folder / "two").iterdir()} == {"train.pt", "valid.pt"}
+    assert "40 rows were there" in output
+    assert {path.name for path in (folder / "two").iterdir()} == {
+        "train.pt", "valid.pt", ".train.lock", ".valid.lock"}
 
 
 # ---- how a run ends ----------------------------------------------------------------------------------------
@@ -247,7 +265,44 @@ def test_a_killed_rank_ends_the_run_and_its_reason_is_told(folder):
     own = [line for line in errors.splitlines() if line.startswith("rank ")]
     assert len(own) <= 1 and all(line.startswith("rank 1: error: lost another rank") for line in own)
     assert not Path(f"/proc/{survivor}").exists()
-    assert read(folder / "students" / "tiny" / "last.pt")["epoch"] >= 1  # whole, and a resume can go on
+    at = read(folder / "students" / "tiny" / "last.pt")["at"]  # whole, and a resume can go on
+    assert at["epoch"] >= 1 and at["step"] == 0 and len(at["log"].splitlines()) == 1 + at["epoch"]
+
+
+@pytest.mark.parametrize("rank", [0, 1])
+def test_a_batch_that_diverges_is_named_whichever_rank_had_its_row(folder, monkeypatch, rank):
+    """The square of one logit is no float32, its gradient is: the rank that has the row alone sees it."""
+    flags = [*DISTILL, "--seed", "0", "--alpha", "0", "--max-tokens", "60"]
+    seen, batches = [], distill.training_batches
+
+    def remembered(*args):
+        for window, rows in batches(*args):
+            seen.append(window.numbers[rows].tolist())
+            yield window, rows
+
+    monkeypatch.setattr(distill, "training_batches", remembered)
+    distill.main(distill.parse_args([*flags, "--epochs", "1", "--output-dir", "one"]))
+    batch = seen[2]
+    assert len(batch) > 2 and len(seen) > 4
+    logits = torch.zeros(61, 2)
+    logits[batch[rank], 0] = 1.9e19
+    torch.save(logits, "logits.pt")
+    with pytest.raises(UserError) as error:
+        distill.main(distill.parse_args([*flags, "--output-dir", "one", "--overwrite"]))
+    message = (f"epoch 1, step 3: loss or gradient is not finite; its {len(batch)} rows are in "
+               f"one/tiny/diverged.tsv; lower --lr")
+    assert str(error.value) == message
+    process = torchrun(folder, "distill.py", *flags, "--output-dir", "two")
+    output, errors = process.communicate(timeout=100)
+    own = [line for line in errors.splitlines() if line.startswith("rank ")]
+    assert process.returncode != 0 and "epoch 1/2" not in output
+    assert any(line.endswith(message.replace("one/", "two/")) for line in own), own
+    lines = ["file\trow", *(f"train.tsv\t{number}" for number in sorted(batch))]
+    for name in ("one", "two"):
+        assert (folder / name / "tiny" / "diverged.tsv").read_text("utf-8").splitlines() == lines
+    assert not (folder / "two" / "tiny" / "student.pt").exists()
+    at = read(folder / "two" / "tiny" / "last.pt")["at"]
+    assert (at["epoch"], at["step"]) == (0, 0)
 
 
 # ---- one rank by itself ------------------------------------------------------------------------------------
@@ -263,13 +318,117 @@ def test_any_rank_but_0_writes_no_file(folder, monkeypatch):
         assert [path for path in (folder / name).rglob("*") if path.is_file()] == []
 
 
-@pytest.mark.parametrize("others, expected", [(1.0, "bf16"), (0.0, "fp32")])
-def test_bf16_has_to_win_on_every_rank(monkeypatch, others, expected):
+@pytest.mark.parametrize("own, others, expected", [
+    (True, 1.0, "bf16"), (True, 0.0, "fp32"), (False, 1.0, "fp32"), (False, 0.0, "fp32"),
+])
+def test_bf16_has_to_win_on_every_rank(monkeypatch, own, others, expected):
     """Ranks of two precisions would train different students and call them one."""
     monkeypatch.setattr(runtime, "WORLD", 2)
-    monkeypatch.setattr(runtime, "_faster", lambda *args: "bf16")
+    monkeypatch.setattr(runtime, "_has_bf16", lambda *args: own)
     monkeypatch.setattr(runtime, "sum_over_ranks", lambda tensors: tensors[0].add_(others))
     assert runtime.pick_precision("auto", CPU, None) == expected
+
+
+@pytest.mark.parametrize("products, steps, expected", [  # seconds: products bf16, fp32; steps fp32, bf16, …
+    ((1, 1), [1, 0.5, 1, 0.5, 1, 0.5], "bf16"),
+    ((1, 1), [1, 1.2, 1, 1.2, 1, 1.2], "bf16"),  # noise alone must not decide
+    ((1, 1), [1, 1.3, 1, 1.3, 1, 1.3], "fp32"),
+    ((1, 1), [9, 9, 1, 9, 9, 1.2], "bf16"),  # the best of three each
+    ((4.9, 1), [1, 1, 1, 1, 1, 1], "bf16"),
+    ((5.1, 1), [], "fp32"),  # emulated: no step is tried
+])
+def test_auto_takes_bf16_unless_it_loses_by_a_quarter(monkeypatch, products, steps, expected):
+    times = iter([*products, *steps])
+    monkeypatch.setattr(runtime, "_seconds", lambda step: next(times))
+    assert runtime.pick_precision("auto", CPU, None) == expected
+    assert next(times, None) is None
+
+
+def test_a_trial_leaves_the_random_state_and_bf16_may_fail_but_not_float32():
+    def draw_or_fail(failing):
+        product = torch.rand(3, 3) @ torch.rand(3, 3)
+        if product.dtype == failing:
+            raise RuntimeError("could not create a primitive descriptor")
+
+    before = torch.get_rng_state()
+    assert runtime.pick_precision("auto", CPU, lambda: draw_or_fail(torch.bfloat16)) == "fp32"
+    assert torch.equal(torch.get_rng_state(), before)
+    with pytest.raises(RuntimeError, match="primitive descriptor"):
+        runtime.pick_precision("auto", CPU, lambda: draw_or_fail(torch.float32))
+
+
+@pytest.fixture
+def saves(monkeypatch):
+    """runtime.Saves of every ten minutes, and a clock: saves.now. Its handlers go at the end."""
+    monkeypatch.setattr(sys, "argv", ["distill.py", "--train", "내 글.tsv", "--overwrite"])
+    before = [signal.getsignal(number) for number in (signal.SIGINT, signal.SIGTERM)]
+    monkeypatch.setattr(runtime.time, "monotonic", lambda: saves.now if saves else 0.0)
+    saves = None
+    saves = runtime.Saves(10, CPU)
+    saves.now = 0.0
+    yield saves
+    saves.close()
+    assert [signal.getsignal(number) for number in (signal.SIGINT, signal.SIGTERM)] == before
+
+
+GO_ON = "go on with: python distill.py --train '내 글.tsv' --resume"
+
+
+def test_a_save_is_due_every_ten_minutes_and_after_a_signal(saves, capfd):
+    saves.now = 599.0
+    assert not saves.due(3)
+    saves.now = 600.0
+    assert saves.due(4)
+    saves.done()
+    assert not saves.due(5)
+    saves.now = 1199.0
+    assert not saves.due(6)
+    signal.raise_signal(signal.SIGTERM)
+    assert capfd.readouterr().err == "stopping after this step; once more stops at once\n"
+    assert saves.due(7)
+    with pytest.raises(runtime.Stopped) as stopped:
+        saves.done()
+    assert (stopped.value.code, str(stopped.value)) == (143, f"saved; {GO_ON}")
+    with pytest.raises(runtime.Stopped) as stopped:  # a second one does not wait for the step
+        signal.raise_signal(signal.SIGINT)
+    assert (stopped.value.code, str(stopped.value)) == (130, GO_ON)
+
+
+@pytest.mark.parametrize("own, others, due, code", [  # the other rank votes: save, SIGINT, SIGTERM
+    (None, (0, 0, 0), False, None), (None, (1, 0, 0), True, None), (None, (1, 0, 1), True, 143),
+    (None, (1, 1, 0), True, 130), (signal.SIGTERM, (0, 0, 0), True, 143),
+    (signal.SIGINT, (1, 0, 1), True, 130), (signal.SIGTERM, (1, 1, 0), True, 130),
+])
+def test_ranks_agree_when_to_save_and_how_to_end(saves, monkeypatch, own, others, due, code):
+    """Each hears of a signal at another step: all stop after the same one, in the same way."""
+    asked = []
+    monkeypatch.setattr(runtime, "WORLD", 2)
+    monkeypatch.setattr(runtime, "sum_over_ranks", lambda tensors: (
+        asked.append(1), tensors[0].add_(torch.tensor(others))))
+    if own:
+        signal.raise_signal(own)
+    assert not any(saves.due(step) for step in range(1, 16)) and not asked  # a message now and then suffices
+    assert saves.due(16) == due and len(asked) == 1
+    if code is None:
+        saves.done()
+    else:
+        with pytest.raises(runtime.Stopped) as stopped:
+            saves.done()
+        assert stopped.value.code == code
+        assert str(stopped.value) == "saved; go on with the same command and --resume"
+
+
+@pytest.mark.parametrize("device, late", [("cpu", 0), ("cuda", 1)])
+def test_a_watch_tells_the_first_step_that_is_not_finite(device, late):
+    """On a GPU one step later, and of what is left before anything is saved."""
+    told = []
+    watch = runtime.Watch(torch.device(device), lambda *which: told.append(which))
+    for step, value in enumerate([1.0, 2.0, torch.inf, torch.nan, 3.0]):
+        watch.step(torch.tensor(value), 0, step)
+        assert told == [(0, i) for i in (2, 3) if i + late <= step]
+    watch.step(torch.tensor(torch.nan), 1, 0)
+    watch.finish()
+    assert told == [(0, 2), (0, 3), (1, 0)]
 
 
 def test_more_processes_than_gpus_are_refused(monkeypatch):
