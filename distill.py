@@ -87,10 +87,12 @@ def parse_args(argv=None):
                 f"give one for each, in order")
     if not all(0 <= alpha <= 1 for alpha in args.alpha) or min(args.temperature) <= 0:
         p.error("--alpha must be in [0, 1], --temperature positive")
-    flat = [item for value in vars(args).values() for item in (value if isinstance(value, list) else [value])]
-    numbers = [value for value in flat if isinstance(value, (int, float))]
-    if not all(abs(number) < 2**31 for number in numbers) or min(args.seed) < 0:  # NaN is not below anything
-        p.error("a number is not finite or too large, or --seed negative")
+    for name, values in vars(args).items():
+        for value in values if isinstance(values, list) else [values]:
+            if isinstance(value, (int, float)) and not abs(value) < 2**31:  # NaN is not below anything
+                p.error(f"--{name.replace('_', '-')} is {value}, must be finite and below {2**31}")
+    if min(args.seed) < 0:
+        p.error("--seed must be at least 0")
     if args.epochs < 1 or args.max_tokens < 1 or args.max_length < 1:
         p.error("--epochs, --max-tokens and --max-length must be at least 1")
     if min(args.lr) <= 0 or args.clip <= 0 or not 0 <= args.warmup < 1 or args.weight_decay < 0:
@@ -168,6 +170,7 @@ class Logits:
     values: torch.Tensor
     label_names: list[str] | None = None  # None for a bare tensor
     teachers: list[dict] | None = None
+    teacher_files: list[str] | None = None
 
 
 @dataclass
@@ -205,23 +208,25 @@ def read_logits(path: str, file: Survey, columns: tuple, args) -> Logits:
     Logits of other texts, or of a teacher that has changed since, are refused: they would train a student
     that looks fine and is wrong.
     """
-    remake = "make the right ones: " + dump_command(file.path, path, args)
     artifact = runtime.load_weights(path, mmap=True)
+    known = artifact.get("teacher_files") if isinstance(artifact, dict) else None
+    remake = "make the right ones: " + dump_command(
+        file.path, path, args.teacher or (known if list_of(str, known) and known else ["TEACHER.pt"]), args)
     if torch.is_tensor(artifact):
         logits = Logits(path, os.stat(path), artifact.detach())
     else:
         artifact = runtime.check(artifact, path, "logits", LOGITS_FORMAT)
         names, teachers = artifact.get("label_names"), artifact.get("teachers")
-        if not torch.is_tensor(artifact.get("logits")) or not list_of(str, names) \
-                or not list_of(dict, teachers) or not list_of(str, artifact.get("teacher_files")):
+        if not torch.is_tensor(artifact.get("logits")) or not artifact["logits"].dim() \
+                or not list_of(str, names) or not list_of(dict, teachers) or not list_of(str, known):
             raise UserError(f"{path}: damaged, no logits, label_names or teachers in it; {remake}")
         if artifact.get("texts") != file.fingerprint:
             if artifact.get("texts") == fingerprint_of_first(len(artifact["logits"]), file.path, *columns):
                 remake = remake.replace("make the right ones", "it has grown, add the new rows")
                 remake = remake.replace("--overwrite", "--append")
             raise UserError(f"{path}: these are logits of other texts than {file.path}; {remake}")
-        logits = Logits(path, os.stat(path), artifact["logits"], names, teachers)
-        check_teachers(logits, artifact["teacher_files"], args, remake)
+        logits = Logits(path, os.stat(path), artifact["logits"], names, teachers, known)
+        check_teachers(logits, args, remake)
     values = logits.values
     if values.dim() != 2 or len(values) != file.rows or not values.is_floating_point():
         raise UserError(f"{path}: {list(values.shape)} {values.dtype} where {file.path} has "
@@ -238,11 +243,13 @@ def list_of(kind: type, value) -> bool:
     return isinstance(value, list) and all(isinstance(item, kind) for item in value)
 
 
-def dump_command(data: str, path: str, args) -> str:
+def dump_command(data: str, path: str, teachers: list[str], args) -> str:
     """The command that makes the logits of `data` anew in place of `path`."""
-    teachers = shlex.join(args.teacher) if args.teacher else "TEACHER.pt"
-    return (f"python dump_logits.py --teacher {teachers} --data {shlex.quote(data)} --output-dir "
-            f"{shlex.quote(str(Path(path).parent))} --overwrite")
+    words = ["--teacher", *teachers, "--data", data, "--output-dir", str(Path(path).parent)]
+    for name in ("text_column", "text2_column", "label_column"):
+        if getattr(args, name) is not None:
+            words += [f"--{name.replace('_', '-')}", getattr(args, name)]
+    return f"python dump_logits.py {shlex.join(words)} --overwrite"
 
 
 @functools.cache
@@ -252,19 +259,25 @@ def teacher_fingerprints(path: str) -> dict:
     return Teacher.load(path).fingerprints()
 
 
-def check_teachers(logits: Logits, files: list[str], args, remake: str) -> None:
+def check_teachers(logits: Logits, args, remake: str) -> None:
     """Compare the teachers that made the logits with --teacher, or with what their files now hold."""
     if args.teacher and len(args.teacher) != len(logits.teachers):
         raise UserError(f"{logits.path}: is the mean of {len(logits.teachers)} teachers, --teacher names "
                         f"{len(args.teacher)}; {remake}")
-    for file, made_by in zip(args.teacher or files, logits.teachers, strict=False):
-        if args.teacher or Path(file).exists():
-            now = teacher_fingerprints(file)
-            differing = [name for name in now if made_by.get(name) != now[name]]
+    for file, made_by in zip(args.teacher or logits.teacher_files, logits.teachers, strict=False):
+        if args.teacher or os.path.isfile(file):
+            try:
+                now = teacher_fingerprints(file)
+            except UserError as error:
+                if args.teacher:
+                    raise
+                raise UserError(f"{logits.path}: its teacher cannot be compared ({error}); name it with "
+                                f"--teacher") from None
+            differing = [name for name in now if str(made_by.get(name)) != str(now[name])]
             if differing:
                 raise UserError(f"{logits.path}: was made by another teacher than {file} now is (other "
-                                f"{' and '.join(differing)}); {remake.replace('TEACHER.pt', file)}, or name "
-                                f"the teacher they are of with --teacher")
+                                f"{' and '.join(differing)}); {remake}, or name the teacher they are of "
+                                f"with --teacher")
 
 
 def read_training_set(args) -> TrainingSet:
@@ -272,8 +285,10 @@ def read_training_set(args) -> TrainingSet:
     columns = args.text_column, args.text2_column, args.label_column
     files = [survey(file, *columns) for file in args.train]
     valid = read_examples(args.valid, *columns)
-    if len({valid.texts2 is not None, *(file.pairs for file in files)}) > 1:
-        raise UserError("some files have a column text2 and some have not; all or none must be pairs")
+    pairs = {args.valid: valid.texts2 is not None} | {file.path: file.pairs for file in files}
+    if len(set(pairs.values())) > 1:
+        raise UserError(f"{min(pairs, key=lambda path: not pairs[path])} has a column text2 and "
+                        f"{min(pairs, key=pairs.get)} has not; all or none must be pairs")
     logits, names = [], None
     for path, file in zip(args.logits or (), files, strict=False):
         logits.append(read_logits(path, file, columns, args))
@@ -282,9 +297,9 @@ def read_training_set(args) -> TrainingSet:
         if new.values.size(1) != first.values.size(1) or (new.label_names and new.label_names != names):
             raise UserError(f"{path}: its classes are not those of the other logits; "
                             f"one teacher for all files")
-        if new.teachers and first.teachers and new.teachers != first.teachers:
+        if new.teachers and first.teachers and str(new.teachers) != str(first.teachers):
             raise UserError(f"{path}: is of other teachers than {first.path}; one for all files: "
-                            + dump_command(file.path, path, args))
+                            + dump_command(file.path, path, args.teacher or first.teacher_files, args))
     if names is None:
         labels = set.union({label for label in valid.labels or () if label}, *(file.labels for file in files))
         names = label_names(labels, ", ".join([*args.train, args.valid]))
@@ -387,7 +402,7 @@ def train_student(settings: dict, folder: Path, tokenizer, store: Store, encoded
     at = {"epoch": 0, "step": 0, "rows": 0, "loss": 0.0, "seconds": 0.0, "best": {}, "log": ""}
     state = args.resume and runtime.resume(last, best_file, "student-resume", FORMAT, made_by, args)
     if state:
-        at, precision = runtime.restore(last, state, student, optimizer)
+        at, precision = runtime.restore(last, state, student, optimizer, at)
         print(f"resuming {folder} after epoch {at['epoch']}, step {at['step']}")
     log = runtime.Log(folder / "log.jsonl", at["log"], args.tensorboard)
     if not at["log"]:
@@ -532,7 +547,7 @@ def main(args):
     tokenizers = {path: read_tokenizer(path) for path in args.tokenizer}
     folders = [Path(args.output_dir, name) for name, _ in grid]
     for folder in folders:
-        runtime.lock(folder / ".lock", ".*.partial")
+        runtime.lock(folder / ".lock", "last.pt", "student.pt", "diverged.tsv")
     if not (args.resume or args.overwrite):
         runtime.refuse_to_overwrite(*(folder / name for folder in folders
                                       for name in ("last.pt", "student.pt")))

@@ -113,7 +113,8 @@ def read_logits(path: Path) -> dict:
     """A logits file of this kit. Raises UserError."""
     made = runtime.load(path, "logits", FORMAT, ("logits", "label_names", "texts", "teachers", "precision"))
     values = made["logits"]
-    if not torch.is_tensor(values) or values.dim() != 2 or len(values) < 1 or not values.is_floating_point():
+    if not torch.is_tensor(values) or values.dim() != 2 or len(values) < 1 or not values.is_floating_point() \
+            or not isinstance(made["label_names"], list) or values.size(1) != len(made["label_names"]):
         raise UserError(f"{path}: damaged, its logits are no (N, C) tensor; --overwrite makes it anew")
     return made
 
@@ -126,7 +127,9 @@ def differences_of(teachers: list) -> dict:
 
 def refuse_others(path: Path, made: dict, now: dict, args) -> None:
     """A UserError when `made` (logits, or the plan of unfinished ones) is of other teachers or settings."""
-    if not isinstance(made["teachers"], list) or not all(isinstance(item, dict) for item in made["teachers"]):
+    if not isinstance(made["teachers"], list) \
+            or not all(isinstance(item, dict) for item in made["teachers"]) \
+            or made["precision"] not in ("fp32", "bf16") or made.get("first", 0).__class__ is not int:
         raise UserError(f"{path}: damaged, its teachers cannot be read; --overwrite makes it anew")
     precision = made["precision"] if args.precision == "auto" else args.precision
     now = now | {"precision": precision}
@@ -143,15 +146,21 @@ def begin(file: Survey, columns: tuple, teachers: list[Teacher], path: Path, fol
     now = {"teachers": [teacher.fingerprints() for teacher in teachers],
            "label_names": teachers[0].label_names, "dtype": args.dtype}
     plan_file, going_on = folder / "plan.pt", args.resume or args.append
-    old = read_logits(path) if path.exists() and going_on else None
-    plan = None
-    if plan_file.exists() and any(folder.glob("[0-9]*.pt")) and not args.overwrite:
-        if not going_on:
-            runtime.refuse_to_overwrite(folder)
+    plan = old = None
+    if plan_file.exists() and going_on:
         plan = runtime.load(plan_file, "logits-plan", FORMAT,
                             [*now, "texts", "max_tokens", "first", "precision"])
+    elif not args.overwrite and any(folder.glob("[0-9]*.pt")):
+        runtime.refuse_to_overwrite(folder)
+    if path.exists() and going_on:
+        try:
+            old = read_logits(path)
+        except UserError:
+            if plan is None or plan["first"]:
+                raise  # else it is what an interrupted --overwrite is to replace
     runtime.barrier(device)  # every rank has seen what is there before rank 0 changes it
-    if old and old["texts"] == file.fingerprint:
+    # A plan from row 0 on is one to replace what is there, however whole it looks.
+    if old and old["texts"] == file.fingerprint and (plan is None or plan["first"]):
         refuse_others(path, old, now, args)
         return old, file.rows, None
     now |= {"texts": file.fingerprint, "max_tokens": args.max_tokens}
@@ -199,15 +208,14 @@ def dump(file: Survey, columns: tuple, teachers: list[Teacher], path: Path, args
         if row <= first:
             continue
         part = part.after(max(0, len(part) - (row - first)))
-        shard_file = folder / f"{number:06}.pt"
+        shard_file, texts, shard = folder / f"{number:06}.pt", part.fingerprint(), None
         if shard_file.exists():
             shard = runtime.load(shard_file, "logits-shard", FORMAT, ["logits", "texts"])
+        if shard and shard["texts"] == texts:  # else the file was another one when it was computed
             logits = shard["logits"]
             shape = len(part), len(names)
             if not torch.is_tensor(logits) or logits.dtype != dtype or logits.shape != shape:
                 raise UserError(f"{shard_file}: damaged; delete it and run again")
-            if shard["texts"] != part.fingerprint():  # the file was another one when they were computed
-                raise UserError(f"{shard_file}: is of other texts; delete it and run again")
             resumed += len(part)
         else:
             logits = mean_logits(teachers, part.texts, part.texts2, precision, args, device, progress)
@@ -216,8 +224,8 @@ def dump(file: Survey, columns: tuple, teachers: list[Teacher], path: Path, args
                 bad = int((~logits.isfinite()).any(1).nonzero()[0])
                 raise UserError(f"{file.path}:{part.lines[bad]}: the logits of this row are not finite in "
                                 f"{args.dtype}; try --dtype float32 --precision fp32")
-            runtime.save({"kind": "logits-shard", "format": FORMAT, "logits": logits,
-                          "texts": part.fingerprint()}, shard_file)
+            runtime.save({"kind": "logits-shard", "format": FORMAT, "logits": logits, "texts": texts},
+                         shard_file)
         label_ids = torch.tensor(part.label_ids(names))  # -1 without label
         right += int((logits.argmax(1) == label_ids).sum())
         labelled += int((label_ids >= 0).sum())
@@ -231,6 +239,7 @@ def dump(file: Survey, columns: tuple, teachers: list[Teacher], path: Path, args
         "precision": precision, "made_by": runtime.made_by({"max_tokens": args.max_tokens}, {}),
     }, path)
     if runtime.RANK == 0:
+        (folder / "plan.pt").unlink()  # first: without it what is left of the folder is litter
         shutil.rmtree(folder)
         print(f"{file.path}: {progress.done / len(teachers) / seconds:,.0f} texts/s {precision}, "
               f"{runtime.clock(seconds)}"
@@ -287,7 +296,7 @@ def main(args):
         file.refuse_other_labels(names, *columns)
     if not args.check:
         for path in paths:
-            runtime.lock(path.with_name(f".{path.stem}.lock"), f".{path.name}.*.partial")
+            runtime.lock(path.with_name(f".{path.stem}.lock"), path.name)
             if not (args.resume or args.append or args.overwrite) and path.exists():
                 raise UserError(f"{path}: is there already; --append if its file grew, --check to test it, "
                                 f"--overwrite to start anew")

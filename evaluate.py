@@ -109,7 +109,8 @@ def load_model(path: str, device):
 def assess(path: str, model, examples: Examples, labels: torch.Tensor, names: list[str]) -> dict:
     """Figures of one model; probabilities (N, C) have their columns in the order of `names`."""
     if sorted(model.label_names) != sorted(names):
-        raise UserError(f"{path}: its labels are {model.label_names}, those of the first model {names}")
+        raise UserError(f"{path}: its labels are {model.label_names}, those of the first model {names}; "
+                        f"compare models of the same labels")
     texts, texts2 = examples.texts, examples.texts2
     model.predict(texts[:64], texts2 and texts2[:64])  # the first calls pay for set-up
     progress = runtime.Progress(path, len(texts), "texts")

@@ -63,9 +63,11 @@ def parse_args(argv=None):
         p.error("--epochs must be at least 0, --max-length 3, --max-tokens and --accumulate 1")
     if args.checkpoint and args.tokenizer:
         p.error("--tokenizer is for --scratch; a checkpoint brings its own")
-    numbers = [value for value in vars(args).values() if isinstance(value, (int, float))]
-    if not all(abs(value) < 2**31 for value in numbers) or args.seed < 0:  # NaN is not below anything
-        p.error("a number is not finite or too large, or --seed negative")
+    for name, value in vars(args).items():
+        if isinstance(value, (int, float)) and not abs(value) < 2**31:  # NaN is not below anything
+            p.error(f"--{name.replace('_', '-')} is {value}, must be finite and below {2**31}")
+    if args.seed < 0:
+        p.error("--seed must be at least 0")
     if args.lr <= 0 or args.clip <= 0 or not 0 < args.layer_decay <= 1 or not 0 <= args.warmup < 1 \
             or args.weight_decay < 0:
         p.error("--lr and --clip must be positive, --layer-decay in (0, 1], --warmup in [0, 1), "
@@ -177,7 +179,7 @@ def main(args):
     count = sum(p.numel() for p in teacher.parameters())
     print(f"{teacher.config.family}, {count:,} parameters, labels {names}; {train.rows:,} training rows, "
           f"{len(valid):,} for validation")
-    runtime.lock(output / ".lock", ".*.partial")
+    runtime.lock(output / ".lock", last.name, best_file.name, "diverged.tsv")
     if not (args.resume or args.overwrite):
         runtime.refuse_to_overwrite(last, best_file)
     store = Store(output)
@@ -212,7 +214,7 @@ def main(args):
     at = {"epoch": 0, "step": 0, "rows": 0, "loss": 0.0, "best": {}, "log": ""}
     state = args.resume and runtime.resume(last, best_file, "teacher-resume", FORMAT, made_by, args)
     if state:
-        at, precision = runtime.restore(last, state, teacher, optimizer)
+        at, precision = runtime.restore(last, state, teacher, optimizer, at)
         print(f"resuming after epoch {at['epoch']}, step {at['step']}")
     log = runtime.Log(output / "log.jsonl", at["log"], args.tensorboard)
     if not at["log"]:

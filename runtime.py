@@ -6,10 +6,12 @@ noun (examples, teacher, student).
 """
 
 import contextlib
+import glob
 import hashlib
 import json
 import math
 import os
+import pickletools
 import platform
 import re
 import shlex
@@ -37,6 +39,8 @@ WORLD = int(os.environ.get("WORLD_SIZE") or 1)
 RANK = int(os.environ.get("RANK") or 0) if WORLD > 1 else 0  # some clusters set RANK alone
 PATIENCE = timedelta(minutes=10)  # how long a rank waits for the others before it gives up
 OUT_OF_MEMORY = re.compile("out of memory|can't allocate memory|not enough memory", re.IGNORECASE)
+# What a file of plain values names; torch.load also lets pass bytearray(10**11) and the like.
+PLAIN = re.compile(r"torch \w+Storage|torch\._utils _rebuild_(tensor_v2|parameter)|collections OrderedDict")
 
 
 class UserError(Exception):
@@ -299,7 +303,7 @@ def load(path, kind: str, format: int, keys=()) -> dict:
 def check(artifact, path, kind: str, format: int, keys=()) -> dict:
     """`artifact`, as load_weights read it from `path`, if it is of this kind and format; else a UserError."""
     found = artifact.get("kind") if isinstance(artifact, dict) else None
-    found = found if isinstance(found, str) else "something that is not of this kit"
+    found = found if isinstance(found, str) and found.isprintable() else "something that is not of this kit"
     if found != kind:
         raise UserError(f"{path}: holds {found}, a {kind} is needed")
     number = artifact.get("format")
@@ -316,9 +320,9 @@ def load_weights(path, mmap: bool = False):
     """torch.load on the CPU with weights_only, its many ways of failing told in one line each.
 
     Checked before any memory is taken: the archive is not packed (a small file cannot unfold into a large
-    one) and its sums are right (torch.load does not look at them). Checked after: every tensor is a plain one
-    that claims no more than the file holds. With `mmap`, tensors stay in the file until they are read (not in
-    files from before PyTorch 1.6).
+    one), its sums are right (torch.load does not look at them), and it names nothing but tensors. Checked
+    after: every tensor is a plain one that claims no more than the file holds. With `mmap`, tensors stay in
+    the file until they are read (not in files from before PyTorch 1.6, which have no sums either).
     """
     try:
         archive = zipfile.is_zipfile(path)
@@ -328,8 +332,11 @@ def load_weights(path, mmap: bool = False):
             with open(path, "rb") as file:
                 if file.read(2) == b"PK":
                     raise ValueError("its end is missing")
+                file.seek(0)
+                for _ in range(5):  # its form before PyTorch 1.6: five pickles, then the tensors' bytes
+                    check_names(file)
         value = torch.load(path, map_location="cpu", weights_only=True, mmap=mmap and archive)
-        plain = holds_plain_tensors(value)
+        plain = holds_plain_tensors(value, os.path.getsize(path))
     except OSError as error:
         raise UserError(f"{path}: cannot read ({error.strerror or error})") from None
     except MemoryError:
@@ -337,7 +344,7 @@ def load_weights(path, mmap: bool = False):
     except Exception as error:  # a corrupt file can raise nearly anything: pickle, zip, unicode, key errors
         # Without PyTorch's advice to load it unsafely, which comes first.
         reason = re.sub(r"(?s)^Weights only load failed.*?(Unsupported|Trying)", r"\1", str(error).strip())
-        reason = reason.split("\n")[0][:200] or type(error).__name__
+        reason = (reason.splitlines() or [type(error).__name__])[0][:200]
         raise UserError(f"{path}: not a .pt file that can be loaded safely ({reason})") from None
     if not plain:
         raise UserError(f"{path}: holds a tensor that is not plain, or claims more than the file holds")
@@ -345,26 +352,59 @@ def load_weights(path, mmap: bool = False):
 
 
 def check_archive(path) -> None:
-    """A ValueError when the zip archive of a .pt file is packed or damaged."""
+    """A ValueError when the zip archive of a .pt file is packed, damaged, or names more than tensors.
+
+    Its table of contents has to end where the file does: elsewhere, torch.load might read another one.
+    """
+    size = os.path.getsize(path)
+    with open(path, "rb") as file:
+        file.seek(max(size - 98, 0))
+        tail = file.read().rjust(98)  # zip64's end record (56 bytes), where that is (20), the end record (22)
+    zip64 = tail[56:60] == b"PK\6\7"
+    end = size - (98 if zip64 else 22)
+    where, start, length = (int.from_bytes(part, "little") for part in (
+        (tail[64:72], tail[48:56], tail[40:48]) if zip64 else (b"", tail[92:96], tail[88:92])))
+    if tail[76:80] != b"PK\5\6" or start + length != end or (zip64 and where != end):
+        raise ValueError("damaged: its table of contents is not at its end")
     with zipfile.ZipFile(path) as archive:
         members = archive.infolist()
         if any(member.compress_type != zipfile.ZIP_STORED for member in members) \
-                or sum(member.file_size for member in members) > os.path.getsize(path):
+                or sum(member.file_size for member in members) > size:
             raise ValueError("the archive is packed")
-        damaged = archive.testzip()
-    if damaged:
-        raise ValueError(f"damaged: the checksum of {damaged} is wrong")
+        if damaged := archive.testzip():
+            raise ValueError(f"damaged: the checksum of {damaged} is wrong")
+        for member in members:
+            if member.filename.lower().endswith("data.pkl"):
+                check_names(archive.read(member))
 
 
-def holds_plain_tensors(value) -> bool:
-    """Whether every tensor in nested dicts and lists is dense, on the CPU, and no larger than its storage."""
-    if isinstance(value, dict):
-        return all(holds_plain_tensors(item) for item in value.values())
-    if isinstance(value, (list, tuple)):
-        return all(holds_plain_tensors(item) for item in value)
-    return not torch.is_tensor(value) or (
-        value.layout == torch.strided and value.device.type == "cpu" and not value.is_quantized
-        and value.numel() * value.element_size() <= value.untyped_storage().nbytes())
+def check_names(pickle) -> None:
+    """A ValueError when a pickle (bytes, or a file at its start) names more than PLAIN."""
+    for opcode, name, _ in pickletools.genops(pickle):
+        if opcode.name == "GLOBAL" and not PLAIN.fullmatch(name):
+            raise ValueError(f"Unsupported global: GLOBAL {'.'.join(name.split())}")
+
+
+def holds_plain_tensors(value, size: int) -> bool:
+    """Whether every tensor in nested dicts and lists is dense, on the CPU and no larger than its storage, all
+    storages fit in `size` bytes, and there are no more than a million values (lists of lists that are shared
+    unfold to any number).
+    """
+    waiting, looked_at, storages = [value], 0, {}
+    while waiting and looked_at < 10**6:
+        item = waiting.pop()
+        looked_at += 1
+        if isinstance(item, (dict, list, tuple)):
+            waiting.extend(item.values() if isinstance(item, dict) else item)
+        elif torch.is_tensor(item):
+            if item.layout != torch.strided or item.device.type != "cpu" or item.is_quantized \
+                    or item.is_neg() or item.is_conj():
+                return False
+            storage = item.untyped_storage()
+            storages[storage.data_ptr()] = storage.nbytes()
+            if item.nbytes > storage.nbytes():
+                return False
+    return not waiting and sum(storages.values()) <= size
 
 
 def fingerprint(value: torch.Tensor | str) -> str:
@@ -402,11 +442,11 @@ def _commit() -> dict:
 _locks = {}  # path: its open file
 
 
-def lock(path, litter: str) -> None:
+def lock(path, *names: str) -> None:
     """Take the lock file `path` until this process ends, or a UserError: another process holds it.
 
     The lock is the operating system's, so a run that was killed does not hold it. What such a run left half
-    written (`litter`, a pattern beside the lock) is removed. Of several ranks, 0 alone takes it.
+    written of the files `names`, beside the lock, is removed. Of several ranks, 0 alone takes it.
     """
     if RANK > 0:
         return
@@ -417,7 +457,8 @@ def lock(path, litter: str) -> None:
         path.parent.mkdir(parents=True, exist_ok=True)
         file = open(path, "a+", encoding="utf-8")  # noqa: SIM115 - held for the whole run
     except OSError as error:
-        raise UserError(f"{path.parent}: cannot write there ({error.strerror or error})") from None
+        raise UserError(f"{path.parent}: cannot write there ({error.strerror or error}); give another "
+                        f"--output-dir") from None
     if fcntl is not None:
         try:
             fcntl.flock(file, fcntl.LOCK_EX | fcntl.LOCK_NB)
@@ -429,8 +470,9 @@ def lock(path, litter: str) -> None:
     file.truncate(0)
     file.write(f"{os.getpid()}\n")
     file.flush()
-    for partial in path.parent.glob(litter):
-        partial.unlink(missing_ok=True)
+    for name in names:
+        for partial in path.parent.glob(f".{glob.escape(name)}.*.partial"):
+            partial.unlink(missing_ok=True)
     _locks[path.resolve()] = file
 
 
@@ -453,9 +495,9 @@ def refuse_other_values(path, before: dict, now: dict) -> None:
     """A UserError that lists what differs between the run that made `path` and this one."""
     differing = []
     for name in now:
-        if before.get(name) != now[name]:
+        if before.get(name).__class__ is not now[name].__class__ or before.get(name) != now[name]:
             short = all(isinstance(value, (int, float, str, type(None))) and len(str(value)) < 40
-                        for value in (before.get(name), now[name]))
+                        and str(value).isprintable() for value in (before.get(name), now[name]))
             differing.append(f"{name} ({before.get(name)}, now {now[name]})" if short else name)
     if differing:
         raise UserError(f"{path}: was made with other values of {', '.join(differing)}; use those, or "
@@ -477,8 +519,8 @@ def resume(path, artifact, kind: str, format: int, made_by: dict, args) -> dict 
     try:
         before = {"--precision": state["precision"],
                   **state["made_by"]["arguments"], **state["made_by"]["fingerprints"]}
-        best = state["at"]["best"]
-    except (TypeError, KeyError) as error:
+        best = bool(state["at"]["best"])
+    except (TypeError, LookupError, RuntimeError) as error:
         raise UserError(f"{path}: damaged ({error}); --overwrite starts anew") from None
     precision = state["precision"] if args.precision == "auto" else args.precision
     refuse_other_values(path, before, {"--precision": precision, **made_by["arguments"],
@@ -488,17 +530,32 @@ def resume(path, artifact, kind: str, format: int, made_by: dict, args) -> dict 
     return state
 
 
-def restore(path, state: dict, model, optimizer) -> tuple[dict, str]:
-    """Give model and optimizer what resume() found; returns where the run was, and its precision."""
+def restore(path, state: dict, model, optimizer, at: dict) -> tuple[dict, str]:
+    """Give model and AdamW what resume() found; returns where the run was, in the form of `at`, and its
+    precision."""
+    def settings():
+        return [sorted(str(item) for item in group.items() if item[0] != "lr")
+                for group in optimizer.state_dict()["param_groups"]]
+
     try:
+        fresh = settings()
         model.load_state_dict(state["weights"])
         optimizer.load_state_dict(state["optimizer"])
+        if settings() != fresh:
+            raise ValueError("the optimizer has other settings")
         for parameter, values in optimizer.state.items():
-            if any(value.dim() and value.shape != parameter.shape for value in values.values()):
+            # The fused step trusts these: of another size they would let it write beyond them.
+            if {name: value.shape for name, value in values.items() if value.is_contiguous()} != {
+                    "step": (), "exp_avg": parameter.shape, "exp_avg_sq": parameter.shape}:
                 raise ValueError("the optimizer's state is of another shape")
-        return state["at"], state["precision"]
+        found, precision = state["at"], state["precision"]
+        if precision not in ("fp32", "bf16") or min(found["epoch"], found["step"], found["rows"]) < 0 \
+                or any(found[name].__class__ is not at[name].__class__ for name in at) \
+                or (found["epoch"] > 0) != isinstance(found["best"].get("valid_accuracy"), float):
+            raise ValueError("where it was is not known")
+        return found, precision
     except Exception as error:  # whatever state_dicts that do not fit can raise
-        reason = str(error).strip().replace("\n", " ")[:200]
+        reason = " ".join(str(error).split())[:200]
         raise UserError(f"{path}: damaged ({reason}); --overwrite starts anew") from None
 
 

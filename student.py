@@ -27,7 +27,9 @@ if __name__ == "__main__":
 
 import itertools
 import os
+import pickletools
 import re
+import reprlib
 import sys
 import zipfile
 import zlib
@@ -51,6 +53,8 @@ CHUNK = 65_536  # texts whose token ids predict holds at a time
 PART = 1024  # texts that a thread tokenizes at a time
 UNPACKED = 2**26  # bytes of a tokenizer's JSON
 SHARE = 256  # texts for each thread that make it worth starting threads
+# What a file of plain values names; torch.load also lets pass bytearray(10**11) and the like.
+PLAIN = re.compile(r"torch \w+Storage|torch\._utils _rebuild_(tensor_v2|parameter)|collections OrderedDict")
 
 
 class StudentError(ValueError):
@@ -75,16 +79,19 @@ class StudentConfig:
 
     def __post_init__(self):
         for name in ("vocab_size", "num_labels", "embedding_dim", "hidden_dim", "num_layers", "max_length"):
-            if not isinstance(getattr(self, name), int) or not 1 <= getattr(self, name) < 2**31:
-                raise StudentError(f"{name} is {getattr(self, name)}, must be at least 1")
+            most = 100 if name == "num_layers" else 2**24
+            if type(getattr(self, name)) is not int or not 1 <= getattr(self, name) <= most:
+                raise StudentError(f"{name} is {reprlib.repr(getattr(self, name))}, must be a whole number "
+                                   f"in [1, {most}]")
         for name in ("pad_id", "blank_id"):
-            if not isinstance(getattr(self, name), int) or not 0 <= getattr(self, name) < self.vocab_size:
-                raise StudentError(f"{name} is {getattr(self, name)}, must be in [0, {self.vocab_size})")
+            if type(getattr(self, name)) is not int or not 0 <= getattr(self, name) < self.vocab_size:
+                raise StudentError(f"{name} is {reprlib.repr(getattr(self, name))}, must be in "
+                                   f"[0, {self.vocab_size})")
         if not isinstance(self.dropout, (int, float)) or not 0 <= self.dropout < 1:
-            raise StudentError(f"dropout is {self.dropout}, must be in [0, 1)")
+            raise StudentError(f"dropout is {reprlib.repr(self.dropout)}, must be in [0, 1)")
         if self.pooling not in POOLINGS or self.head not in HEADS:
-            raise StudentError(f"pooling {self.pooling!r} must be one of {POOLINGS}, "
-                               f"head {self.head!r} of {HEADS}")
+            raise StudentError(f"pooling {reprlib.repr(self.pooling)} must be one of {POOLINGS}, "
+                               f"head {reprlib.repr(self.head)} of {HEADS}")
 
 
 class BiLSTMLayer(nn.Module):
@@ -143,6 +150,49 @@ def workers(threads: int):
         torch.set_num_threads(threads)  # some of the setting is the thread's, some the process's
 
 
+def largest_id(tokenizer) -> int:
+    """The largest token id that a tokenizer gives, special tokens included. StudentError if it gives none."""
+    try:
+        return max([*tokenizer.get_vocab().values(), *tokenizer.encode("가", "\U0010ffff").ids])
+    except Exception as error:  # the tokenizers library's, such as: its own unknown token is missing
+        raise StudentError(f"the tokenizer cannot be used ({error})") from None
+
+
+# As in runtime.py: this file has to stand alone.
+def check_archive(path) -> None:
+    """A ValueError when the zip archive of a .pt file is packed, damaged, or names more than tensors.
+
+    Its table of contents has to end where the file does: elsewhere, torch.load might read another one.
+    """
+    size = os.path.getsize(path)
+    with open(path, "rb") as file:
+        file.seek(max(size - 98, 0))
+        tail = file.read().rjust(98)  # zip64's end record (56 bytes), where that is (20), the end record (22)
+    zip64 = tail[56:60] == b"PK\6\7"
+    end = size - (98 if zip64 else 22)
+    where, start, length = (int.from_bytes(part, "little") for part in (
+        (tail[64:72], tail[48:56], tail[40:48]) if zip64 else (b"", tail[92:96], tail[88:92])))
+    if tail[76:80] != b"PK\5\6" or start + length != end or (zip64 and where != end):
+        raise ValueError("damaged: its table of contents is not at its end")
+    with zipfile.ZipFile(path) as archive:
+        members = archive.infolist()
+        if any(member.compress_type != zipfile.ZIP_STORED for member in members) \
+                or sum(member.file_size for member in members) > size:
+            raise ValueError("the archive is packed")
+        if damaged := archive.testzip():
+            raise ValueError(f"damaged: the checksum of {damaged} is wrong")
+        for member in members:
+            if member.filename.lower().endswith("data.pkl"):
+                check_names(archive.read(member))
+
+
+def check_names(pickle) -> None:
+    """A ValueError when a pickle (bytes, or a file at its start) names more than PLAIN."""
+    for opcode, name, _ in pickletools.genops(pickle):
+        if opcode.name == "GLOBAL" and not PLAIN.fullmatch(name):
+            raise ValueError(f"Unsupported global: GLOBAL {'.'.join(name.split())}")
+
+
 class Student(nn.Module):
     """Embedding, BiLSTM, pooling and head, with the tokenizer and the label names."""
 
@@ -151,6 +201,8 @@ class Student(nn.Module):
         if tokenizer.get_vocab_size() != config.vocab_size:
             raise StudentError(f"the tokenizer has {tokenizer.get_vocab_size()} tokens, the model "
                                f"{config.vocab_size}; they do not belong together")
+        if largest_id(tokenizer) >= config.vocab_size:
+            raise StudentError(f"the tokenizer gives ids beyond the model's {config.vocab_size} tokens")
         if len(label_names) != config.num_labels or not all(isinstance(name, str) for name in label_names):
             raise StudentError(f"{len(label_names)} label names for {config.num_labels} classes")
         self.config, self.tokenizer, self.label_names = config, tokenizer, list(label_names)
@@ -289,47 +341,44 @@ class Student(nn.Module):
         than the file's size (the tokenizer is packed, and at most UNPACKED bytes).
         """
         try:
-            with zipfile.ZipFile(path) as archive:
-                members = archive.infolist()
-                if any(member.compress_type != zipfile.ZIP_STORED for member in members) \
-                        or sum(member.file_size for member in members) > os.path.getsize(path):
-                    raise StudentError("the archive is packed")
-                if damaged := archive.testzip():
-                    raise StudentError(f"the checksum of {damaged} is wrong")
+            check_archive(path)
             artifact = torch.load(path, map_location="cpu", weights_only=True)
         except OSError as error:
             raise StudentError(f"{path}: cannot read ({error.strerror or error})") from None
         except Exception as error:  # a corrupt file raises nearly anything: pickle, zip, unicode, key errors
             # Without PyTorch's advice to load it unsafely, which comes first.
             reason = re.sub(r"(?s)^Weights only load failed.*?(Unsupported|Trying)", r"\1", str(error))
-            reason = reason.strip().split("\n")[0][:200]
+            reason = (reason.strip().splitlines() or [type(error).__name__])[0][:200]
             raise StudentError(f"{path}: not a .pt file that can be loaded safely ({reason})") from None
         kind = artifact.get("kind") if isinstance(artifact, dict) else None
         if not isinstance(kind, str) or kind != "student":
-            found = kind if isinstance(kind, str) else "something that is not of this kit"
+            plain = isinstance(kind, str) and kind.isprintable()
+            found = kind if plain else "something that is not of this kit"
             raise StudentError(f"{path}: holds {found}, not a student")
         number = artifact.get("format")
         if number.__class__ is not int or number != FORMAT:
             number = number if isinstance(number, int) else "unknown"
             raise StudentError(f"{path}: format {number}, this student.py reads {FORMAT}")
         try:
+            config, weights = StudentConfig(**artifact["config"]), artifact["weights"]
+            tensors = artifact["tokenizer"], *weights.values()
+            if config.num_layers > len(weights) or not all(
+                    value.dtype == (torch.float32 if i else torch.uint8) and value.layout == torch.strided
+                    and value.device.type == "cpu" and value.nbytes <= value.untyped_storage().nbytes()
+                    for i, value in enumerate(tensors)):
+                raise StudentError("its config or weights claim more than the file holds")
             packed = zlib.decompressobj()
-            text = packed.decompress(artifact["tokenizer"].numpy().tobytes(), UNPACKED)
+            text = packed.decompress(tensors[0].numpy().tobytes(), UNPACKED)
             if not packed.eof:
                 raise StudentError(f"its tokenizer is cut, or unpacks to more than {UNPACKED:,} bytes")
-            config, weights = StudentConfig(**artifact["config"]), artifact["weights"]
-            if config.num_layers > len(weights) or not all(
-                    value.dtype == torch.float32 and value.layout == torch.strided
-                    and 4 * value.numel() <= value.untyped_storage().nbytes() for value in weights.values()):
-                raise StudentError("its config or weights claim more than the file holds")
             if not all(value.isfinite().all() for value in weights.values()):
                 raise StudentError("its weights are not finite")
             with torch.device("meta"):  # shapes alone: no config claims memory that the weights do not fill
                 student = cls(config, Tokenizer.from_str(text.decode()), artifact["label_names"])
             student.load_state_dict(weights, assign=True)
         except Exception as error:  # the tokenizers library raises bare Exception
-            reason = str(error).strip().replace("\n", " ")[:200]
-            raise StudentError(f"{path}: damaged ({reason})") from None
+            reason = " ".join(str(error).split())[:200]
+            raise StudentError(f"{path}: damaged ({reason}); copy it again or train it anew") from None
         student.artifact = {key: value for key, value in artifact.items()
                             if key not in ("weights", "tokenizer")}
         return student.to(device).eval()

@@ -82,12 +82,15 @@ class TeacherConfig:
                 raise ValueError(f"{name} is {value!r}, must be a whole number")
             if value < least:
                 raise ValueError(f"{name} is {value}, must be at least {least}")
-            if value >= 2**24:
-                raise ValueError(f"{name} is {value}, must be below {2**24:,}")
+            most = 1000 if name == "num_layers" else 2**24
+            if value > most:
+                raise ValueError(f"{name} is {value}, must be at most {most}")
         for name in ("layer_norm_eps", "hidden_dropout", "attention_dropout", "head_dropout",
                      "initializer_range"):
             if not isinstance(getattr(self, name), (int, float)) or not 0 <= getattr(self, name) <= 1:
                 raise ValueError(f"{name} is {getattr(self, name)!r}, must be in [0, 1]")
+        if self.pad_id >= self.vocab_size or self.position_offset >= self.max_positions:
+            raise ValueError(f"pad_id {self.pad_id} or position_offset {self.position_offset} is too large")
         if self.hidden_size % self.num_heads:
             raise ValueError(f"hidden size {self.hidden_size} is not a multiple of {self.num_heads} heads")
 
@@ -179,8 +182,12 @@ class Teacher(nn.Module):
 
     def __init__(self, config: TeacherConfig, tokenizer: Tokenizer, label_names: list[str], max_length: int):
         super().__init__()
-        if tokenizer.get_vocab_size() > config.vocab_size:
-            raise UserError(f"the tokenizer has {tokenizer.get_vocab_size()} tokens, the model embeds only "
+        try:  # the size of a vocabulary tells too little: its ids may have gaps
+            size = 1 + max([*tokenizer.get_vocab().values(), *tokenizer.encode("가", "\U0010ffff").ids])
+        except Exception as error:  # the tokenizers library's: its own unknown token is missing
+            raise UserError(f"the tokenizer cannot be used ({error})") from None
+        if size > config.vocab_size:
+            raise UserError(f"the tokenizer has {size} tokens, the model embeds only "
                             f"{config.vocab_size}; they do not belong together")
         self.config, self.tokenizer, self.label_names = config, tokenizer, label_names
         self.max_length = min(max_length, config.max_length)
@@ -250,8 +257,11 @@ class Teacher(nn.Module):
         try:
             config, names, weights = (artifact[key] for key in ("config", "label_names", "weights"))
             config = TeacherConfig(**config)
-            if len(names) != config.num_labels or not all(isinstance(name, str) for name in names):
+            if not isinstance(names, list) or len(names) != config.num_labels \
+                    or not all(isinstance(name, str) for name in names):
                 raise ValueError(f"label names {names} for {config.num_labels} classes")
+            if artifact["max_length"].__class__ is not int or artifact["max_length"] < 1:
+                raise ValueError("its maximum length is no whole number")
             if config.num_layers > len(weights) or any(t.dtype != torch.float32 for t in weights.values()):
                 raise ValueError("the weights are not those of its config")
             if not all(t.isfinite().all() for t in weights.values()):
@@ -261,7 +271,7 @@ class Teacher(nn.Module):
                 teacher = cls(config, tokenizer, names, artifact["max_length"])
             teacher.load_state_dict(weights, assign=True)
         except Exception as error:  # the tokenizers library raises bare Exception
-            reason = str(error).strip().split("\n")[0]
+            reason = " ".join(str(error).split())[:200]
             raise UserError(f"{path}: not a usable teacher ({reason}); make it anew") from None
         return teacher.eval()
 
@@ -338,6 +348,8 @@ def load_checkpoint(source: str, label_names: list[str], max_length: int) -> tup
         shape = [rows // len(theirs), *rest]
         unfit = [name for name in theirs if name not in tensors or list(tensors[name].shape) != shape]
         if not unfit:
+            if not all(tensors[name].is_floating_point() for name in theirs):
+                raise UserError(f"{file}: tensor {' or '.join(theirs)} is not of floating-point numbers")
             loaded[ours] = torch.cat([tensors[name] for name in theirs]).float()
             if not loaded[ours].isfinite().all():
                 raise UserError(f"{file}: tensor {' or '.join(theirs)} is not finite; get the file again")
@@ -393,15 +405,17 @@ def _from_hub(source: str) -> Path:
             f"pytorch_model.bin"
         ) from None
     for file in folder.iterdir():
-        # The hub's cache names a large file by the SHA-256 that the hub states, and looks no further.
+        # The hub's cache names a file by the hash that the hub states, and looks no further: the SHA-256 of a
+        # large one, git's SHA-1 of another.
         stated = file.resolve().name
-        if re.fullmatch("[0-9a-f]{64}", stated):
-            digest = hashlib.sha256()
+        if re.fullmatch("[0-9a-f]{40}|[0-9a-f]{64}", stated):
+            git = hashlib.sha1(b"blob %d\0" % file.stat().st_size)
+            digest = git if len(stated) == 40 else hashlib.sha256()
             with open(file, "rb") as data:
                 while chunk := data.read(2**20):
                     digest.update(chunk)
             if digest.hexdigest() != stated:
-                raise UserError(f"{file}: is damaged (its SHA-256 is not that of the hub); delete "
+                raise UserError(f"{file}: is damaged (its hash is not the one that the hub states); delete "
                                 f"{file.resolve()} and run again")
     return folder
 

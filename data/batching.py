@@ -68,7 +68,10 @@ def encode(tokenizer, texts, texts2, max_length: int, pad_id: int, blank_id: int
     rows = texts if texts2 is None else list(zip(texts, texts2, strict=True))
     tokens, lengths, second = [], [], []
     for start in range(0, len(rows), CHUNK):
-        encodings = tokenizer.encode_batch_fast(rows[start : start + CHUNK])
+        try:
+            encodings = tokenizer.encode_batch_fast(rows[start : start + CHUNK])
+        except Exception as error:  # the Rust library raises bare Exception: [UNK] is not in its vocabulary
+            raise UserError(f"the tokenizer cannot encode a text ({error}); make it anew") from None
         ids = [encoding.ids or [blank_id] for encoding in encodings]
         lengths.append(np.fromiter(map(len, ids), np.int64, len(ids)))
         tokens.append(np.fromiter(chain.from_iterable(ids), np.int32, lengths[-1].sum()))

@@ -244,7 +244,7 @@ def _columns(where, header, text_column, text2_column, label_column) -> dict:
     return columns
 
 
-def _decoded_lines(path):
+def decoded_lines(path):
     """(line number, text with line end) of a UTF-8 file. Only LF ends a line: texts may hold U+2028 or CR."""
     offset = 0
     try:
@@ -269,31 +269,34 @@ def _decoded_lines(path):
 
 
 def _tsv_rows(path):
-    for number, line in _decoded_lines(path):
+    for number, line in decoded_lines(path):
         yield number, line.removesuffix("\n").removesuffix("\r").split("\t")
 
 
 def _csv_rows(path):
-    reader = csv.reader((line for _, line in _decoded_lines(path)), strict=True)
+    csv.field_size_limit(LONGEST)
+    reader = csv.reader((line for _, line in decoded_lines(path)), strict=True)
     start = 1
     try:
         for row in reader:
             yield start, row or [""]  # an empty line is one empty field
             start = reader.line_num + 1
     except csv.Error as error:
-        raise UserError(f"{path}:{start}: not valid CSV ({error})") from None
+        raise UserError(f"{path}:{start}: not valid CSV ({error}); is a quote not closed, or not doubled?"
+                        ) from None
 
 
 def _json_records(path, text_column, text2_column, label_column):
     """As _table_records; the first object plays the header's part."""
     columns = None
-    for number, line in _decoded_lines(path):
+    for number, line in decoded_lines(path):
         if not line.strip():
             continue
         try:
             record = json.loads(line)
         except (ValueError, RecursionError) as error:
-            raise UserError(f"{path}:{number}: not valid JSON ({error})") from None
+            reason = f"{error.msg} at column {error.colno}" if hasattr(error, "colno") else str(error)
+            raise UserError(f"{path}:{number}: not valid JSON ({reason})") from None
         if not isinstance(record, dict):
             raise UserError(f"{path}:{number}: a JSON object such as {{\"text\": \"…\"}} is needed")
         if columns is None:
@@ -322,5 +325,9 @@ def _json_field(where, record, key, name) -> str:
             return ""
         if isinstance(value, int):
             return str(int(value))  # true and false are labels 1 and 0
-    raise UserError(f"{where}: {name!r} is {json.dumps(value)[:40]}, "
+    try:
+        shown = json.dumps(value)[:40]
+    except RecursionError:  # so deep that it could just be read
+        shown = "nested too deeply"
+    raise UserError(f"{where}: {name!r} is {shown}, "
                     f"a {'string or whole number' if key in ('label', 'id') else 'string'} is needed")

@@ -104,7 +104,7 @@ def parse_args(argv=None):
 if __name__ == "__main__":
     ARGS = parse_args()  # before torch is imported: --help and a wrong flag answer at once
 
-from data.examples import Examples, label_names, read_examples
+from data.examples import Examples, decoded_lines, label_names, read_examples
 from runtime import Progress, UserError, run
 
 TIMEOUT = 30  # seconds without a byte
@@ -189,17 +189,13 @@ def load(name: str, args) -> Examples:
 def _read_headerless(path: Path) -> Examples:
     """label<TAB>text. Only LF ends a line; the text is everything after the first tab."""
     examples = Examples(str(path), [], None, [], None, array("Q"))
-    try:
-        with open(path, encoding="utf-8-sig", newline="\n") as file:
-            for number, line in enumerate(file, 1):
-                label, tab, text = line.removesuffix("\n").removesuffix("\r").partition("\t")
-                if not tab:
-                    raise UserError(f"{path}:{number}: no tab; a line must be label<TAB>text")
-                examples.labels.append(label)
-                examples.texts.append(text)
-                examples.lines.append(number)
-    except UnicodeDecodeError as error:
-        raise UserError(f"{path}: not UTF-8 ({error.reason}) after line {len(examples):,}") from None
+    for number, line in decoded_lines(str(path)):
+        label, tab, text = line.removesuffix("\n").removesuffix("\r").partition("\t")
+        if not tab:
+            raise UserError(f"{path}:{number}: no tab; a line must be label<TAB>text")
+        examples.labels.append(label)
+        examples.texts.append(text)
+        examples.lines.append(number)
     return examples
 
 

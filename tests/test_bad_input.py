@@ -157,6 +157,7 @@ def line_of_50_mb(path):
 
 
 def with_code(path):
+    """A path is no plain value: to load it, a pickle names a function to call."""
     torch.save({"kind": "student", "code": Path("/")}, path)
 
 
@@ -172,11 +173,6 @@ def plan(**values):
 
 def saved(value):
     return lambda path: torch.save(value, path)
-
-
-def shard(logits):
-    """A finished part of a dump."""
-    return saved({"kind": "logits-shard", "format": dump_logits.FORMAT, "logits": logits, "texts": "0" * 64})
 
 
 def tokenizer_without(token):
@@ -252,6 +248,7 @@ def assert_unharmed(before: dict, folder: Path, *begun: str) -> None:
 SCRATCH, BERT = "--scratch 1,8,2 --tokenizer tok", "--checkpoint bert"
 DOWN = ("make the right ones: python dump_logits.py --teacher TEACHER.pt --data train.tsv --output-dir . "
         "--overwrite")
+KNOWN = DOWN.replace("TEACHER", "teacher")  # where the logits tell of whom they are
 AGAIN = "--resume goes on with its run, --overwrite starts anew, another --output-dir keeps both"
 NOT_PT = "not a .pt file that can be loaded safely"
 ABSENT = "mps" if torch.cuda.is_available() else "cuda"
@@ -326,15 +323,12 @@ CASES = {
         "error: a.tsv.gz:2: a line of more than 16,777,216 bytes; a row is one line (are line ends "
         "missing?)"),
     "a quote that never ends": ("train_tokenizer", "--data a.csv", {"a.csv": b"text,label\n\"a,1\nb,0\n"},
-        "error: a.csv:2: not valid CSV (unexpected end of data)"),
-    "a field beyond csv's limit": (
-        "train_tokenizer", "--data a.csv",
-        {"a.csv": b"text\n" + b"a" * 200_000 + b"\n"},
-        "error: a.csv:2: not valid CSV (field larger than field limit (131072))"),
+        "error: a.csv:2: not valid CSV (unexpected end of data); is a quote not closed, or not "
+        "doubled?"),
     "text behind a quote": ("dump_logits", "--data a.csv", {"a.csv": b"text,label\n\"a\"b,1\n"},
-        "error: a.csv:2: not valid CSV (',' expected after '\"')"),
+        "error: a.csv:2: not valid CSV (',' expected after '\"'); is a quote not closed, or not doubled?"),
     "broken JSON": ("distill", "--train a.jsonl", {"a.jsonl": b'{"text": "a", "label": 1}\n{"text": \n'},
-        "error: a.jsonl:2: not valid JSON (Expecting value: line 2 column 1 (char 10))"),
+        "error: a.jsonl:2: not valid JSON (Expecting value at column 1)"),
     "a JSON list": ("train_tokenizer", "--data a.jsonl", {"a.jsonl": b"[1, 2]\n"},
         'error: a.jsonl:1: a JSON object such as {"text": "…"} is needed'),
     "JSON nested without end": ("train_tokenizer", "--data a.jsonl", {"a.jsonl": b"[" * 100_000 + b"\n"},
@@ -418,13 +412,13 @@ CASES = {
     "pairs and single texts for a student": (
         "distill", "--valid a.tsv",
         {"a.tsv": b"text\ttext2\tlabel\na\tb\t1\n"},
-        "error: some files have a column text2 and some have not; all or none must be pairs"),
+        "error: a.tsv has a column text2 and train.tsv has not; all or none must be pairs"),
     "no logits file": ("distill", "--logits none.pt", {},
         "error: none.pt: cannot read (No such file or directory)"),
     "logits that are not finite": ("distill", "--logits a.pt", {"a.pt": not_finite},
         "error: a.pt: the logits of row 7 are not finite; " + DOWN),
     "logits of another file": ("distill", "--logits a.pt", {"a.pt": changed("logits.pt", texts="0" * 64)},
-        "error: a.pt: these are logits of other texts than train.tsv; " + DOWN),
+        "error: a.pt: these are logits of other texts than train.tsv; " + KNOWN),
     "fewer logits than rows": ("distill", "--logits a.pt", {"a.pt": saved(torch.zeros(11, 2))},
         "error: a.pt: [11, 2] torch.float32 where train.tsv has 12 rows: a float tensor (rows, classes) "
         "is needed; " + DOWN),
@@ -435,19 +429,19 @@ CASES = {
         "error: a.pt: [12, 2] torch.int64 where train.tsv has 12 rows: a float tensor (rows, classes) is "
         "needed; " + DOWN),
     "sparse logits": ("distill", "--logits a.pt", {"a.pt": saved(torch.eye(12, 2).to_sparse())},
-        "error: a.pt: holds a tensor that is not plain, or claims more than the file holds"),
+        "error: a.pt: not a .pt file that can be loaded safely (…"),
     "logits of three classes": ("distill", "--logits a.pt", {"a.pt": saved(torch.zeros(12, 3))},
         "error: a.pt: 3 classes, but the labels are ['0', '1']: a column for each is needed, in this order"),
     "logits without logits": ("distill", "--logits a.pt", {"a.pt": changed("logits.pt", logits=None)},
-        "error: a.pt: damaged, no logits, label_names or teachers in it; " + DOWN),
+        "error: a.pt: damaged, no logits, label_names or teachers in it; " + KNOWN),
     "label names that are numbers": (
         "distill", "--logits a.pt",
         {"a.pt": changed("logits.pt", label_names=[0, 1])},
-        "error: a.pt: damaged, no logits, label_names or teachers in it; " + DOWN),
+        "error: a.pt: damaged, no logits, label_names or teachers in it; " + KNOWN),
     "label names that are lists": (
         "distill", "--logits a.pt",
         {"a.pt": changed("logits.pt", label_names=[[], []])},
-        "error: a.pt: damaged, no logits, label_names or teachers in it; " + DOWN),
+        "error: a.pt: damaged, no logits, label_names or teachers in it; " + KNOWN),
     "logits beyond float32": ("distill", "--logits a.pt", {"a.pt": saved(torch.ones(12, 2).double() * 1e300)},
         "error: a.pt: the logits of row 0 are not finite; " + DOWN),
     "logits of a teacher that has changed": ("distill", "", {"teacher.pt": changed("swapped.pt")},
@@ -460,7 +454,7 @@ CASES = {
     "logits of the first rows": (
         "distill", "--train a.tsv", {"a.tsv": TABLE + b"new\t1\n"},
         "error: logits.pt: these are logits of other texts than a.tsv; it has grown, add the new rows: "
-        "python dump_logits.py --teacher TEACHER.pt --data a.tsv --output-dir . --append"),
+        "python dump_logits.py --teacher teacher.pt --data a.tsv --output-dir . --append"),
     "logits of two teachers": (
         "distill", "--train train.tsv train.tsv --logits logits.pt a.pt",
         {"a.pt": changed("logits.pt", label_names=["1", "0"])},
@@ -527,14 +521,6 @@ CASES = {
         {".train.shards/plan.pt": plan(dtype="float16", max_tokens=100), ".train.shards/000000.pt": b""},
         "error: .train.shards/plan.pt: was made with other values of dtype (float16, now float32), "
         "max_tokens (100, now 8192); use those, or --overwrite to start anew"),
-    "a part of other rows": (
-        "dump_logits", "--output-dir . --resume",
-        {".train.shards/plan.pt": plan(), ".train.shards/000000.pt": shard(torch.zeros(3, 2))},
-        "error: .train.shards/000000.pt: damaged; delete it and run again"),
-    "a part of other texts": (
-        "dump_logits", "--output-dir . --resume",
-        {".train.shards/plan.pt": plan(), ".train.shards/000000.pt": shard(torch.zeros(12, 2))},
-        "error: .train.shards/000000.pt: is of other texts; delete it and run again"),
     "two files of one name": ("dump_logits", "--data train.tsv a/train.tsv", {"a/train.tsv": TABLE},
         "error: train.tsv and a/train.tsv would both be written to logits/train.pt; dump them in two "
         "runs with different --output-dir"),
@@ -561,21 +547,27 @@ CASES = {
     "a student of a later format": ("student", "a.pt hello", {"a.pt": changed("student.pt", format=2)},
         "error: a.pt: format 2, this student.py reads 1"),
     "a student without tokenizer": ("student", "a.pt hello", {"a.pt": changed("student.pt", tokenizer=None)},
-        "error: a.pt: damaged ('tokenizer')"),
+        "error: a.pt: damaged ('tokenizer'); copy it again or train "
+        "it anew"),
     "a student without weights": ("student", "a.pt hello", {"a.pt": changed("student.pt", weights={})},
-        "error: a.pt: damaged (its config or weights claim more than the file holds)"),
+        "error: a.pt: damaged (its config or weights claim more than the file holds); copy it again or train "
+        "it anew"),
     "a student with a wrong config": (
         "student", "a.pt hello",
         {"a.pt": changed("student.pt", config={"size": 3})},
-        "error: a.pt: damaged (StudentConfig.__init__() got an unexpected keyword argument 'size')"),
+        "error: a.pt: damaged (StudentConfig.__init__() got an unexpected keyword argument 'size'); copy it "
+        "again or train "
+        "it anew"),
     "a student with too few labels": (
         "student", "a.pt hello",
         {"a.pt": changed("student.pt", label_names=["0"])},
-        "error: a.pt: damaged (1 label names for 2 classes)"),
+        "error: a.pt: damaged (1 label names for 2 classes); copy it again or train "
+        "it anew"),
     "a blank token beyond the vocabulary": (
         "student", "a.pt hello",
         {"a.pt": config_of("student.pt", blank_id=10**6)},
-        "error: a.pt: damaged (blank_id is 1000000, must be in [0, 37))"),
+        "error: a.pt: damaged (blank_id is 1000000, must be in [0, 37)); copy it again or train "
+        "it anew"),
     "logits for a model": ("evaluate", "logits.pt", {},
         "error: logits.pt: holds logits; a student.pt or teacher.pt is needed"),
     "a list for a model": ("evaluate", "a.pt", {"a.pt": saved([1])},
@@ -596,7 +588,8 @@ CASES = {
         "error: teacher.pt/mistakes.tsv: cannot write (File exists); nothing was changed"),
     "models of other labels": (
         "evaluate", "student.pt a.pt", {"a.pt": changed("student.pt", label_names=["0", "good"])},
-        "error: a.pt: its labels are ['0', 'good'], those of the first model ['0', '1']"),
+        "error: a.pt: its labels are ['0', 'good'], those of the first model ['0', '1']; "
+        "compare models of the same labels"),
     "mistakes over a folder": ("evaluate", "student.pt --errors tok", {},
         "error: tok: cannot write (Is a directory); nothing was changed"),
     "no teacher": ("dump_logits", "--teacher none.pt", {},
@@ -611,7 +604,8 @@ CASES = {
         f"error: a.pt: {NOT_PT} (Unsupported global: GLOBAL pathlib…"),
     "a student that is not finite": (
         "evaluate", "a.pt", {"a.pt": weight_of("student.pt", "head.bias", torch.nan)},
-        "error: a.pt: damaged (its weights are not finite)"),
+        "error: a.pt: damaged (its weights are not finite); copy it again or train "
+        "it anew"),
     "a teacher that is not finite": (
         "dump_logits", "--teacher a.pt", {"a.pt": weight_of("teacher.pt", "head_out.bias", torch.inf)},
         "error: a.pt: not a usable teacher (its weights are not finite); make it anew"),
@@ -728,11 +722,11 @@ CASES = {
         "finetune_teacher", "--checkpoint a", {"a/config.json": b"[" * 100_000},
         "error: a/config.json: not valid JSON (…"),
     "10**12 layers": ("finetune_teacher", BERT, {"bert/config.json": published(num_hidden_layers=10**12)},
-        "error: bert/config.json: num_layers is 1000000000000, must be below 16,777,216"),
+        "error: bert/config.json: num_layers is 1000000000000, must be at most 1000"),
     "10**6 layers": ("finetune_teacher", BERT, {"bert/config.json": published(num_hidden_layers=10**6)},
-        "error: bert/pytorch_model.bin: holds 25 tensors, config.json asks for 1000000 layers"),
+        "error: bert/config.json: num_layers is 1000000, must be at most 1000"),
     "10**12 tokens": ("finetune_teacher", BERT, {"bert/config.json": published(vocab_size=10**12)},
-        "error: bert/config.json: vocab_size is 1000000000000, must be below 16,777,216"),
+        "error: bert/config.json: vocab_size is 1000000000000, must be at most 16777216"),
     "10**7 tokens": ("finetune_teacher", BERT, {"bert/config.json": published(vocab_size=10**7)},
         "error: bert/pytorch_model.bin: tensor bert.embeddings.word_embeddings.weight has shape [37, 8], "
         "config.json asks for [10000000, 8]"),
@@ -776,18 +770,18 @@ CASES = {
         "error: student.pt/vocab_size_60/tokenizer.json: cannot write (Not a directory); nothing was "
         "changed"),
     "a file where the teacher's folder goes": ("finetune_teacher", f"{SCRATCH} --output-dir student.pt", {},
-        "error: student.pt: cannot write there (File exists)"),
+        "error: student.pt: cannot write there (File exists); give another --output-dir"),
     "a file where the logits' folder goes": ("dump_logits", "--output-dir student.pt", {},
-        "error: student.pt: cannot write there (File exists)"),
+        "error: student.pt: cannot write there (File exists); give another --output-dir"),
     "a file where the students' folder goes": ("distill", "--output-dir teacher.pt", {},
-        "error: teacher.pt/tiny: cannot write there (Not a directory)"),
+        "error: teacher.pt/tiny: cannot write there (Not a directory); give another --output-dir"),
     "a folder where the log goes": ("distill", "--output-dir .", {"tiny/log.jsonl/a": b""},
         "error: tiny/log.jsonl: cannot write the log (Is a directory)"),
     "a folder where the teacher's log goes": (
         "finetune_teacher", f"{SCRATCH} --output-dir a", {"a/log.jsonl": folder},
         "error: a/log.jsonl: cannot write the log (Is a directory)"),
     "a folder where the lock goes": ("distill", "--output-dir .", {"tiny/.lock": folder},
-        "error: tiny: cannot write there (Is a directory)"),
+        "error: tiny: cannot write there (Is a directory); give another --output-dir"),
     "a folder where last.pt goes": ("distill", "--output-dir . --resume", {"tiny/last.pt": folder},
         "error: tiny/last.pt: cannot read (Is a directory)"),
     "a folder where tokenizer.json goes": (
@@ -798,7 +792,7 @@ CASES = {
         "data.prepare", "split train.tsv", {"out/train.tsv": b"old", "out/valid.tsv": folder},
         "error: out/valid.tsv: cannot write (Is a directory); nothing was changed"),
     "a folder where a corpus is": ("data.prepare", "steam --from .", {"steam.txt": folder},
-        "error: steam.txt: Is a directory"),
+        "error: steam.txt: cannot read (Is a directory)"),
     "a corpus of another length": ("data.prepare", "steam --from .", {"steam.txt": b"1\ta\n0\tb\n"},
         "error: steam.txt: 2 rows, published are 100,000; it is damaged or another version: delete or "
         "replace it and run again"),
@@ -830,19 +824,17 @@ CASES = {
         "train_tokenizer.py: error: --vocab-size must be at least 10, --min-frequency and "
         "--limit-alphabet at least 1"),
     "hidden size 0": ("distill", "--hidden-dim 0", {},
-        "error: hidden_dim is 0, must be at least 1"),
-    "hidden size beyond any memory": ("distill", "--hidden-dim 2000000000", {},
-        "error: out of memory (…"),
+        "error: hidden_dim is 0, must be a whole number in [1, 16777216]"),
     "embedding size below 0": ("distill", "--embedding-dim -4", {},
-        "error: embedding_dim is -4, must be at least 1"),
+        "error: embedding_dim is -4, must be a whole number in [1, 16777216]"),
     "no layers": ("distill", "--num-layers 0", {},
-        "error: num_layers is 0, must be at least 1"),
+        "error: num_layers is 0, must be a whole number in [1, 100]"),
     "dropout 1": ("distill", "--dropout 1", {},
         "error: dropout is 1.0, must be in [0, 1)"),
     "temperature 0": ("distill", "--temperature 0", {},
         "distill.py: error: --alpha must be in [0, 1], --temperature positive"),
     "temperature NaN": ("distill", "--temperature nan", {},
-        "distill.py: error: a number is not finite or too large, or --seed negative"),
+        "distill.py: error: --temperature is nan, must be finite and below 2147483648"),
     "alpha 2": ("distill", "--alpha 2", {},
         "distill.py: error: --alpha must be in [0, 1], --temperature positive"),
     "alpha NaN": ("distill", "--alpha nan", {},
@@ -851,16 +843,16 @@ CASES = {
         "distill.py: error: --lr and --clip must be positive, --warmup in [0, 1), --weight-decay at "
         "least 0"),
     "a rate that is NaN": ("distill", "--lr nan", {},
-        "distill.py: error: a number is not finite or too large, or --seed negative"),
+        "distill.py: error: --lr is nan, must be finite and below 2147483648"),
     "a rate without bound": ("distill", "--lr inf", {},
-        "distill.py: error: a number is not finite or too large, or --seed negative"),
+        "distill.py: error: --lr is inf, must be finite and below 2147483648"),
     "no epochs": ("distill", "--epochs 0", {},
         "distill.py: error: --epochs, --max-tokens and --max-length must be at least 1"),
     "warm-up all along": ("distill", "--warmup 1", {},
         "distill.py: error: --lr and --clip must be positive, --warmup in [0, 1), --weight-decay at "
         "least 0"),
     "a seed below 0": ("distill", "--seed -1", {},
-        "distill.py: error: a number is not finite or too large, or --seed negative"),
+        "distill.py: error: --seed must be at least 0"),
     "texts of no token": ("distill", "--max-length 0", {},
         "distill.py: error: --epochs, --max-tokens and --max-length must be at least 1"),
     "batches of no token": ("distill", "--max-tokens 0", {},
@@ -904,7 +896,7 @@ CASES = {
         "least 1)"),
     "a width of 10**12": ("finetune_teacher", f"{SCRATCH} --scratch 1,1000000000000,2", {},
         "error: --scratch 1,1000000000000,2: layers,width,heads as in 2,128,4 are needed (hidden_size is "
-        "1000000000000, must be below 16,777,216)"),
+        "1000000000000, must be at most 16777216)"),
     "no heads": ("finetune_teacher", f"{SCRATCH} --scratch 1,8,0", {},
         "error: --scratch 1,8,0: layers,width,heads as in 2,128,4 are needed (num_heads is 0, must be at "
         "least 1)"),
@@ -920,7 +912,7 @@ CASES = {
         "finetune_teacher.py: error: --lr and --clip must be positive, --layer-decay in (0, 1], --warmup "
         "in [0, 1), --weight-decay at least 0"),
     "a teacher's clip of NaN": ("finetune_teacher", f"{SCRATCH} --clip nan", {},
-        "finetune_teacher.py: error: a number is not finite or too large, or --seed negative"),
+        "finetune_teacher.py: error: --clip is nan, must be finite and below 2147483648"),
     "layer decay 0": ("finetune_teacher", f"{SCRATCH} --layer-decay 0", {},
         "finetune_teacher.py: error: --lr and --clip must be positive, --layer-decay in (0, 1], --warmup "
         "in [0, 1), --weight-decay at least 0"),
@@ -1011,6 +1003,8 @@ WORKS = {  # as CASES, but with what standard output has to hold
         "data.prepare", "split a.tsv", {"a.tsv": b"text\tlabel\na\t0\nb\t1\nc\t1"}, "train"),
     "blank texts": ("distill", "--train a.tsv --logits a.pt",
                     {"a.tsv": b"text\tlabel\n\t1\n \t0\n", "a.pt": saved(torch.ones(2, 2))}, "2 training"),
+    "a field of 200,000 bytes": ("train_tokenizer", "--data a.csv", {"a.csv": b"text\n" + b"a" * 200_000},
+                                "1 texts"),
     "CRLF, BOM and no last line end": (
         "evaluate", "student.pt --data a.csv",
         {"a.csv": b'\xef\xbb\xbftext,label\r\n"a,\r\nb",1\r\nc,0'}, "2 rows"),
@@ -1054,6 +1048,8 @@ def unprivileged():
     if root:
         os.seteuid(65534)
     try:
+        if not os.access(ROOT / "runtime.py", os.R_OK, effective_ids=True):
+            pytest.skip("the scripts are where root alone may read")
         yield
     finally:
         if root:
@@ -1078,11 +1074,11 @@ DENIED = {  # script, flags, the file that may not be read or the folder that ma
     "a folder for tokenizers": ("train_tokenizer", "--data train.tsv --output-dir .", ".",
         "error: vocab_size_60/tokenizer.json: cannot write (Permission denied); nothing was changed"),
     "a folder for a teacher": ("finetune_teacher", f"{SCRATCH} --output-dir . --overwrite", ".",
-        "error: .: cannot write there (Permission denied)"),
+        "error: .: cannot write there (Permission denied); give another --output-dir"),
     "a folder for logits": ("dump_logits", "--output-dir . --overwrite", ".",
-        "error: .: cannot write there (Permission denied)"),
+        "error: .: cannot write there (Permission denied); give another --output-dir"),
     "a folder for students": ("distill", "--output-dir .", ".",
-        "error: tiny: cannot write there (Permission denied)"),
+        "error: tiny: cannot write there (Permission denied); give another --output-dir"),
     "a folder for mistakes": ("evaluate", "student.pt --errors errors.tsv", ".",
         "error: errors.tsv: cannot write (Permission denied); nothing was changed"),
     "a folder for splits": ("data.prepare", "split train.tsv --out bert", "bert",
@@ -1261,11 +1257,13 @@ def test_a_second_run_on_one_folder_is_refused(script, flags, lock, folder, here
     ours, theirs = socket.socketpair()
     other = os.fork()
     if not other:  # the other process: locks, says so, and lives until this one has hung up
-        ours.close()
-        runtime.lock(lock, ".*.partial")
-        theirs.sendall(b"locked")
-        theirs.recv(1)
-        os._exit(0)
+        try:
+            ours.close()
+            runtime.lock(lock)
+            theirs.sendall(b"locked")
+            theirs.recv(1)
+        finally:
+            os._exit(0)
     theirs.close()
     try:
         assert ours.recv(6) == b"locked"
@@ -1302,6 +1300,23 @@ def test_out_of_memory_says_what_to_lower(script, flags, lower, error, here, mon
     first = str(error).split("\n")[0]
     assert capsys.readouterr().err.splitlines()[-1] == f"error: out of memory ({first}); lower {lower}"
     assert_unharmed(before, here, *BEGUN)
+
+
+@pytest.mark.skipif(not Path("/proc/self/statm").exists(), reason="tells the memory in use on Linux alone")
+def test_memory_that_the_system_refuses_is_told_as_such(here, monkeypatch, capsys):
+    """Real: a student of 26 GB, where the process may have 4 GB more than it has."""
+    used = int(Path("/proc/self/statm").read_text().split()[0]) * resource.getpagesize()
+    before, limits = snapshot(here), resource.getrlimit(resource.RLIMIT_AS)
+    resource.setrlimit(resource.RLIMIT_AS, (used + 2**32, limits[1]))
+    try:
+        code = run("distill", "--hidden-dim 40000", monkeypatch)
+    finally:
+        resource.setrlimit(resource.RLIMIT_AS, limits)
+    last = capsys.readouterr().err.splitlines()[-1]
+    assert last.startswith("error: out of memory (")
+    assert last.endswith("); lower --max-tokens, --max-length or the student's size")
+    assert code == 2
+    assert_unharmed(before, here)
 
 
 # ---- going on with something else --------------------------------------------------------------------------

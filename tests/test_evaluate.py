@@ -339,7 +339,8 @@ def refused(capsys, *flags):
 def test_a_model_of_other_labels_is_refused(case, capsys):
     student("other.pt", 3, ["neg", "pos"])
     assert refused(capsys, "one.pt", "other.pt", "--data", "data.tsv") == (
-        "other.pt: its labels are ['neg', 'pos'], those of the first model ['neg', 'pos', 'mid']")
+        "other.pt: its labels are ['neg', 'pos'], those of the first model ['neg', 'pos', 'mid']; "
+        "compare models of the same labels")
 
 
 @pytest.mark.parametrize(("data", "header", "message"), [

@@ -4,6 +4,7 @@ import json
 import math
 import re
 
+import numpy as np
 import pytest
 import torch
 import torch.nn.functional as F
@@ -685,8 +686,12 @@ def test_a_killed_dump_goes_on_from_its_finished_parts(files, tmp_path, monkeypa
     refused(lambda: dump(teachers, data, tmp_path / "parts"), r"a\.pt: is there already; --append if")
 
 
-@pytest.mark.parametrize("old", ["of another teacher", "damaged", "without its last row"])
-def test_a_killed_overwrite_goes_on_and_replaces_what_was_there(files, tmp_path, monkeypatch, computed, old):
+@pytest.mark.parametrize("old, killed, done", [
+    ("of another teacher", "000002.pt", 21), ("damaged", "000002.pt", 21), ("damaged", "plan.pt", 0),
+    ("without its last row", "000002.pt", 21),
+])
+def test_a_killed_overwrite_goes_on_and_replaces_what_was_there(files, tmp_path, monkeypatch, computed, old,
+                                                                killed, done):
     """What is there when it is resumed is what it was to replace: not whole, and nothing is kept of it."""
     data = [write(tmp_path / "a.tsv", ROWS[:59] if old == "without its last row" else ROWS)]
     new_teacher(files, tmp_path / "t.pt", 2 if old == "of another teacher" else 1)
@@ -702,7 +707,7 @@ def test_a_killed_overwrite_goes_on_and_replaces_what_was_there(files, tmp_path,
 
     def save_then_die(artifact, path):
         save(artifact, path)
-        if path.name == "000002.pt":
+        if path.name == killed:
             raise KeyboardInterrupt
 
     with monkeypatch.context() as patch, pytest.raises(KeyboardInterrupt):
@@ -711,8 +716,31 @@ def test_a_killed_overwrite_goes_on_and_replaces_what_was_there(files, tmp_path,
     assert (tmp_path / "out" / "a.pt").read_bytes() == before
     del computed[:]
     dump([tmp_path / "t.pt"], data, tmp_path / "out", "--resume")
-    assert [text for part in computed for text in part] == [text for text, _ in ROWS[21:]]
+    assert [text for part in computed for text in part] == [text for text, _ in ROWS[done:]]
     assert (tmp_path / "out" / "a.pt").read_bytes() == (tmp_path / "whole" / "a.pt").read_bytes()
+
+
+def test_parts_of_a_file_that_was_another_one_meanwhile_are_computed_again(files, tmp_path, monkeypatch,
+                                                                           computed):
+    """Replaced while it was dumped, which is refused at its end, and put back."""
+    new_teacher(files, tmp_path / "t.pt", 1)
+    data = write(tmp_path / "a.tsv", ROWS)
+    dump([tmp_path / "t.pt"], [data], tmp_path / "whole")
+    whole, read_again_ = computed.copy(), dump_logits.read_again
+
+    def replaced(*args, **flags):
+        write(data, [*ROWS[:14], ("다른 글", "긍정"), *ROWS[15:]])
+        return read_again_(*args, **flags)
+
+    with monkeypatch.context() as patch:
+        patch.setattr(dump_logits, "read_again", replaced)
+        refused(lambda: dump([tmp_path / "t.pt"], [data], tmp_path / "parts"), r"a\.tsv: was changed while")
+    assert not (tmp_path / "parts" / "a.pt").exists()
+    write(data, ROWS)
+    del computed[:]
+    dump([tmp_path / "t.pt"], [data], tmp_path / "parts", "--resume")
+    assert computed == whole[2:3]
+    assert (tmp_path / "parts" / "a.pt").read_bytes() == (tmp_path / "whole" / "a.pt").read_bytes()
 
 
 @pytest.mark.parametrize("killed", [None, "000004.pt", "a.pt"])
@@ -771,7 +799,8 @@ def test_append_to_logits_of_other_texts_or_teachers_is_refused(files, tmp_path,
     assert computed == [] and all_bytes(tmp_path) == before
 
 
-def test_check_computes_rows_again_and_names_the_one_that_differs(files, tmp_path, computed, capsys):
+def test_check_computes_rows_again_and_names_the_one_that_differs(files, tmp_path, computed, capsys,
+                                                                  monkeypatch):
     new_teacher(files, tmp_path / "t.pt", 1)
     data = [write(tmp_path / "a.tsv", ROWS)]
     dump([tmp_path / "t.pt"], data, tmp_path)
@@ -783,9 +812,15 @@ def test_check_computes_rows_again_and_names_the_one_that_differs(files, tmp_pat
     assert "60 of 60 rows" in capsys.readouterr().out and all_bytes(tmp_path) == before
     artifact = read(tmp_path / "a.pt")
     right = artifact["logits"][41, 1].item()
+    draw = np.random.default_rng
+    seed = next(seed for seed in range(99) if 41 in draw(seed).permutation(60)[:30])
     for wrong in (right + 0.01, right - 0.01, torch.nan):
         artifact["logits"][41, 1] = wrong
         torch.save(artifact, tmp_path / "a.pt")
+        with monkeypatch.context() as patch:
+            patch.setattr(np.random, "default_rng", lambda: draw(seed))  # every second row, 41 among them
+            refused(lambda: dump([tmp_path / "t.pt"], data, tmp_path, check=30),
+                    r"a\.pt: 1 of 30 rows are wrong, first row 41 \(.*a\.tsv:43\): ")
         refused(lambda: dump([tmp_path / "t.pt"], data, tmp_path, check=60),
                 r"a\.pt: 1 of 60 rows are wrong, first row 41 \(.*a\.tsv:43\): "
                 rf"\[\S+, {wrong:.4g}\d*\], computed again \[\S+, {right:.4g}\d*\]; --overwrite makes it an")

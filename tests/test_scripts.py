@@ -153,14 +153,15 @@ COMMON = "--device cpu --precision fp32"
 @pytest.mark.parametrize("script, args, lock, made", [
     ("finetune_teacher.py", "--train train.tsv --valid valid.tsv --scratch 1,32,2 --epochs 1 "
      "--tokenizer tokenizer/vocab_size_800", "teacher/.lock", "teacher/last.pt"),
-    ("dump_logits.py", "--teacher teacher/teacher.pt --data train.tsv", "logits/.train.lock", "logits/train.pt"),
+    ("dump_logits.py", "--teacher teacher/teacher.pt --data train.tsv",
+     "logits/.train.lock", "logits/train.pt"),
     ("distill.py", "--train train.tsv --alpha 1 --valid valid.tsv --size mini --epochs 1 "
      "--tokenizer tokenizer/vocab_size_800", "students/mini/.lock", "students/mini/last.pt"),
 ])
 def test_one_run_a_folder_and_finished_work_stays(chain, script, args, lock, made):
     """While another process has the folder, even --overwrite is refused; and without it when none has."""
     def state():
-        return {path: path.read_bytes() for path in folder.rglob("*") if path.is_file() and path.name != lock.name}
+        return {path: path.read_bytes() for path in folder.rglob("*") if path.is_file() and path != lock}
 
     folder, _ = chain
     lock = folder / lock
@@ -168,8 +169,8 @@ def test_one_run_a_folder_and_finished_work_stays(chain, script, args, lock, mad
     with open(lock, "a") as held:
         fcntl.flock(held, fcntl.LOCK_EX)
         error = run(folder, script, *args.split(), *COMMON.split(), "--overwrite", code=2).stderr
-        assert re.fullmatch(rf"error: {lock.parent.relative_to(folder)}: another run \(process \d+\) is writing "
-                            r"there; wait until it ends, or give another --output-dir\n", error)
+        assert re.fullmatch(rf"error: {lock.parent.relative_to(folder)}: another run \(process \d+\) is "
+                            r"writing there; wait until it ends, or give another --output-dir\n", error)
         if script == "dump_logits.py":  # which writes nothing
             checked = run(folder, script, *args.split(), *COMMON.split(), "--check", "20").stdout
             assert checked.startswith("logits/train.pt: 20 of 200 rows computed again in fp32, all agree")

@@ -470,9 +470,10 @@ def test_a_hub_id_fetches_one_weight_file(tmp_path, monkeypatch, has_bin):
 @pytest.mark.parametrize("file", ["model.safetensors", "vocab.txt"])
 def test_a_hub_file_that_is_not_what_the_hub_states_is_refused(tmp_path, monkeypatch, file):
     """The hub's cache: a link of the file's name to a file that is named by the SHA-256 of its bytes."""
-    publish(tmp_path / "snapshot")
-    monkeypatch.setattr(huggingface_hub, "snapshot_download", lambda *args, **options: str(tmp_path / "snapshot"))
-    link = tmp_path / "snapshot" / file
+    snapshot = tmp_path / "snapshot"
+    publish(snapshot)
+    monkeypatch.setattr(huggingface_hub, "snapshot_download", lambda *args, **options: str(snapshot))
+    link = snapshot / file
     data = link.read_bytes()
     blob = tmp_path / hashlib.sha256(data).hexdigest()
     link.rename(blob)
