@@ -546,6 +546,8 @@ def main(args):
     data = read_training_set(args)
     tokenizers = {path: read_tokenizer(path) for path in args.tokenizer}
     folders = [Path(args.output_dir, name) for name, _ in grid]
+    if len(folders) > 1:
+        runtime.lock(Path(args.output_dir, ".summary.lock"), "summary.tsv")
     for folder in folders:
         runtime.lock(folder / ".lock", "last.pt", "student.pt", "diverged.tsv")
     if not (args.resume or args.overwrite):

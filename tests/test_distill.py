@@ -364,7 +364,7 @@ def test_grid_trains_every_combination_and_saves_the_table(folder):
     run("--train", "train.tsv", "--logits", "train.pt", "--alpha", "0.1", "1", "--seed", "0", "1",
         "--epochs", "1")
     names = {"tiny-alpha0.1-seed0", "tiny-alpha0.1-seed1", "tiny-alpha1-seed0", "tiny-alpha1-seed1"}
-    assert {path.name for path in (folder / "students").iterdir()} == names | {"summary.tsv"}
+    assert {path.name for path in (folder / "students").iterdir()} == names | {"summary.tsv", ".summary.lock"}
     header, *rows = [line.split("\t") for line in
                      (folder / "students/summary.tsv").read_text("utf-8").splitlines()]
     assert header[:3] == ["alpha", "seed", "parameters"] and len(rows) == 4

@@ -4,6 +4,7 @@ The scripts run as a user starts them, from a process that has imported PyTorch 
 so the exit code, all of stderr, the memory that was taken and every file that was opened are those of the command.
 """
 
+import codecs
 import hashlib
 import inspect
 import io
@@ -16,6 +17,7 @@ import subprocess
 import sys
 import zipfile
 import zlib
+from collections import OrderedDict
 from pathlib import Path
 
 import pytest
@@ -33,9 +35,13 @@ from teacher import Teacher
 
 ROOT = Path(__file__).parent.parent
 SERVER = """
-import json, os, resource, runpy, signal, sys, time
-import numpy, tokenizers, torch, huggingface_hub
+import gc, json, os, resource, runpy, signal, sys, time
+import huggingface_hub, numpy, tokenizers, torch
+WATCHED = "open", "os.mkdir", "os.rename", "os.remove", "os.rmdir", "os.symlink", "os.link"
 torch.set_num_threads(1)
+with torch.device("meta"):  # what PyTorch imports late
+    torch.optim.AdamW(torch.nn.LSTM(1, 1).parameters())
+gc.freeze()
 for number, argv in enumerate(json.load(sys.stdin)):
     start = time.time()
     if not (child := os.fork()):
@@ -44,10 +50,18 @@ for number, argv in enumerate(json.load(sys.stdin)):
         for file, name in ((1, "out"), (2, "err"), (3, "opened")):
             os.dup2(os.open(f"{number}.{name}", os.O_WRONLY | os.O_CREAT | os.O_TRUNC), file)
         sys.argv, sys.path[0], sys.stdin = argv, os.path.dirname(argv[0]), open(os.devnull)
-        sys.addaudithook(lambda event, args: event in ("open", "os.mkdir", "os.rename", "os.remove", "os.symlink")
+        sys.addaudithook(lambda event, args: event in WATCHED
                          and os.write(3, f"{event} {args[:3]}\\n".encode("utf-8", "backslashreplace")))
-        runpy.run_path(argv[0], run_name="__main__")
-        sys.exit(0)
+        try:
+            runpy.run_path(argv[0], run_name="__main__")
+            code = 0
+        except SystemExit as end:
+            code = end.code
+        except BaseException:
+            code = 1
+            sys.excepthook(*sys.exc_info())
+        sys.stdout.flush()
+        os._exit(code)
     _, status, usage = os.wait4(child, 0)
     print(json.dumps([os.waitstatus_to_exitcode(status), usage.ru_maxrss // 1024, time.time() - start]))
 """
@@ -82,6 +96,9 @@ def refused(names, lines: list) -> list[Ended]:
 # ---- every place where a .pt is read -----------------------------------------------------------------------
 
 
+PUBLISHED = ["finetune_teacher.py", *TRAIN[:4], *EXACT, "--epochs", 1, "--output-dir"]
+
+
 def place_student(path):
     return ["student.py", path, "재밌다"]
 
@@ -91,7 +108,7 @@ def place_model(path):
 
 
 def place_teacher(path):
-    return ["dump_logits.py", *DUMP, "train.tsv", "--teacher", path, "--output-dir", "new"]
+    return ["dump_logits.py", *DUMP, "train.tsv", "--teacher", path, "--output-dir", f"{path}.new"]
 
 
 def place_logits(*flags):
@@ -112,30 +129,30 @@ def place_in(folder, file, script, *flags):
 
 
 def place_distil_logits(path):
-    return ["distill.py", *DISTIL, "new", "--logits", path]
+    return ["distill.py", *DISTIL, f"{path}.new", "--logits", path]
 
 
 def place_distil_teacher(path):
-    return ["distill.py", *DISTIL, "new", "--teacher", path]
+    return ["distill.py", *DISTIL, f"{path}.new", "--teacher", path]
 
 
 def place_named_teacher(path):
     """The teacher that a logits file says it was made by."""
     torch.save(torch.load("logits/train.pt", weights_only=True) | {"teacher_files": [path]}, f"{path}.logits")
-    return ["distill.py", *DISTIL, "new", "--logits", f"{path}.logits"]
+    return ["distill.py", *DISTIL, f"{path}.new", "--logits", f"{path}.logits"]
 
 
 def place_checkpoint(path):
     shutil.copytree("bert", f"{path}.folder")
     shutil.copy(path, f"{path}.folder/pytorch_model.bin")
-    return ["finetune_teacher.py", *TRAIN[:4], *EXACT, "--output-dir", "new", "--checkpoint", f"{path}.folder"]
+    return [*PUBLISHED, f"{path}.new", "--checkpoint", f"{path}.folder"]
 
 
 def place_download(path):
     """The cache of the hub's own client, as it downloads: links in a snapshot to files named by their hashes."""
     name = Path(path).name.replace(".", "-")
     cache(name, {"pytorch_model.bin": Path(path).read_bytes()})
-    return ["finetune_teacher.py", *TRAIN[:4], *EXACT, "--output-dir", "new", "--checkpoint", f"someone/{name}"]
+    return [*PUBLISHED, f"{path}.new", "--checkpoint", f"someone/{name}"]
 
 
 def cache(name: str, files: dict) -> Path:
@@ -237,3 +254,168 @@ def test_the_same_files_without_code_are_taken():
     names, lines = hostile({("good", place): Path(file).read_bytes() for place, (file, _) in PLACES.items()})
     for name, end in zip(names, commands(lines), strict=True):
         assert end.code == 0, (name, end.err)
+
+
+# ---- memory ------------------------------------------------------------------------------------------------
+
+
+def changed(file: str, **values) -> bytes:
+    """A file with some of its values replaced; the value of a dict is merged into the one that is there."""
+    artifact = torch.load(file, weights_only=True)
+    return saved(artifact | {name: artifact[name] | value if isinstance(artifact.get(name), dict)
+                             and isinstance(value, dict) else value for name, value in values.items()})
+
+
+def packed(file: str, **values) -> bytes:
+    """The same, deflated: what compresses well unfolds to far more than the file's size."""
+    out = io.BytesIO()
+    with zipfile.ZipFile(io.BytesIO(changed(file, **values))) as archive, \
+            zipfile.ZipFile(out, "w", zipfile.ZIP_DEFLATED, compresslevel=1) as new:
+        for name in archive.namelist():
+            new.writestr(name, archive.read(name))
+    return out.getvalue()
+
+
+def with_pickle(file: str, value) -> bytes:
+    """A file whose pickle is another one, under right checksums."""
+    return repacked(Path(file).read_bytes(),
+                    lambda name, old: pickle.dumps(value, 2) if name.endswith("data.pkl") else old)
+
+
+def two_tables(shown: bytes, hidden: bytes) -> bytes:
+    """An archive in which Python's zipfile finds the members of one, and torch.load those of another.
+
+    zipfile takes the table of contents that ends where the end record begins, PyTorch the one at the offset
+    that the end record states; where both differ, zipfile takes the difference for something put in front.
+    """
+    (length, start), (shown_length, shown_start) = (
+        struct.unpack("<LL", data[-10:-2]) for data in (hidden, shown))
+    table, shown_table = hidden[start : start + length], shown[shown_start : shown_start + shown_length]
+    size = max(length, shown_length)
+    tables = []
+    for data in (table, shown_table):  # to one length, by a comment of the last member
+        last = data.rindex(b"PK\1\2") + 32
+        tables.append(data[:last] + struct.pack("<H", size - len(data)) + data[last + 2 :]
+                      + b" " * (size - len(data)))
+    members = shown[:shown_start]
+    # Where zipfile looks for a member: its offset + (the table's true place - the offset that is stated).
+    shift = start + size + shown_start - start
+    front = hidden[:start] + tables[0]
+    moved, at = bytearray(tables[1]), 0
+    while at < size:
+        offset = struct.unpack_from("<L", moved, at + 42)[0]
+        struct.pack_into("<L", moved, at + 42, len(front) + offset - shift)
+        at += 46 + sum(struct.unpack_from("<HHH", moved, at + 28))
+    return front + members + bytes(moved) + hidden[-22:-10] + struct.pack("<LLH", size, start, 0)
+
+
+class OldPickler(pickle.Pickler):
+    """Writes None as the storage of `numel` floats."""
+
+    def persistent_id(self, value):
+        return ("storage", torch.FloatStorage, "0", "cpu", self.numel, None) if value == "the storage" else None
+
+
+def old_claim(numel: int) -> bytes:
+    """A tensor in the format from before PyTorch 1.6, of whose storage the file has nothing."""
+    file = io.BytesIO()
+    for value in (torch.serialization.MAGIC_NUMBER, torch.serialization.PROTOCOL_VERSION, {"little_endian": True}):
+        pickle.dump(value, file, 2)
+    pickler = OldPickler(file, 2)
+    pickler.numel = numel
+    pickler.dump(Bomb(torch._utils._rebuild_tensor_v2, "the storage", 0, (12, numel // 12), (numel // 12, 1), False,
+                      OrderedDict()))
+    pickle.dump([], file, 2)
+    return file.getvalue()
+
+
+def hexed(times: int):
+    """A short text that torch.load would double so many times."""
+    value = Bomb(codecs.encode, "x" * 1000, "latin1")
+    for _ in range(times):
+        value = Bomb(codecs.encode, value, "hex")
+    return value
+
+
+def state_of(file: str, index: int, **values) -> dict:
+    """The optimizer's state in a last.pt with some values of one parameter replaced."""
+    optimizer = torch.load(file, weights_only=True)["optimizer"]
+    optimizer["state"][index].update(values)
+    return optimizer
+
+
+def claims() -> dict:
+    """{(what a file claims, where it is read): its bytes}; each claims 400 megabytes or more."""
+    (model, _), (teacher, _), (logits, _), (last, _), (tuned, _), (weights, _) = (PLACES[place] for place in (
+        "student.py", "dump_logits.py --teacher", "distill.py --logits", "distill.py last.pt",
+        "finetune_teacher.py last.pt", "pytorch_model.bin"))
+    huge, wide = torch.zeros(1).expand(10**6, 10**6), torch.zeros(1).expand(12, 10**9)
+    bomb = torch.frombuffer(bytearray(zlib.compress(bytes(5 * 10**8))), dtype=torch.uint8)
+    name = "embedding.weight"
+    own = torch.load(model, weights_only=True)["weights"][name]
+    found = {(f"{key} of {value:,}", "student.py"): changed(model, config={key: value}) for key, value in (
+        ("vocab_size", 10**12), ("embedding_dim", 2**24), ("hidden_dim", 2**24), ("hidden_dim", 2**40),
+        ("num_layers", 10**9), ("num_labels", 10**9), ("pad_id", 10**9))}
+    found |= {(f"{key} of {value:,}", "dump_logits.py --teacher"): changed(teacher, config={key: value})
+              for key, value in (("vocab_size", 10**12), ("hidden_size", 2**24), ("num_layers", 10**9),
+                                 ("intermediate_size", 2**40), ("max_positions", 2**24), ("num_labels", 2**24))}
+    found |= {(f"weights: {what}", "student.py"): changed(model, weights={name: value}) for what, value in (
+        ("expanded", huge), ("sparse", own.to_sparse()), ("meta", own.to("meta")), ("float16", own.half()),
+        ("float64", own.double()), ("whole numbers", own.long()), ("not finite", own * torch.nan),
+        ("another shape", own[:-1]), ("meta, huge", torch.empty(10**6, 10**6, device="meta")))}
+    found |= {(what, "student.py"): data for what, data in (
+        ("a packed archive", packed(model, x=torch.zeros(10**8))),
+        ("a packed archive under another's table", two_tables(
+            repacked(Path(model).read_bytes(), lambda name, old: old), packed(model, x=torch.zeros(10**8)))),
+        ("a packed tokenizer", changed(model, tokenizer=bomb)),
+        ("an expanded tokenizer", changed(model, tokenizer=torch.zeros(1, dtype=torch.uint8).expand(10**9))),
+        ("bytearray(…)", with_pickle(model, {"kind": "student", "x": Bomb(bytearray, 10**9)})),
+        ("Tensor(…)", with_pickle(model, {"kind": "student", "x": Bomb(torch.Tensor, 10**5, 10**4)})),
+        ("a text doubled", with_pickle(model, {"kind": "student", "x": hexed(19)})),
+        ("lists that share lists", changed(model, config={"hidden_dim": nested(60)})),
+        ("labels that share lists", changed(model, label_names=nested(60))))}
+    found |= {(what, place): data for place, good in (
+        ("evaluate.py, a student", model), ("dump_logits.py --teacher", teacher), ("dump_logits.py --append", logits),
+        ("dump_logits.py --check", logits), ("distill.py --logits", logits), ("plan.pt", PLACES["plan.pt"][0]),
+        ("a part", PLACES["a part"][0]), ("distill.py last.pt", last), ("finetune_teacher.py last.pt", tuned),
+        ("pytorch_model.bin", weights)) for what, data in (
+        ("expanded", changed(good, x=huge)), ("meta", changed(good, x=torch.ones(3, device="meta"))),
+        ("a packed archive", packed(good, x=torch.zeros(10**8))), ("sparse", changed(good, x=torch.eye(9).to_sparse())),
+        ("bytearray(…)", with_pickle(good, {"x": Bomb(bytearray, 10**9)})),
+        ("lists that share lists", changed(good, x=nested(60))))}
+    found |= {(what, "distill.py --logits"): data for what, data in (
+        ("a bare tensor, expanded", saved(wide)), ("logits, expanded", changed(logits, logits=wide)),
+        ("a bare tensor in the old format", old_claim(12 * 10**8)),
+        ("a bare tensor in the old format, expanded", saved(wide, **OLD)))}
+    found |= {(f"the optimizer's {what}", "distill.py last.pt"): changed(last, optimizer=state_of(last, 0, **values))
+              for what, values in (("moments are scalars", {"exp_avg": torch.zeros(())}),
+                                   ("steps are many", {"step": torch.zeros(9)}),
+                                   ("moments are of one row", {"exp_avg_sq": torch.zeros(1, 8)}))}
+    return found
+
+
+def test_what_a_file_claims_is_checked_before_memory_is_taken():
+    cases = claims()
+    good, (name, *names) = PLACES["student.py"][0], [("a good file", "student.py"), *cases]
+    _, (line, *lines) = hostile({(name): Path(good).read_bytes()} | cases)
+    (control,) = commands([line])
+    assert control.code == 0
+    for (what, place), end in zip(names, refused(names, lines), strict=True):
+        assert end.megabytes < control.megabytes + 150 and end.seconds < 30, (what, place, end.megabytes, end.seconds)
+
+
+def test_what_config_json_claims_is_checked_against_the_weights(tmp_path):
+    settings = json.loads(Path("bert/config.json").read_text())
+    cases = {f"{key} {value}": {key: value} for key, value in (
+        ("vocab_size", 10**12), ("vocab_size", 2**24), ("hidden_size", 10**12), ("hidden_size", 2**24),
+        ("num_hidden_layers", 10**9), ("intermediate_size", 2**24), ("max_position_embeddings", 2**24),
+        ("type_vocab_size", 2**24), ("num_attention_heads", 2**24), ("vocab_size", "9"), ("vocab_size", -1),
+        ("pad_token_id", 10**9), ("layer_norm_eps", "x"), ("hidden_dropout_prob", 7), ("model_type", []),
+        ("initializer_range", float("nan")))}
+    lines = []
+    for number, values in enumerate(cases.values()):
+        shutil.copytree("bert", tmp_path / str(number))
+        (tmp_path / str(number) / "config.json").write_text(json.dumps(settings | values))
+        lines.append([*PUBLISHED, tmp_path / "new", "--checkpoint", tmp_path / str(number)])
+    for name, end in zip(cases, refused(cases, lines), strict=True):
+        assert end.megabytes < 500 and end.seconds < 30, (name, end.megabytes, end.seconds)
