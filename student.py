@@ -179,6 +179,8 @@ def check_archive(path) -> None:
         if any(member.compress_type != zipfile.ZIP_STORED for member in members) \
                 or sum(member.file_size for member in members) > size:
             raise ValueError("the archive is packed")
+        if any(member.is_dir() or member.external_attr & 16 for member in members):
+            raise ValueError("damaged: has a folder")  # of one, torch.load takes what memory happens to hold
         if damaged := archive.testzip():
             raise ValueError(f"damaged: the checksum of {damaged} is wrong")
         for member in members:

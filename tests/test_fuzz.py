@@ -1,4 +1,4 @@
-"""Mutated files: a reader or loader gives what can be used, or its documented error in one line; it never hangs.
+"""Mutated files: readers and loaders give what can be used, or their documented error in a line; none hangs.
 
 `make test` draws the same examples each time. TORTURE=50 (`make torture`) draws 20 times as many, others each
 time, and prints how many of each target were accepted and refused.
@@ -18,6 +18,7 @@ import zlib
 from argparse import Namespace
 from collections import Counter
 from dataclasses import replace
+from itertools import chain
 from pathlib import Path
 
 import pytest
@@ -39,12 +40,12 @@ from teacher import Teacher, load_checkpoint, published_names
 
 TORTURE = bool(os.environ.get("TORTURE"))
 SECONDS = 60  # for one example, which takes some hundredths
-GIGABYTES = 4  # of addresses that the process may take beyond those it has: a file of some kilobytes needs none
+GIGABYTES = 4  # of addresses that the process may take more than it has: a file of some kilobytes needs none
 COUNTS = {}  # target: Counter of accepted and refused
 
 
 def fuzz(examples: int, example) -> None:
-    """Call example(rng) so many times. Hypothesis makes a failing one smaller through what it draws from rng."""
+    """Call example(rng) so often; hypothesis, which draws what rng gives, makes a failing one smaller."""
     settings(max_examples=examples * (20 if TORTURE else 1), derandomize=not TORTURE, database=None,
              deadline=None, suppress_health_check=list(HealthCheck))(
         given(rng=st.randoms(use_true_random=False))(example))()
@@ -135,9 +136,9 @@ def nested(depth):
 
 
 VALUES = [
-    None, True, False, 0, 1, -1, 7, 2**31, 2**40, 2**63, 10**30, 10**600, -(2**70), 0.5, 1e308, float("nan"),
-    float("inf"), "", "x", "a\nb", "\ud800", "0", "가" * 5000, "../../x", "fp32", [], {}, (), [0, 1], ["0", "1"],
-    ["0", 1], {"a": 1}, {1: "x"}, [None] * 12, nested(8), nested(60)]
+    None, True, False, 0, 1, -1, 7, 2**31, 2**40, 2**63, 10**30, 10**600, -(2**70), 0.5, 1e308,
+    float("nan"), float("inf"), "", "x", "a\nb", "\ud800", "0", "가" * 5000, "../../x", "fp32", [], {}, (),
+    [0, 1], ["0", "1"], ["0", 1], {"a": 1}, {1: "x"}, [None] * 12, nested(8), nested(60)]
 TENSORS = [  # made when they are needed
     lambda: torch.tensor(1.0), lambda: torch.ones(0), lambda: torch.ones(3), lambda: torch.ones(12, 2),
     lambda: torch.ones(12, 3), lambda: torch.zeros(12, 2).double(), lambda: torch.zeros(12, 2).half(),
@@ -149,10 +150,10 @@ TENSORS = [  # made when they are needed
     lambda: torch.nn.Parameter(torch.ones(12, 2)), lambda: torch.ones(2, 12).T,
     lambda: torch._neg_view(torch.ones(12, 2)), lambda: torch.ones(24, 2)[::2]]
 LIKE = [  # a tensor of another shape, type or size
-    lambda t: t[:-1] if t.dim() else t[None], lambda t: t.flatten(), lambda t: t.movedim(0, -1) if t.dim() else t,
-    lambda t: torch.cat([t, t]) if t.dim() else t + 1, lambda t: t.double(), lambda t: t.half(),
-    lambda t: t.bool(), lambda t: t * torch.nan, lambda t: t.float() * 1e38, lambda t: t.to("meta"),
-    lambda t: t.to_sparse(), lambda t: t[None], lambda t: t.flatten()[:1].expand(t.shape) if t.dim() else t]
+    lambda t: t[:-1], lambda t: t.flatten(), lambda t: t.movedim(0, -1), lambda t: torch.cat([t, t]),
+    lambda t: t.double(), lambda t: t.half(), lambda t: t.bool(), lambda t: t * torch.nan, lambda t: t[None],
+    lambda t: t.float() * 1e38, lambda t: t.to("meta"), lambda t: t.to_sparse(), lambda t: t + 1,
+    lambda t: t.flatten()[:1].expand(t.shape)]
 
 
 def another(rng, value):
@@ -162,7 +163,7 @@ def another(rng, value):
         return rng.choice([value + 1, value - 1, -value, value * 2, float(value), str(value)])
     if like and isinstance(value, str) and value:
         at = rng.randint(0, len(value) - 1)
-        return rng.choice([value[:at], f"{value[:at]}영{value[at + 1:]}", f"{value}\n", value * 2, value[::-1]])
+        return rng.choice([value[:at], f"{value[:at]}영{value[at + 1:]}", f"{value}\n", value * 2])
     if like and torch.is_tensor(value):
         return rng.choice(LIKE)(value)
     if like and isinstance(value, list) and value:
@@ -177,7 +178,8 @@ def mutate_values(rng, artifact) -> dict:
     found = places(artifact)
     for container, key in [rng.choice(found) for _ in range(rng.choice([1, 1, 1, 2]))]:
         kind, other = rng.randint(0, 9), rng.choice(found)
-        with contextlib.suppress(LookupError):  # the first of two changes took it out
+        # The first of two changes may have taken it out; not every tensor or number has each of the forms.
+        with contextlib.suppress(LookupError, RuntimeError, OverflowError):
             if key == "tokenizer" and container is artifact and kind < 8:
                 container[key] = mutate_tokenizer(rng, container[key])
             elif kind == 0:
@@ -196,7 +198,7 @@ def mutate_tokenizer(rng, tokenizer):
     packed = torch.is_tensor(tokenizer)
     value = json.loads(zlib.decompress(bytes(tokenizer.tolist())) if packed else tokenizer)
     container, key = rng.choice(places(value))
-    container[key] = rng.choice([None, True, 0, -1, 5, 10**6, 2**40, 0.5, "", "x", "[PAD]", "가", [], {}, [0]])
+    container[key] = rng.choice([None, True, 0, -1, 5, 10**6, 2**40, 0.5, "", "x", "[PAD]", "가", [], {}])
     text = json.dumps(value)
     return torch.frombuffer(bytearray(zlib.compress(text.encode())), dtype=torch.uint8) if packed else text
 
@@ -257,10 +259,12 @@ def stopped(patch, count: int, script, *flags):
 
 @pytest.fixture(scope="module", autouse=True)
 def kit(tmp_path_factory):
-    """The working folder: small files that the scripts wrote, in half/ by interrupted runs; a limit on memory."""
+    """The working folder: what the scripts wrote, in half/ by interrupted runs; and a limit on memory."""
     patch = pytest.MonkeyPatch()
     patch.chdir(tmp_path_factory.mktemp("fuzz"))
     patch.setattr(os, "fsync", lambda file: None)  # what matters here is not the disk
+    threads = torch.get_num_threads()
+    torch.set_num_threads(1)  # for a few tokens the quickest
     rows = [f"이 영화 {'재밌다' if i % 2 else '별로'} {i % 7}점\t{i % 2}" for i in range(16)]
     for name, count in (("train", 12), ("more", 16), ("valid", 5)):
         Path(f"{name}.tsv").write_text("\n".join(["text\tlabel", *rows[:count], ""]), encoding="utf-8")
@@ -278,9 +282,11 @@ def kit(tmp_path_factory):
     before = resource.getrlimit(resource.RLIMIT_AS)
     if Path("/proc/self/statm").exists():
         pages = int(Path("/proc/self/statm").read_text().split()[0])
-        resource.setrlimit(resource.RLIMIT_AS, (pages * resource.getpagesize() + GIGABYTES * 2**30, before[1]))
+        most = pages * resource.getpagesize() + GIGABYTES * 2**30
+        resource.setrlimit(resource.RLIMIT_AS, (most, before[1]))
     yield
     resource.setrlimit(resource.RLIMIT_AS, before)
+    torch.set_num_threads(threads)
     patch.undo()
 
 
@@ -295,10 +301,10 @@ def publish(teacher):
     shutil.copy("tok/vocab.txt", "bert")
     Path("bert/config.json").write_text(json.dumps({
         "model_type": "bert", "vocab_size": config.vocab_size, "hidden_size": 8, "num_hidden_layers": 1,
-        "num_attention_heads": 2, "intermediate_size": 32, "max_position_embeddings": 512, "type_vocab_size": 2,
-        "hidden_act": "gelu", "layer_norm_eps": 1e-12, "hidden_dropout_prob": 0.1, "initializer_range": 0.02,
-        "attention_probs_dropout_prob": 0.1, "pad_token_id": 0, "classifier_dropout": None,
-        "id2label": {"0": "0", "1": "1"}}), encoding="utf-8")
+        "num_attention_heads": 2, "intermediate_size": 32, "max_position_embeddings": 512,
+        "type_vocab_size": 2, "hidden_act": "gelu", "layer_norm_eps": 1e-12, "initializer_range": 0.02,
+        "hidden_dropout_prob": 0.1, "attention_probs_dropout_prob": 0.1, "classifier_dropout": None,
+        "pad_token_id": 0, "id2label": {"0": "0", "1": "1"}}), encoding="utf-8")
 
 
 def in_copy_of(folder, file, data: bytes) -> Path:
@@ -376,17 +382,17 @@ def load_published(data):
 
 
 LOADERS = {  # what is loaded: (the file, what loads it, examples of `make test`)
-    "student.pt": ("students/tiny/student.pt", load_student, 150),
-    "teacher.pt": ("teacher/teacher.pt", load_teacher, 150),
-    "logits, by distill.py": ("logits/train.pt", read_training_set, 150),
-    "logits, by --append": ("logits/train.pt", append_to_logits, 40),
-    "logits, by --check": ("logits/train.pt", check_logits, 40),
-    "plan.pt of a dump": ("half/logits/.train.shards/plan.pt", resume_dump("plan.pt"), 50),
-    "a part of a dump": ("half/logits/.train.shards/000000.pt", resume_dump("000000.pt"), 40),
-    "last.pt of distill.py": ("half/students/tiny/last.pt", resume_distill, 50),
-    "last.pt of finetune_teacher.py": ("half/teacher/last.pt", resume_finetune, 50),
-    "pytorch_model.bin": ("bert/pytorch_model.bin", load_published, 80),
-    "old pytorch_model.bin": ("bert/old.bin", load_published, 80),
+    "student.pt": ("students/tiny/student.pt", load_student, 100),
+    "teacher.pt": ("teacher/teacher.pt", load_teacher, 100),
+    "logits, by distill.py": ("logits/train.pt", read_training_set, 100),
+    "logits, by --append": ("logits/train.pt", append_to_logits, 30),
+    "logits, by --check": ("logits/train.pt", check_logits, 30),
+    "plan.pt of a dump": ("half/logits/.train.shards/plan.pt", resume_dump("plan.pt"), 40),
+    "a part of a dump": ("half/logits/.train.shards/000000.pt", resume_dump("000000.pt"), 30),
+    "last.pt of distill.py": ("half/students/tiny/last.pt", resume_distill, 40),
+    "last.pt of finetune_teacher.py": ("half/teacher/last.pt", resume_finetune, 35),
+    "pytorch_model.bin": ("bert/pytorch_model.bin", load_published, 60),
+    "old pytorch_model.bin": ("bert/old.bin", load_published, 60),
 }
 
 
@@ -406,10 +412,10 @@ ROWS = [["text", "text2", "label", "id"],
         ["이 영화 \"정말\" 재밌다", "최고, 강추", "긍정", "1"], ["", "  ", "", "2"],
         ["줄\u2028바꿈 👍", "그냥 그렇다", "0", "세 번째"], ["노잼 ㅠㅠ", "돈 아까움", "부정", "4"],
         ["재밌다", "또 본다", "긍정", "5"], ["별로", "지루", "부정", "6"], ["café", "돈", "부정", ""]]
-CELLS = ["", " ", "\ufeff", '"', '""', 'a"b', "a\tb", "a,b", "a\nb", "\r", "a\rb", "\u2028", "\x85", "\x1a", "\0",
-         "text", "document", "label", "0", "-0", "긍정", "가" * 50_000, "𠮷", "\u200b", "=1+1", "null", "\\", "'"]
+CELLS = ["", " ", "\ufeff", '"', '""', 'a"b', "a\tb", "a,b", "a\nb", "\r", "a\rb", "\u2028", "\x85", "\x1a",
+         "\0", "text", "document", "label", "0", "-0", "긍정", "가" * 50_000, "𠮷", "\u200b", "\\", "'"]
 LINES = ["", "{}", "[]", "null", "NaN", "1" * 5000, '{"text": "\\ud800"}', '{"text": 1e999}', "[" * 10**5,
-         '{"text": "가", "text": "나", "label": null}', '{"text": "가", "label": true, "text2": "", "id": -7}',
+         '{"text": "가", "text": "나", "label": null}', '{"text": "가", "text2": "", "label": true, "id": 7}',
          '{"text": "가", "label": 1.0}', '{"text": "\\u0000"}', '{"text": "가"} {"text": "나"}', "\ufeff{}"]
 ENDINGS = [".tsv", ".txt", ".csv", ".jsonl", ".TSV"]
 
@@ -454,10 +460,9 @@ def mutate_table(rng) -> tuple[str, bytes]:
     rows = mutate_rows(rng, ROWS) if level else ROWS
     data = written(rows, ending, rng.choice(["\n", "\r\n"]), bom)
     if level == 2 and ending == ".jsonl":
-        depth = rng.randint(1, 1200)
-        lines = data.split(b"\n")
-        lines.insert(rng.randint(0, len(lines)), rng.choice(
-            [*LINES, '{"text": ' + "[" * depth + "]" * depth + "}", '{"a":' * depth + "1" + "}" * depth]).encode())
+        depth, lines = rng.randint(900, 1000), data.split(b"\n")  # Python's limit is a depth of 1,000
+        deep = '{"text": ' + "[" * depth + "]" * depth + "}", '{"a":' * depth + "1" + "}" * depth
+        lines.insert(rng.randint(0, len(lines)), rng.choice([*LINES, *deep]).encode())
         data = b"\n".join(lines)
     if level == 3:
         data = mutate_bytes(rng, data)
@@ -485,8 +490,7 @@ def read_table(path: str) -> None:
         column = getattr(whole, name)
         assert column is None or (len(column) == len(whole) and all(type(cell) is str for cell in column))
         "".join(column or ()).encode()  # UnicodeEncodeError for what is no text
-        assert [getattr(part, name) for part in parts if column is None] in ([], [None] * len(parts))
-        assert column is None or sum((getattr(part, name) for part in parts), []) == column
+        assert list(chain.from_iterable(getattr(part, name) or () for part in parts)) == (column or [])
     labels = [label for label in whole.labels or () if label]
     assert (found.rows, found.labelled, found.labels) == (len(whole), len(labels), set(labels))
     assert found.pairs == (whole.texts2 is not None) and found.fingerprint == whole.fingerprint()
@@ -515,7 +519,7 @@ def test_a_mutated_table_is_read_whole_or_refused_with_its_name(target, read):
         Path(name).write_bytes(data)
         attempt(target, read, name, begins=f"{name}:")
 
-    fuzz(400 if read is read_table else 200, example)
+    fuzz(300 if read is read_table else 150, example)
 
 
 def test_a_mutated_corpus_is_held_to_its_published_counts_or_refused_with_its_name(monkeypatch):
@@ -529,7 +533,7 @@ def test_a_mutated_corpus_is_held_to_its_published_counts_or_refused_with_its_na
         Path("work/steam.txt").write_bytes(mutate_bytes(rng, data) if rng.randint(0, 9) else data)
         attempt("a published corpus", read_published, "work/steam.txt", begins="work/steam.txt:")
 
-    fuzz(150, example)
+    fuzz(100, example)
 
 
 # ---- what was run ------------------------------------------------------------------------------------------

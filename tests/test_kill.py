@@ -155,7 +155,7 @@ class Run:
         self.folder, self.script, self.whole = folder, script, whole
         self.command = [sys.executable, script, *COMMANDS[script], *flags]
         self.every_unit = script == "dump_logits.py" or flags == EVERY_STEP
-        self.history, self.processes = [], 0
+        self.history, self.processes, self.now = [], 0, 0
 
     def work(self) -> list:
         path = self.folder / "work"
@@ -197,7 +197,7 @@ class Run:
             try:
                 if end:
                     end(process)
-                process.wait(timeout=300)
+                process.wait(timeout=120)
             finally:
                 with contextlib.suppress(ProcessLookupError):
                     os.killpg(process.pid, signal.SIGKILL)
@@ -308,16 +308,21 @@ def uninterrupted(kit, folder, script):
     return run
 
 
-def killer(run: Run, rng: random.Random, seconds: float):
-    """Kills a process at a random moment: of the time that the whole takes, or when something is written."""
-    event = rng.choice(["time", "time", "save", "partial", "line"])
+def killer(run: Run, rng: random.Random, seconds: float, amid_work: bool):
+    """Kills a process at a random moment: of the time that the whole takes, or of the work; or when a file
+    changes, when one is half written, when a line is printed."""
+    event = "unit" if amid_work else rng.choice(["time", "time", "unit", "file", "partial", "line"])
     wait, skip = rng.uniform(0, seconds), int(rng.expovariate(0.1 if run.every_unit else 0.5))
+    if event == "unit":
+        skip = rng.randrange(max(1, len(run.whole) - run.now))
     delay = rng.choice([0, rng.uniform(0, 0.01)])
     run.history.append(f"kill: {event}, {wait:.3f} s, after {skip} events, {delay:.4f} s")
 
     def look():
+        if event == "unit":
+            return len(run.work())
         files = listing(run.folder / "out")
-        return {"save": files, "partial": partials(files),
+        return {"file": files, "partial": partials(files),
                 "line": os.path.getsize(run.folder / "stdout")}[event]
 
     def end(process):
@@ -328,7 +333,7 @@ def killer(run: Run, rng: random.Random, seconds: float):
             last, left = look(), skip
             while process.poll() is None and left >= 0:
                 now = look()
-                left -= now != last and bool(now)
+                left -= now - last if event == "unit" else now != last and bool(now)
                 last = now
                 time.sleep(0.0003)
             time.sleep(delay)
@@ -348,7 +353,7 @@ def killed(kit, folder, script, flags, kills: int, base):
             while code != 0:
                 at_end = run.processes and run.now == len(base.whole) and rng.random() < 0.5
                 again = sum(phases.values()) < kills and run.processes < 8 and not at_end
-                code = run.process(killer(run, rng, base.seconds) if again else None)
+                code = run.process(killer(run, rng, base.seconds, not phases) if again else None)
                 if code != 0:
                     assert again and code == -signal.SIGKILL, run.errors
                     phases[run.phase()] += 1

@@ -177,7 +177,8 @@ def test_two_processes_distill_the_students_that_one_does(folder, monkeypatch):
             "student.pt", "last.pt", "log.jsonl", ".lock"}
     ranks = [log_lines(folder / "two" / name)[0]["ranks"] for name in ("tiny-seed0", "tiny-seed1")]
     assert ranks == [1, 2]  # the first line is of the run that began it
-    assert {path.name for path in (folder / "two").iterdir()} == {"tiny-seed0", "tiny-seed1", "summary.tsv"}
+    assert {path.name for path in (folder / "two").iterdir()} == {
+        "tiny-seed0", "tiny-seed1", "summary.tsv", ".summary.lock"}
     starts = [line.split(":")[0] for line in output.splitlines() if line.startswith(("epoch", "resuming"))]
     assert starts == ["resuming two/tiny-seed0 after epoch 1, step 3", "epoch 2/2", "epoch 1/2", "epoch 2/2"]
     assert output.count("labels ['0', '1']") == output.count("two/summary.tsv: 2 students") == 1
