@@ -127,6 +127,7 @@ from data.examples import (
     label_names,
     read_again,
     read_examples,
+    stem,
     survey,
 )
 from runtime import RANK, WORLD, UserError
@@ -202,16 +203,20 @@ class TrainingSet:
         raise IndexError(number)
 
 
-def read_logits(path: str, file: Survey, columns: tuple, args) -> Logits:
+def read_logits(path: str, file: Survey, columns: tuple, args, others: dict) -> Logits:
     """Logits of the rows of `file`: what dump_logits.py writes, or a bare (N, C) tensor of any other system.
 
     Logits of other texts, or of a teacher that has changed since, are refused: they would train a student
-    that looks fine and is wrong.
+    that looks fine and is wrong. `others`: {fingerprint: path} of the other training files.
     """
     artifact = runtime.load_weights(path, mmap=True)
     known = artifact.get("teacher_files") if isinstance(artifact, dict) else None
+    known = known if list_of(str, known) else None
+    if known:  # they are relative to the logits
+        known = [os.path.relpath(Path(path).parent / teacher) for teacher in known]
+    dtype = artifact.get("dtype") if isinstance(artifact, dict) else None
     remake = "make the right ones: " + dump_command(
-        file.path, path, args.teacher or (known if list_of(str, known) and known else ["TEACHER.pt"]), args)
+        file.path, path, args.teacher or known or ["TEACHER.pt"], args, dtype == "float16")
     if torch.is_tensor(artifact):
         logits = Logits(path, os.stat(path), artifact.detach())
     else:
@@ -220,6 +225,9 @@ def read_logits(path: str, file: Survey, columns: tuple, args) -> Logits:
         if not torch.is_tensor(artifact.get("logits")) or not artifact["logits"].dim() \
                 or not list_of(str, names) or not list_of(dict, teachers) or not list_of(str, known):
             raise UserError(f"{path}: damaged, no logits, label_names or teachers in it; {remake}")
+        if isinstance(artifact.get("texts"), str) and artifact["texts"] in others:
+            raise UserError(f"{path}: these are logits of {others[artifact['texts']]}, not of {file.path}; "
+                            f"give --logits in the order of --train")
         if artifact.get("texts") != file.fingerprint:
             if artifact.get("texts") == fingerprint_of_first(len(artifact["logits"]), file.path, *columns):
                 remake = remake.replace("make the right ones", "it has grown, add the new rows")
@@ -243,13 +251,18 @@ def list_of(kind: type, value) -> bool:
     return isinstance(value, list) and all(isinstance(item, kind) for item in value)
 
 
-def dump_command(data: str, path: str, teachers: list[str], args) -> str:
+def dump_command(data: str, path: str, teachers: list[str], args, half: bool = False) -> str:
     """The command that makes the logits of `data` anew in place of `path`."""
-    words = ["--teacher", *teachers, "--data", data, "--output-dir", str(Path(path).parent)]
+    written = Path(path).parent / f"{stem(data)}.pt"
+    words = ["--teacher", *teachers, "--data", data, "--output-dir", str(written.parent)]
+    words += ["--dtype", "float16"] if half else []
     for name in ("text_column", "text2_column", "label_column"):
         if getattr(args, name) is not None:
             words += [f"--{name.replace('_', '-')}", getattr(args, name)]
-    return f"python dump_logits.py {shlex.join(words)} --overwrite"
+    command = f"python dump_logits.py {shlex.join(words)}"
+    if written == Path(path):
+        return f"{command} --overwrite"
+    return f"{command}, and give --logits {shlex.quote(str(written))}"
 
 
 @functools.cache
@@ -265,7 +278,10 @@ def check_teachers(logits: Logits, args, remake: str) -> None:
         raise UserError(f"{logits.path}: is the mean of {len(logits.teachers)} teachers, --teacher names "
                         f"{len(args.teacher)}; {remake}")
     for file, made_by in zip(args.teacher or logits.teacher_files, logits.teachers, strict=False):
-        if args.teacher or os.path.isfile(file):
+        if not args.teacher and not os.path.isfile(file):
+            print(f"warning: {logits.path}: its teacher {file} is not there any more and cannot be compared; "
+                  f"name it with --teacher", file=sys.stderr)
+        else:
             try:
                 now = teacher_fingerprints(file)
             except UserError as error:
@@ -291,7 +307,8 @@ def read_training_set(args) -> TrainingSet:
                         f"{min(pairs, key=pairs.get)} has not; all or none must be pairs")
     logits, names = [], None
     for path, file in zip(args.logits or (), files, strict=False):
-        logits.append(read_logits(path, file, columns, args))
+        others = {other.fingerprint: other.path for other in files if other.fingerprint != file.fingerprint}
+        logits.append(read_logits(path, file, columns, args, others))
         first, new = logits[0], logits[-1]
         names = names or new.label_names
         if new.values.size(1) != first.values.size(1) or (new.label_names and new.label_names != names):
@@ -353,7 +370,7 @@ def read_tokenizer(folder: str) -> Tokenizer:
     except OSError as error:
         raise UserError(f"{path}: cannot read ({error.strerror}); make one with train_tokenizer.py") from None
     except Exception as error:  # the Rust library raises bare Exception
-        raise UserError(f"{path}: not a tokenizer file ({error})") from None
+        raise UserError(f"{path}: not a tokenizer file ({' '.join(str(error).split())})") from None
     for token in ("[PAD]", "[UNK]"):
         if tokenizer.token_to_id(token) is None:
             raise UserError(f"{path}: the tokenizer has no {token}; make one with train_tokenizer.py")
@@ -397,6 +414,8 @@ def train_student(settings: dict, folder: Path, tokenizer, store: Store, encoded
     # resume
     decisive = {name: getattr(args, name) for name in DECISIVE} | settings
     del decisive["tokenizer"]  # a path; the fingerprint tells
+    tokenizer.no_padding()  # what encode set is not part of it
+    tokenizer.no_truncation()
     made_by = runtime.made_by(decisive, data.fingerprints | {
         "the tokenizer": runtime.fingerprint(tokenizer.to_str())})
     at = {"epoch": 0, "step": 0, "rows": 0, "loss": 0.0, "seconds": 0.0, "best": {}, "log": ""}
@@ -430,6 +449,7 @@ def train_student(settings: dict, folder: Path, tokenizer, store: Store, encoded
     runtime.barrier(device)  # every rank has seen what is there before rank 0 changes it
     if not state:
         save_last()  # from here on the folder is this run's
+        (folder / "diverged.tsv").unlink(missing_ok=True)
     for epoch in range(at["epoch"], args.epochs):
         student.train()
         rows_done, seconds_before = at["rows"], at["seconds"]
@@ -550,9 +570,14 @@ def main(args):
         runtime.lock(Path(args.output_dir, ".summary.lock"), "summary.tsv")
     for folder in folders:
         runtime.lock(folder / ".lock", "last.pt", "student.pt", "diverged.tsv")
+    made = [folder / name for folder in folders for name in ("last.pt", "student.pt")]
+    made += [Path(args.output_dir, "summary.tsv")] if len(folders) > 1 else []
+    runtime.refuse_to_read_and_write([*args.train, args.valid, *(args.logits or ())], [
+        *made, *(folder / name for folder in folders for name in ("log.jsonl", "diverged.tsv"))])
     if not (args.resume or args.overwrite):
-        runtime.refuse_to_overwrite(*(folder / name for folder in folders
-                                      for name in ("last.pt", "student.pt")))
+        runtime.refuse_to_overwrite(*made)
+    if args.overwrite:
+        runtime.mark_replaced(*(folder / "last.pt" for folder in folders))
     print(f"labels {data.label_names}; {data.rows:,} training rows, {data.labelled:,} of them labelled; "
           f"{len(data.valid):,} for validation")
     summary, encoded_for = [], None

@@ -53,7 +53,7 @@ def parse_args(argv=None):
 if __name__ == "__main__":
     ARGS = parse_args()  # before torch is imported: --help and a wrong flag answer at once
 
-import re
+import os
 import shutil
 from pathlib import Path
 
@@ -62,7 +62,7 @@ import torch
 
 import runtime
 from data.batching import logits_in_order, token_batches
-from data.examples import Survey, fingerprint_of_first, read_again, stream_examples, survey
+from data.examples import Survey, fingerprint_of_first, read_again, stem, stream_examples, survey
 from runtime import UserError
 from teacher import Teacher
 
@@ -72,13 +72,17 @@ SHARD = 4  # rows of a part, saved when it is finished, for each of --max-tokens
 
 def output_paths(data: list[str], output_dir: str) -> list[Path]:
     """train.tsv.gz -> OUTPUT_DIR/train.pt; two files that would share one name are refused."""
-    paths = [Path(output_dir, re.sub(r"(\.(tsv|txt|csv|jsonl))?(\.gz)?$", "", Path(file).name) + ".pt")
-             for file in data]
+    paths = [Path(output_dir, stem(file) + ".pt") for file in data]
     for i, path in enumerate(paths):
         if path in paths[:i]:
             raise UserError(f"{data[paths.index(path)]} and {data[i]} would both be written to {path}; "
                             f"dump them in two runs with different --output-dir")
     return paths
+
+
+def shards_of(path: Path) -> Path:
+    """The folder of the finished parts of a file that is not whole yet."""
+    return path.with_name(f".{path.stem}.shards")
 
 
 def load_teachers(paths: list[str], device) -> list[Teacher]:
@@ -147,12 +151,13 @@ def begin(file: Survey, columns: tuple, teachers: list[Teacher], path: Path, fol
            "label_names": teachers[0].label_names, "dtype": args.dtype}
     plan_file, going_on = folder / "plan.pt", args.resume or args.append
     plan = old = None
-    if plan_file.exists() and going_on:
+    replacing = going_on and runtime.is_marked(plan_file)
+    if plan_file.exists() and going_on and not replacing:
         plan = runtime.load(plan_file, "logits-plan", FORMAT,
                             [*now, "texts", "max_tokens", "first", "precision"])
     elif not args.overwrite and any(folder.glob("[0-9]*.pt")):
         runtime.refuse_to_overwrite(folder)
-    if path.exists() and going_on:
+    if path.exists() and going_on and not replacing:
         try:
             old = read_logits(path)
         except UserError:
@@ -185,12 +190,13 @@ def begin(file: Survey, columns: tuple, teachers: list[Teacher], path: Path, fol
     plan = {"kind": "logits-plan", "format": FORMAT, **now, "first": first,
             "precision": precision or choose_precision(teachers[0], file, columns, args, device)}
     runtime.save(plan, plan_file)
+    runtime.barrier(device)  # no rank looks for parts before the earlier ones are gone
     return old, first, plan
 
 
 def dump(file: Survey, columns: tuple, teachers: list[Teacher], path: Path, args, device) -> None:
     """Write the logits of a file, going on from the shards that an earlier run finished."""
-    folder = path.with_name(f".{path.stem}.shards")
+    folder = shards_of(path)
     old, first, plan = begin(file, columns, teachers, path, folder, args, device)
     if plan is None:
         if runtime.RANK == 0:
@@ -233,9 +239,11 @@ def dump(file: Survey, columns: tuple, teachers: list[Teacher], path: Path, args
     seconds = progress.close()
     logits = torch.cat([old["logits"], *shards] if old else shards)
     runtime.barrier(device)  # every rank has read the shards
+    # Relative to the logits: right whatever folder a later script runs in.
+    teacher_files = [os.path.relpath(teacher, path.parent) for teacher in args.teacher]
     runtime.save({
         "kind": "logits", "format": FORMAT, "logits": logits, "label_names": names, "texts": plan["texts"],
-        "teachers": plan["teachers"], "teacher_files": args.teacher, "dtype": args.dtype,
+        "teachers": plan["teachers"], "teacher_files": teacher_files, "dtype": args.dtype,
         "precision": precision, "made_by": runtime.made_by({"max_tokens": args.max_tokens}, {}),
     }, path)
     if runtime.RANK == 0:
@@ -295,11 +303,17 @@ def main(args):
     for file in files:
         file.refuse_other_labels(names, *columns)
     if not args.check:
+        runtime.refuse_to_read_and_write([*args.data, *args.teacher], paths)
         for path in paths:
             runtime.lock(path.with_name(f".{path.stem}.lock"), path.name)
             if not (args.resume or args.append or args.overwrite) and path.exists():
                 raise UserError(f"{path}: is there already; --append if its file grew, --check to test it, "
                                 f"--overwrite to start anew")
+        if args.overwrite:
+            for path in paths:
+                if runtime.RANK == 0:
+                    shutil.rmtree(shards_of(path), ignore_errors=True)
+                runtime.mark_replaced(shards_of(path) / "plan.pt")
     work = check if args.check else dump
     try:
         for path, file in zip(paths, files, strict=True):

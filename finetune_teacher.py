@@ -180,8 +180,12 @@ def main(args):
     print(f"{teacher.config.family}, {count:,} parameters, labels {names}; {train.rows:,} training rows, "
           f"{len(valid):,} for validation")
     runtime.lock(output / ".lock", last.name, best_file.name, "diverged.tsv")
+    runtime.refuse_to_read_and_write([args.train, args.valid], [
+        last, best_file, output / "log.jsonl", output / "diverged.tsv"])
     if not (args.resume or args.overwrite):
         runtime.refuse_to_overwrite(last, best_file)
+    if args.overwrite:
+        runtime.mark_replaced(last)
     store = Store(output)
     progress = runtime.Progress("encode", train.rows + len(valid), "texts")
     for part in read_again(train, *columns):
@@ -246,6 +250,7 @@ def main(args):
     runtime.barrier(device)  # every rank has seen what is there before rank 0 changes it
     if not state:
         save_last()  # from here on the folder is this run's
+        (output / "diverged.tsv").unlink(missing_ok=True)
     for epoch in range(at["epoch"], args.epochs):
         teacher.train()
         rows_done = at["rows"]

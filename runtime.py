@@ -35,7 +35,8 @@ import numpy as np
 import torch
 
 # Set by torchrun. Every rank runs the whole script; rank 0 alone prints, logs and writes.
-WORLD = int(os.environ.get("WORLD_SIZE") or 1)
+_world = os.environ.get("WORLD_SIZE", "")
+WORLD = int(_world) if _world.isdigit() and "RANK" in os.environ else 1
 RANK = int(os.environ.get("RANK") or 0) if WORLD > 1 else 0  # some clusters set RANK alone
 PATIENCE = timedelta(minutes=10)  # how long a rank waits for the others before it gives up
 OUT_OF_MEMORY = re.compile("out of memory|can't allocate memory|not enough memory", re.IGNORECASE)
@@ -64,12 +65,21 @@ def run(main, *args, errors=(), memory: str = "close other programs"):
         raise Stopped(128 + number)
 
     signal.signal(signal.SIGTERM, terminate)
+    for name in ("stdout", "stderr"):
+        if getattr(sys, name) is None:  # closed by whoever started this
+            setattr(sys, name, open(os.devnull, "w"))  # noqa: SIM115 - for the whole run
+        elif hasattr(getattr(sys, name), "reconfigure"):  # a terminal without Korean shows ? for it
+            getattr(sys, name).reconfigure(errors="replace")
     try:
         main(*args)
         if WORLD > 1 and torch.distributed.is_initialized():
             torch.distributed.destroy_process_group()
-    except BrokenPipeError:  # the reader of a pipe, such as head, has enough
+            sys.stdout.flush()
+            sys.stderr.flush()
+            os._exit(0)  # gloo's threads can abort an interpreter that ends in the usual way
+    except BrokenPipeError:  # the reader of a pipe, such as head, has enough; 141 is what a shell tells then
         os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
+        _end(141, f"stopped: standard output was closed{'; ' + how_to_go_on() if _locks else ''}")
     except OSError as error:
         reason = error.strerror or error
         _end(2, f"error: {error.filename}: {reason}" if error.filename else f"error: {reason}")
@@ -81,12 +91,14 @@ def run(main, *args, errors=(), memory: str = "close other programs"):
             raise
         _end(2, f"error: out of memory ({reason}); {memory}")
     except KeyboardInterrupt as stopped:
-        _end(getattr(stopped, "code", 130), f"interrupted; {stopped}" if str(stopped) else "interrupted")
+        text = str(stopped) or (how_to_go_on() if _locks else "nothing was written")
+        _end(getattr(stopped, "code", 130), f"interrupted; {text}")
 
 
 def _end(code: int, line: str):
     """Print the last line and leave with this exit code."""
     # The line with its end at once: print would let another rank's line come between.
+    line = " ".join(line.splitlines())  # whatever a library's message brought along
     sys.stderr.write(f"{f'rank {RANK}: ' if WORLD > 1 else ''}{line}\n")
     sys.stderr.flush()
     if WORLD > 1:
@@ -493,6 +505,32 @@ def refuse_to_overwrite(*files: Path) -> None:
                             f"anew, another --output-dir keeps both")
 
 
+def refuse_to_read_and_write(read: list, written: list[Path]) -> None:
+    """A UserError when a file that is read is one of those that will be written."""
+    written = {Path(file).resolve(): file for file in written}
+    for file in read:
+        if file is not None and Path(file).resolve() in written:
+            raise UserError(f"{file}: is read, and would be overwritten; give another --output-dir")
+
+
+REPLACED = "to be replaced"
+
+
+def mark_replaced(*files: Path) -> None:
+    """Put a mark in place of each file: --overwrite is to replace what belongs to it, and --resume, when the
+    run is killed before it comes to that, must not take it for the run's own."""
+    for file in files:
+        save({"kind": REPLACED}, file)
+
+
+def is_marked(file: Path) -> bool:
+    """Whether mark_replaced() was here last."""
+    if not file.exists():
+        return False
+    artifact = load_weights(file)
+    return isinstance(artifact, dict) and artifact.get("kind") == REPLACED
+
+
 def refuse_other_values(path, before: dict, now: dict) -> None:
     """A UserError that lists what differs between the run that made `path` and this one."""
     differing = []
@@ -516,6 +554,8 @@ def resume(path, artifact, kind: str, format: int, made_by: dict, args) -> dict 
         if artifact.exists():
             raise UserError(f"{artifact}: is there, but no {path.name} to go on from; --overwrite starts "
                             f"anew")
+        return None
+    if is_marked(path):
         return None
     state = load(path, kind, format, ("weights", "optimizer", "at", "precision", "made_by"))
     try:
@@ -572,6 +612,8 @@ class Watch:
         self.late, self.diverged, self.steps = device.type != "cpu", diverged, []
 
     def step(self, value: torch.Tensor, *which) -> None:
+        """Note a step's value, which no rank has reason to use afterwards: it becomes the sum over all."""
+        sum_over_ranks([value])
         self.steps.append((value, which))
         self.finish(self.late)
 
@@ -606,10 +648,10 @@ class Saves:
     def due(self, step: int) -> bool:
         """Whether to save after this step; then call done()."""
         due = bool(self.signal) or time.monotonic() - self.last >= self.seconds
-        if WORLD == 1:
-            return due
-        if step % 16:
-            return False
+        return due if WORLD == 1 else step % 16 == 0 and self._agree(due)
+
+    def _agree(self, due: bool) -> bool:
+        """Whether it is due on any rank; a signal that came to one has then come to all."""
         votes = torch.tensor([due, self.signal == signal.SIGINT, self.signal == signal.SIGTERM],
                              dtype=torch.float, device=self.device)
         sum_over_ranks([votes])
@@ -620,19 +662,26 @@ class Saves:
     def done(self) -> None:
         """The state is on disk. Raises Stopped if a signal came."""
         self.last = time.monotonic()
+        if WORLD > 1:
+            self._agree(False)
         if self.signal:
             raise Stopped(128 + self.signal, f"saved; {how_to_go_on()}")
 
     def close(self) -> None:
+        """The loop is at its end, and what it made is on disk. Raises Stopped if a signal came."""
         for number, handler in self.before.items():
             signal.signal(number, handler)
+        self.done()
 
 
 def how_to_go_on() -> str:
     """The command of this process with --resume."""
     if WORLD > 1:
         return "go on with the same command and --resume"
-    words = [word for word in sys.argv if word not in ("--overwrite", "--resume")]
+    # argparse takes "--over" for --overwrite too.
+    words = [word for word in sys.argv
+             if not any(word.startswith("--") and len(word) > 3 and flag.startswith(word)
+                        for flag in ("--overwrite", "--resume"))]
     return f"go on with: python {shlex.join([*words, '--resume'])}"
 
 

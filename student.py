@@ -388,8 +388,11 @@ class Student(nn.Module):
 
 def main(args):
     student = Student.load(args.student)
+    if sys.stdin is None and not args.text:
+        raise StudentError("standard input is closed; give texts as arguments")
     # UTF-8 whatever the locale; a BOM is no part of the first text.
-    sys.stdin.reconfigure(encoding="utf-8-sig", errors="strict")
+    if sys.stdin is not None:
+        sys.stdin.reconfigure(encoding="utf-8-sig", errors="strict")
     sys.stdout.reconfigure(encoding="utf-8")
     lines = iter(args.text) if args.text else (line.removesuffix("\n").removesuffix("\r")
                                                for line in sys.stdin)

@@ -496,7 +496,7 @@ def _read_weights(folder: Path) -> tuple[Path, dict]:
     try:
         return file, load_file(file)
     except (OSError, SafetensorError) as error:
-        raise UserError(f"{file}: cannot read ({error})") from None
+        raise UserError(f"{file}: cannot read ({' '.join(str(error).split())})") from None
 
 
 def _modern_name(name: str, family: str) -> str:
@@ -523,7 +523,7 @@ def load_tokenizer(folder: Path, family: str) -> Tokenizer:
     except UserError:
         raise
     except Exception as error:  # the Rust library raises bare Exception for a file it cannot parse
-        raise UserError(f"{folder}: the tokenizer cannot be read ({error})") from None
+        raise UserError(f"{folder}: the tokenizer cannot be read ({' '.join(str(error).split())})") from None
     tokenizer.no_padding()
     tokenizer.no_truncation()
     return tokenizer

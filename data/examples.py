@@ -16,6 +16,7 @@ from array import array
 from collections.abc import Iterator
 from dataclasses import dataclass
 from itertools import islice
+from pathlib import Path
 
 from runtime import UserError
 
@@ -65,8 +66,9 @@ class Examples:
             return ids
         except KeyError:
             row = next(i for i, label in enumerate(self.labels) if label not in index)
+            known = label_names if len(label_names) <= 20 else f"the {len(label_names):,} known"
             raise UserError(
-                f"{self.path}:{self.lines[row]}: label {self.labels[row]!r} is none of {label_names}; "
+                f"{self.path}:{self.lines[row]}: label {self.labels[row]!r} is none of {known}; "
                 f"correct it, or leave it empty if the row has no label"
             ) from None
 
@@ -145,6 +147,11 @@ def read_again(found: Survey, text_column=None, text2_column=None, label_column=
         raise UserError(f"{found.path}: was changed while it was read; run again")
 
 
+def stem(path) -> str:
+    """A data file's name without its endings: data/train.tsv.gz -> train."""
+    return re.sub(r"(\.(tsv|txt|csv|jsonl))?(\.gz)?$", "", Path(path).name)
+
+
 def fingerprint_of_first(rows: int, path, *columns) -> str:
     """Examples.fingerprint() of the first `rows` rows of a file."""
     fingerprint = Fingerprint()
@@ -162,7 +169,7 @@ def label_names(labels: set[str], where: str) -> list[str]:
         have = f"the only label is {min(labels)!r}" if labels else "no row has a label"
         raise UserError(f"{where}: {have}; a classifier needs at least two "
                         f"(column `label`, or --label-column)")
-    if all(re.fullmatch(r"-?\d+", name) for name in labels):
+    if all(re.fullmatch(r"-?\d{1,18}", name) for name in labels):
         return sorted(labels, key=lambda name: (int(name), name))
     return sorted(labels)
 

@@ -417,7 +417,7 @@ CELLS = ["", " ", "\ufeff", '"', '""', 'a"b', "a\tb", "a,b", "a\nb", "\r", "a\rb
 LINES = ["", "{}", "[]", "null", "NaN", "1" * 5000, '{"text": "\\ud800"}', '{"text": 1e999}', "[" * 10**5,
          '{"text": "가", "text": "나", "label": null}', '{"text": "가", "text2": "", "label": true, "id": 7}',
          '{"text": "가", "label": 1.0}', '{"text": "\\u0000"}', '{"text": "가"} {"text": "나"}', "\ufeff{}"]
-ENDINGS = [".tsv", ".txt", ".csv", ".jsonl", ".TSV"]
+ENDINGS = [".tsv", ".txt", ".csv", ".jsonl", ".jsonl", ".TSV"]
 
 
 def written(rows, ending: str, line_end: str, bom: bool) -> bytes:
@@ -460,9 +460,8 @@ def mutate_table(rng) -> tuple[str, bytes]:
     rows = mutate_rows(rng, ROWS) if level else ROWS
     data = written(rows, ending, rng.choice(["\n", "\r\n"]), bom)
     if level == 2 and ending == ".jsonl":
-        depth, lines = rng.randint(900, 1000), data.split(b"\n")  # Python's limit is a depth of 1,000
-        deep = '{"text": ' + "[" * depth + "]" * depth + "}", '{"a":' * depth + "1" + "}" * depth
-        lines.insert(rng.randint(0, len(lines)), rng.choice([*LINES, *deep]).encode())
+        lines = data.split(b"\n")
+        lines.insert(rng.randint(0, len(lines)), rng.choice(LINES).encode())
         data = b"\n".join(lines)
     if level == 3:
         data = mutate_bytes(rng, data)
@@ -520,6 +519,16 @@ def test_a_mutated_table_is_read_whole_or_refused_with_its_name(target, read):
         attempt(target, read, name, begins=f"{name}:")
 
     fuzz(300 if read is read_table else 150, example)
+
+
+def test_json_of_any_depth_is_refused_with_its_line():
+    """One depth can just be read, and no longer be written into a message."""
+    path = Path("deep.jsonl")
+    for depth in range(800, 1010):
+        for value in ("[" * depth + "]" * depth, '{"a":' * depth + "1" + "}" * depth):
+            path.write_text(f'{{"text": "가"}}\n{{"text": {value}}}\n', encoding="utf-8")
+            with pytest.raises(UserError, match="^deep.jsonl:2: "):
+                survey(path)
 
 
 def test_a_mutated_corpus_is_held_to_its_published_counts_or_refused_with_its_name(monkeypatch):

@@ -619,6 +619,27 @@ def test_an_overwriting_run_that_was_killed_goes_on_with_resume(here, script, sa
     assert artifacts() == wanted
 
 
+@pytest.mark.parametrize("last", [False, True])
+@pytest.mark.parametrize("earlier", [False, True])
+def test_a_dump_killed_while_it_clears_its_parts_away_is_whole(here, capsys, earlier, last):
+    """They go one by one, in any order: what is left of them must not count any more."""
+    def killed_after_one(folder, **options):
+        if files := sorted(Path(folder).glob("*.pt"), reverse=last):
+            files[0].unlink()
+            raise KeyboardInterrupt
+
+    if earlier:
+        main("dump_logits.py", "--teacher", "b.pt")
+    with pytest.MonkeyPatch.context() as patch, pytest.raises(SystemExit, match="130"):
+        patch.setattr(shutil, "rmtree", killed_after_one)
+        main("dump_logits.py", *(["--overwrite"] if earlier else []))
+    whole = Path("out/train.pt").read_bytes()
+    capsys.readouterr()
+    main("dump_logits.py", "--resume", "--data", "train.tsv")
+    assert "is whole, 60 rows" in capsys.readouterr().out
+    assert Path("out/train.pt").read_bytes() == whole and not list(Path("out").glob(".*.shards"))
+
+
 @pytest.mark.parametrize("saves", [1, 2, 5])
 def test_an_append_that_was_killed_goes_on(here, saves):
     """Killed after the plan, after a part, and when the first of two files was whole."""
