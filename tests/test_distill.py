@@ -6,6 +6,7 @@ import math
 import os
 import re
 import shlex
+import shutil
 from pathlib import Path
 
 import numpy as np
@@ -376,6 +377,43 @@ def test_grid_trains_every_combination_and_saves_the_table(folder):
         assert stored["made_by"]["arguments"]["seed"] == int(row[1])
 
 
+def test_a_grid_goes_on_behind_students_that_are_finished_and_takes_more(folder):
+    """The tokenizer that a finished student's file was written with is the one that the next is made with."""
+    flags = ["--train", "train.tsv", "--logits", "train.pt", "--epochs", "1", "--seed", "0", "1"]
+    run(*flags)
+    wanted = Path("students/tiny-seed1/student.pt").read_bytes()
+    shutil.rmtree("students/tiny-seed1")
+    run(*flags, "--resume")
+    assert Path("students/tiny-seed1/student.pt").read_bytes() == wanted
+    run(*flags, "2", "--resume")
+    summary = Path("students/summary.tsv").read_text("utf-8").splitlines()
+    assert len(summary) == 4 and Path("students/tiny-seed2/student.pt").exists()
+    with pytest.raises(UserError, match=r"students/summary.tsv: is there already"):
+        run(*flags[:-3], "--alpha", "0.1", "0.5")
+
+
+def test_a_grid_that_was_killed_while_it_replaced_another_replaces_all_of_it(folder, monkeypatch):
+    flags = ["--train", "train.tsv", "--logits", "train.pt", "--seed", "0", "1"]
+    run(*flags, "--epochs", "1")
+    with monkeypatch.context() as patch:
+        die_after(patch, 4)  # two marks, and two of the first student's
+        with pytest.raises(KeyboardInterrupt):
+            run(*flags, "--epochs", "2", "--overwrite")
+    run(*flags, "--epochs", "2", "--resume")
+    for seed in (0, 1):
+        last = runtime.load(f"students/tiny-seed{seed}/last.pt", "student-resume", distill.FORMAT)
+        assert last["made_by"]["arguments"]["epochs"] == 2 and last["at"]["epoch"] == 2
+
+
+def test_a_file_that_is_read_is_not_written_to(folder):
+    Path("students/tiny").mkdir(parents=True)
+    lines = [json.dumps({"text": text, "label": "01"[i % 2]}) for i, text in enumerate(WORDS)]
+    Path("students/tiny/log.jsonl").write_text("\n".join(lines), encoding="utf-8")
+    with pytest.raises(UserError, match=r"students/tiny/log.jsonl: is read, and would be overwritten"):
+        run("--train", "students/tiny/log.jsonl", "--alpha", "1", "--overwrite")
+    assert Path("students/tiny/log.jsonl").read_text("utf-8") == "\n".join(lines)
+
+
 @pytest.mark.parametrize("flags, names", [
     (["--size", "base"], ["base"]),
     (["--size", "base", "tiny", "--num-layers", "1", "2"], ["base-l1", "base-l2", "tiny-l1", "tiny-l2"]),
@@ -396,7 +434,8 @@ def test_logits_of_another_file_are_refused(folder):
         run("--train", "train.tsv", "--logits", "unlabeled.pt")
     assert str(error.value) == (
         "unlabeled.pt: these are logits of other texts than train.tsv; make the right ones: "
-        "python dump_logits.py --teacher TEACHER.pt --data train.tsv --output-dir . --overwrite")
+        "python dump_logits.py --teacher TEACHER.pt --data train.tsv --output-dir ., and give --logits "
+        "train.pt")
     lines = (folder / "train.tsv").read_text("utf-8").splitlines()
     lines[5], lines[6] = lines[6], lines[5]  # the same texts, two rows exchanged
     (folder / "train.tsv").write_text("\n".join(lines) + "\n", encoding="utf-8")
@@ -406,7 +445,7 @@ def test_logits_of_another_file_are_refused(folder):
 
 def read_logits(path, *flags):
     args = distill.parse_args([*COMMON, "--train", "train.tsv", "--logits", path, *flags])
-    return distill.read_logits(path, survey("train.tsv"), (None, None, None), args)
+    return distill.read_logits(path, survey("train.tsv"), (None, None, None), args, {})
 
 
 @pytest.mark.parametrize("requires_grad", [False, True])  # the output of a model that nobody detached
@@ -554,7 +593,7 @@ def test_logits_of_a_file_that_has_grown_need_its_new_rows_alone(taught, monkeyp
     run(*taught)
 
 
-def test_a_named_teacher_is_compared_and_one_that_is_gone_is_not(taught):
+def test_a_named_teacher_is_compared_and_one_that_is_gone_is_not(taught, capsys):
     write_teacher("u.pt", 2)
     assert refused(*taught, "--teacher", "u.pt") == (
         "logits/train.pt: was made by another teacher than u.pt now is (other weights); make the right ones: "
@@ -563,13 +602,47 @@ def test_a_named_teacher_is_compared_and_one_that_is_gone_is_not(taught):
     assert refused(*taught, "--teacher", "t.pt", "u.pt").startswith(
         "logits/train.pt: is the mean of 1 teachers, --teacher names 2; make the right ones: python dump_l")
     os.rename("t.pt", "kept.pt")
-    run(*taught)  # nothing is there to compare with
-    assert refused(*taught, "--teacher", "t.pt", "--overwrite").startswith(
-        "logits/train.pt: its teacher cannot be compared (t.pt: cannot read (No such file or directory))")
+    capsys.readouterr()
+    run(*taught)  # nothing is there to compare with, which is told
+    assert ("warning: logits/train.pt: its teacher t.pt is not there any more and cannot be compared; name it "
+            "with --teacher\n") in capsys.readouterr().err
+    assert refused(*taught, "--teacher", "t.pt", "--overwrite") == (
+        "t.pt: cannot read (No such file or directory)")
     run(*taught, "--teacher", "kept.pt", "--overwrite")
     os.rename("u.pt", "t.pt")
     assert "logits/train.pt: was made by another teacher than t.pt" in refused(*taught, "--overwrite")
     run(*taught, "--teacher", "kept.pt", "--overwrite")  # what dump_logits.py read is then not looked at
+
+
+def test_teachers_are_found_from_whatever_folder_distill_runs_in(taught, tmp_path, monkeypatch):
+    write_teacher("u.pt", 2)
+    (tmp_path / "elsewhere").mkdir()
+    monkeypatch.chdir(tmp_path / "elsewhere")
+    flags = [f"../{flag}" if flag.endswith((".pt", ".tsv")) else flag for flag in taught]
+    flags += ["--valid", "../valid.tsv", "--tokenizer", "../tokenizer/vocab_size_60", "--epochs", "1"]
+    run(*flags)
+    os.replace("../u.pt", "../t.pt")
+    assert "train.pt: was made by another teacher than ../t.pt now is" in refused(*flags, "--overwrite")
+
+
+def test_the_printed_command_keeps_float16_and_another_name_of_the_logits_is_told(taught):
+    run_dump("--teacher", "t.pt", "--data", "train.tsv", "--overwrite", "--dtype", "float16")
+    with open("train.tsv", "a", encoding="utf-8") as file:
+        file.write("좋다 영화\t1\n")
+    assert refused(*taught).endswith(
+        "it has grown, add the new rows: python dump_logits.py --teacher t.pt --data train.tsv --output-dir "
+        "logits --dtype float16 --append")
+    os.rename("logits/train.pt", "logits/mine.pt")
+    flags = ["logits/mine.pt" if flag == "logits/train.pt" else flag for flag in taught]
+    assert refused(*flags).endswith("--dtype float16, and give --logits logits/train.pt")
+
+
+def test_logits_in_another_order_than_the_files_are_told(taught):
+    at = taught.index("logits/train.pt")
+    taught[at : at + 2] = taught[at + 1], taught[at]
+    assert refused(*taught) == (
+        "logits/unlabeled.pt: these are logits of unlabeled.tsv, not of train.tsv; give --logits in the order "
+        "of --train")
 
 
 def test_logits_of_two_teachers_do_not_teach_together(taught):

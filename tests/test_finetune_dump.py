@@ -720,6 +720,30 @@ def test_a_killed_overwrite_goes_on_and_replaces_what_was_there(files, tmp_path,
     assert (tmp_path / "out" / "a.pt").read_bytes() == (tmp_path / "whole" / "a.pt").read_bytes()
 
 
+def test_a_killed_overwrite_of_two_files_replaces_both(files, tmp_path, monkeypatch, computed):
+    """The second, which it had not come to, looks whole; but it was to be replaced: a logit in it is wrong."""
+    new_teacher(files, tmp_path / "t.pt", 1)
+    data = [write(tmp_path / name, ROWS) for name in ("a.tsv", "b.tsv")]
+    dump([tmp_path / "t.pt"], data, tmp_path / "out")
+    right = (tmp_path / "out" / "b.pt").read_bytes()
+    artifact = read(tmp_path / "out" / "b.pt")
+    artifact["logits"][7, 0] += 3
+    torch.save(artifact, tmp_path / "out" / "b.pt")
+    save = runtime.save
+
+    def save_then_die(artifact, path):
+        save(artifact, path)
+        if path.name == "000001.pt":
+            raise KeyboardInterrupt
+
+    with monkeypatch.context() as patch, pytest.raises(KeyboardInterrupt):
+        patch.setattr(runtime, "save", save_then_die)
+        dump([tmp_path / "t.pt"], data, tmp_path / "out", "--overwrite")
+    dump([tmp_path / "t.pt"], data, tmp_path / "out", "--resume")
+    assert (tmp_path / "out" / "b.pt").read_bytes() == right
+    assert all_bytes(tmp_path / "out").keys() == {"a.pt", "b.pt", ".a.lock", ".b.lock"}
+
+
 def test_parts_of_a_file_that_was_another_one_meanwhile_are_computed_again(files, tmp_path, monkeypatch,
                                                                            computed):
     """Replaced while it was dumped, which is refused at its end, and put back."""

@@ -181,7 +181,7 @@ def mutate_values(rng, artifact) -> dict:
         # The first of two changes may have taken it out; not every tensor or number has each of the forms.
         with contextlib.suppress(LookupError, RuntimeError, OverflowError):
             if key == "tokenizer" and container is artifact and kind < 8:
-                container[key] = mutate_tokenizer(rng, container[key])
+                edit_tokenizer(artifact, lambda value: replace_any(rng, value))
             elif kind == 0:
                 del container[key]
             elif kind == 1 and isinstance(container, dict):
@@ -193,14 +193,20 @@ def mutate_values(rng, artifact) -> dict:
     return artifact
 
 
-def mutate_tokenizer(rng, tokenizer):
-    """A tokenizer's JSON, packed as in student.pt or not, with a value of it replaced."""
+def edit_tokenizer(artifact, edit) -> None:
+    """Call edit(the value of the tokenizer's JSON), which is packed in a student.pt."""
+    tokenizer = artifact["tokenizer"]
     packed = torch.is_tensor(tokenizer)
     value = json.loads(zlib.decompress(bytes(tokenizer.tolist())) if packed else tokenizer)
+    edit(value)
+    text = json.dumps(value)
+    pack = bytearray(zlib.compress(text.encode()))
+    artifact["tokenizer"] = torch.frombuffer(pack, dtype=torch.uint8) if packed else text
+
+
+def replace_any(rng, value) -> None:
     container, key = rng.choice(places(value))
     container[key] = rng.choice([None, True, 0, -1, 5, 10**6, 2**40, 0.5, "", "x", "[PAD]", "가", [], {}])
-    text = json.dumps(value)
-    return torch.frombuffer(bytearray(zlib.compress(text.encode())), dtype=torch.uint8) if packed else text
 
 
 def repacked(data: bytes, change) -> bytes:
@@ -406,6 +412,70 @@ def test_a_mutated_pt_is_refused_in_one_line_or_can_be_used(target):
     fuzz(examples, lambda rng: attempt(target, call, mutate_pt(rng, data)))
 
 
+def put(*path_and_value):
+    """A change of an artifact: the value goes to the end of the path."""
+    def change(artifact):
+        *path, key, value = path_and_value
+        for name in path:
+            artifact = artifact[name]
+        artifact[key] = value
+    return change
+
+
+def tokenizer_with(*path_and_value):
+    return lambda artifact: edit_tokenizer(artifact, put(*path_and_value))
+
+
+STEPS = {"step": torch.tensor(1.0), "exp_avg": torch.zeros(()), "exp_avg_sq": torch.zeros(())}
+FOUND = {  # by fuzzing, each once ended in a traceback, a second line, a hang, or a prediction of nonsense
+    "student.pt": [
+        put("kind", "student\n"), put("config", "pad_id", True), put("config", "hidden_dim", nested(60)),
+        put("label_names", nested(60)), put("tokenizer", torch.ones(1, dtype=torch.uint8).expand(10**10)),
+        put("weights", "embedding.weight", torch.ones(3, device="meta")),
+        tokenizer_with("model", "vocab", "[UNK]", 10**6), tokenizer_with("model", "unk_token", "x")],
+    "teacher.pt": [
+        put("config", "layer_norm_eps", [1]), put("config", "pad_id", 10**6),
+        put("config", "hidden_dropout", "x"), put("config", "hidden_size", 2**62), put("max_length", 5.5),
+        put("max_length", -1), put("label_names", {"0": 0, "1": 1}),
+        tokenizer_with("model", "vocab", "[UNK]", 10**6),
+        tokenizer_with("post_processor", "special_tokens", "[CLS]", "ids", [10**6])],
+    "logits, by distill.py": [
+        put("teachers", [{"weights": torch.ones(2)}]), put("teacher_files", [torch.ones(2)]),
+        put("x", nested(60)), lambda artifact: artifact.update(texts="x", logits=torch.tensor(1.0))],
+    "logits, by --append": [
+        put("teachers", [1]), put("teachers", 7), put("logits", torch.ones(12, 3)), put("precision", 7)],
+    "logits, by --check": [put("teachers", ["x"]), put("precision", None)],
+    "plan.pt of a dump": [
+        put("kind", "logits-plan\n"), put("first", torch.zeros(2)), put("first", 0.0), put("teachers", None),
+        put("dtype", torch.ones(2)), put("dtype", "a\nb")],
+    "a part of a dump": [
+        put("kind", "\n"), put("logits", torch.ones(4, 2).to_sparse()), put("format", 10**600)],
+    "last.pt of distill.py": [
+        put("at", {}), put("at", "epoch", "x"), put("at", "step", -1), put("at", "best", {}),
+        put("at", "log", 0), put("at", torch.ones(3)), put("precision", torch.ones(2)),
+        put("made_by", "arguments", "clip", torch.ones(2)),
+        put("optimizer", "state", 0, STEPS), put("optimizer", "param_groups", 0, "maximize", 0.0),
+        put("optimizer", "param_groups", 0, "amsgrad", True)],
+    "last.pt of finetune_teacher.py": [
+        put("optimizer", "param_groups", 0, "peak", None), put("optimizer", "state", 0, STEPS),
+        lambda artifact: artifact["optimizer"]["param_groups"][0].pop("betas")],
+    "pytorch_model.bin": [put("x", nested(60)), put("bert.embeddings.LayerNorm.bias", torch.ones(8).long())],
+}
+
+
+@pytest.mark.filterwarnings("ignore")
+@pytest.mark.parametrize("target", FOUND)
+def test_what_fuzzing_has_found_before_is_refused(target):
+    file, call, _ = LOADERS[target]
+    for number, change in enumerate(FOUND[target]):
+        artifact, out = torch.load(file, weights_only=True), io.BytesIO()
+        change(artifact)
+        torch.save(artifact, out)
+        before = COUNTS.get(target, Counter())["refused"]
+        attempt(target, call, out.getvalue())
+        assert COUNTS[target]["refused"] == before + 1, number
+
+
 # ---- readers of tables -------------------------------------------------------------------------------------
 
 ROWS = [["text", "text2", "label", "id"],
@@ -527,7 +597,7 @@ def test_json_of_any_depth_is_refused_with_its_line():
     for depth in range(800, 1010):
         for value in ("[" * depth + "]" * depth, '{"a":' * depth + "1" + "}" * depth):
             path.write_text(f'{{"text": "가"}}\n{{"text": {value}}}\n', encoding="utf-8")
-            with pytest.raises(UserError, match="^deep.jsonl:2: "):
+            with pytest.raises(UserError, match=r"^deep.jsonl:2: "):
                 survey(path)
 
 

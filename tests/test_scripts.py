@@ -199,3 +199,15 @@ def test_a_scratch_teacher_reads_cls_and_tells_the_second_text_apart(chain):
     first, second = (encoded.tokens[encoded.offsets[i] : encoded.offsets[i + 1]].tolist() for i in (0, 1))
     assert first[0] == second[0] == cls and first[-1] == second[-1] == sep and second[1] == sep
     assert encoded.columns["second"].tolist() == [first.index(sep) + 1, 2]
+
+
+def test_a_run_whose_output_nobody_reads_any_more_ends_as_a_failure(chain):
+    """`… | true`: half the work is done, and `&& next` must not go on."""
+    folder, _ = chain
+    command = [sys.executable, "-u", ROOT / "dump_logits.py", "--teacher", "teacher/teacher.pt", "--data",
+               "train.tsv", "unlabeled.tsv", "--output-dir", "piped", *COMMON.split()]
+    process = subprocess.Popen(command, cwd=folder, stdout=subprocess.PIPE, stderr=subprocess.PIPE)
+    process.stdout.close()
+    error = process.stderr.read().decode()
+    assert process.wait() == 141
+    assert error.splitlines()[-1].startswith("stopped: standard output was closed; go on with: python ")
