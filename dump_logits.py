@@ -155,7 +155,7 @@ def begin(file: Survey, columns: tuple, teachers: list[Teacher], path: Path, fol
     if plan_file.exists() and going_on and not replacing:
         plan = runtime.load(plan_file, "logits-plan", FORMAT,
                             [*now, "texts", "max_tokens", "first", "precision"])
-    elif not args.overwrite and any(folder.glob("[0-9]*.pt")):
+    elif not (going_on or args.overwrite) and any(folder.glob("[0-9]*.pt")):
         runtime.refuse_to_overwrite(folder)
     if path.exists() and going_on and not replacing:
         try:
@@ -186,7 +186,8 @@ def begin(file: Survey, columns: tuple, teachers: list[Teacher], path: Path, fol
             raise UserError(f"{path}: has {first:,} of the {file.rows:,} rows of {file.path}; --append adds "
                             f"the rest")
     if runtime.RANK == 0:
-        shutil.rmtree(folder, ignore_errors=True)
+        for part in folder.glob("[0-9]*.pt"):  # not the plan, which may be a mark, before there is a new one
+            part.unlink()
     plan = {"kind": "logits-plan", "format": FORMAT, **now, "first": first,
             "precision": precision or choose_precision(teachers[0], file, columns, args, device)}
     runtime.save(plan, plan_file)

@@ -715,7 +715,8 @@ class Log:
 
     def begin(self, args, made_by: dict, device: torch.device, **values) -> None:
         """The first line: all arguments, versions, git commit, hardware and `values`."""
-        arguments = {"arguments": vars(args) | made_by["arguments"]}
+        given = {name: value for name, value in vars(args).items() if name not in ("resume", "overwrite")}
+        arguments = {"arguments": given | made_by["arguments"]}
         self.write(**made_by | arguments, **_commit(), **machine(device), **values)
 
     def write(self, step: int | None = None, **values) -> None:

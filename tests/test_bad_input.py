@@ -246,8 +246,8 @@ def assert_unharmed(before: dict, folder: Path, *begun: str) -> None:
 # ---- the table ---------------------------------------------------------------------------------------------
 
 SCRATCH, BERT = "--scratch 1,8,2 --tokenizer tok", "--checkpoint bert"
-DOWN = ("make the right ones: python dump_logits.py --teacher TEACHER.pt --data train.tsv --output-dir . "
-        "--overwrite")
+DOWN = ("make the right ones: python dump_logits.py --teacher TEACHER.pt --data train.tsv --output-dir ., "
+        "and give --logits train.pt")
 KNOWN = DOWN.replace("TEACHER", "teacher")  # where the logits tell of whom they are
 AGAIN = "--resume goes on with its run, --overwrite starts anew, another --output-dir keeps both"
 NOT_PT = "not a .pt file that can be loaded safely"
@@ -446,15 +446,16 @@ CASES = {
         "error: a.pt: the logits of row 0 are not finite; " + DOWN),
     "logits of a teacher that has changed": ("distill", "", {"teacher.pt": changed("swapped.pt")},
         "error: logits.pt: was made by another teacher than teacher.pt now is (other weights); make the "
-        "right ones: python dump_logits.py --teacher teacher.pt --data train.tsv --output-dir . --overwrite, "
-        "or name the teacher they are of with --teacher"),
+        "right ones: python dump_logits.py --teacher teacher.pt --data train.tsv --output-dir ., and give "
+        "--logits train.pt, or name the teacher they are of with --teacher"),
     "logits of one teacher where two are named": ("distill", "--teacher teacher.pt swapped.pt", {},
         "error: logits.pt: is the mean of 1 teachers, --teacher names 2; make the right ones: python "
-        "dump_logits.py --teacher teacher.pt swapped.pt --data train.tsv --output-dir . --overwrite"),
+        "dump_logits.py --teacher teacher.pt swapped.pt --data train.tsv --output-dir ., and give --logits "
+        "train.pt"),
     "logits of the first rows": (
         "distill", "--train a.tsv", {"a.tsv": TABLE + b"new\t1\n"},
         "error: logits.pt: these are logits of other texts than a.tsv; it has grown, add the new rows: "
-        "python dump_logits.py --teacher teacher.pt --data a.tsv --output-dir . --append"),
+        "python dump_logits.py --teacher teacher.pt --data a.tsv --output-dir ., and give --logits a.pt"),
     "logits of two teachers": (
         "distill", "--train train.tsv train.tsv --logits logits.pt a.pt",
         {"a.pt": changed("logits.pt", label_names=["1", "0"])},
@@ -1188,7 +1189,10 @@ def test_a_file_that_the_system_cuts_is_not_kept(script, here, monkeypatch, caps
     assert capsys.readouterr().err.splitlines()[-1] == (
         f"error: {file}: cannot write (File too large); nothing was changed")
     assert code == 2
-    assert_unharmed(before, here, *BEGUN)
+    marked = {"finetune_teacher": ["last.pt"], "distill": ["tiny/last.pt"]}.get(script, [])
+    for name in marked:  # --overwrite put its mark in place of what it replaces
+        assert torch.load(before.pop(name) and name, weights_only=True) == {"kind": runtime.REPLACED}
+    assert_unharmed(before, here, *BEGUN, *marked)
 
 
 def test_a_log_that_cannot_be_written_ends_the_run(here, monkeypatch, capsys):

@@ -5,6 +5,7 @@ import os
 import subprocess
 import sys
 from pathlib import Path
+from types import SimpleNamespace
 
 import pytest
 import torch
@@ -104,6 +105,12 @@ class Words:
 
     def get_vocab_size(self):
         return 50
+
+    def get_vocab(self):
+        return {str(i): i for i in range(50)}
+
+    def encode(self, *texts):
+        return SimpleNamespace(ids=[0])
 
 
 def counted(run) -> int:

@@ -244,8 +244,8 @@ class Run:
         done = self.whole.index(self.did[-1]) + 1
         if done == len(self.whole):
             return "at the end"
-        what = "file" if self.script == "dump_logits.py" else "epoch"
-        return f"in a {what}" if self.whole[done - 1][:2] == self.whole[done][:2] else f"between {what}s"
+        what = "a file" if self.script == "dump_logits.py" else "an epoch"
+        return f"{'in' if self.whole[done - 1][:2] == self.whole[done][:2] else 'after'} {what}"
 
     def result(self) -> dict:
         """{name of an output file: what has to be the same in every run}."""
@@ -622,11 +622,14 @@ def test_an_overwriting_run_that_was_killed_goes_on_with_resume(here, script, sa
 @pytest.mark.parametrize("last", [False, True])
 @pytest.mark.parametrize("earlier", [False, True])
 def test_a_dump_killed_while_it_clears_its_parts_away_is_whole(here, capsys, earlier, last):
-    """They go one by one, in any order: what is left of them must not count any more."""
+    """They go one by one, in any order: what is left of them is litter."""
     def killed_after_one(folder, **options):
-        if files := sorted(Path(folder).glob("*.pt"), reverse=last):
-            files[0].unlink()
+        if list(Path(folder).glob("0*.pt")):
+            sorted(Path(folder).glob("*.pt"))[-last].unlink()
             raise KeyboardInterrupt
+        rmtree(folder, **options)
+
+    rmtree = shutil.rmtree
 
     if earlier:
         main("dump_logits.py", "--teacher", "b.pt")
@@ -635,8 +638,8 @@ def test_a_dump_killed_while_it_clears_its_parts_away_is_whole(here, capsys, ear
         main("dump_logits.py", *(["--overwrite"] if earlier else []))
     whole = Path("out/train.pt").read_bytes()
     capsys.readouterr()
-    main("dump_logits.py", "--resume", "--data", "train.tsv")
-    assert "is whole, 60 rows" in capsys.readouterr().out
+    main("dump_logits.py", "--resume")
+    assert "out/train.pt: is whole, 60 rows" in capsys.readouterr().out
     assert Path("out/train.pt").read_bytes() == whole and not list(Path("out").glob(".*.shards"))
 
 
