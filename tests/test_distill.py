@@ -604,8 +604,8 @@ def test_a_named_teacher_is_compared_and_one_that_is_gone_is_not(taught, capsys)
     os.rename("t.pt", "kept.pt")
     capsys.readouterr()
     run(*taught)  # nothing is there to compare with, which is told
-    assert ("warning: logits/train.pt: its teacher t.pt is not there any more and cannot be compared; name it "
-            "with --teacher\n") in capsys.readouterr().err
+    assert ("warning: logits/train.pt: its teacher t.pt is not there any more and cannot be compared; name "
+            "it with --teacher\n") in capsys.readouterr().err
     assert refused(*taught, "--teacher", "t.pt", "--overwrite") == (
         "t.pt: cannot read (No such file or directory)")
     run(*taught, "--teacher", "kept.pt", "--overwrite")
@@ -641,8 +641,8 @@ def test_logits_in_another_order_than_the_files_are_told(taught):
     at = taught.index("logits/train.pt")
     taught[at : at + 2] = taught[at + 1], taught[at]
     assert refused(*taught) == (
-        "logits/unlabeled.pt: these are logits of unlabeled.tsv, not of train.tsv; give --logits in the order "
-        "of --train")
+        "logits/unlabeled.pt: these are logits of unlabeled.tsv, not of train.tsv; give --logits in the "
+        "order of --train")
 
 
 def test_logits_of_two_teachers_do_not_teach_together(taught):

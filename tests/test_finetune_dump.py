@@ -721,7 +721,7 @@ def test_a_killed_overwrite_goes_on_and_replaces_what_was_there(files, tmp_path,
 
 
 def test_a_killed_overwrite_of_two_files_replaces_both(files, tmp_path, monkeypatch, computed):
-    """The second, which it had not come to, looks whole; but it was to be replaced: a logit in it is wrong."""
+    """The second, which it had not come to, looks whole; but was to be replaced: a logit in it is wrong."""
     new_teacher(files, tmp_path / "t.pt", 1)
     data = [write(tmp_path / name, ROWS) for name in ("a.tsv", "b.tsv")]
     dump([tmp_path / "t.pt"], data, tmp_path / "out")
