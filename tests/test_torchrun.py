@@ -1,5 +1,6 @@
 """Two processes under torchrun against one: same weights and logits, files and lines once; how a run ends."""
 
+import contextlib
 import json
 import os
 import shutil
@@ -345,7 +346,9 @@ def test_auto_takes_bf16_unless_it_loses_by_a_quarter(monkeypatch, products, ste
     assert next(times, None) is None
 
 
-def test_a_trial_leaves_the_random_state_and_bf16_may_fail_but_not_float32():
+def test_a_trial_leaves_the_random_state_and_bf16_may_fail_but_not_float32(monkeypatch):
+    monkeypatch.setattr(runtime, "_seconds", lambda step: step() is None or 1.0)  # at any pace
+
     def draw_or_fail(failing):
         product = torch.rand(3, 3) @ torch.rand(3, 3)
         if product.dtype == failing:
@@ -368,11 +371,20 @@ def saves(monkeypatch):
     saves = runtime.Saves(10, CPU)
     saves.now = 0.0
     yield saves
-    saves.close()
+    with contextlib.suppress(runtime.Stopped):  # of a signal that no step saw
+        saves.close()
     assert [signal.getsignal(number) for number in (signal.SIGINT, signal.SIGTERM)] == before
 
 
 GO_ON = "go on with: python distill.py --train '내 글.tsv' --resume"
+
+
+def test_a_signal_behind_the_last_step_stops_at_the_close(saves):
+    """Else a grid would go on with its next student."""
+    signal.raise_signal(signal.SIGTERM)
+    with pytest.raises(runtime.Stopped) as stopped:
+        saves.close()
+    assert stopped.value.code == 143 and str(stopped.value) == f"saved; {GO_ON}"
 
 
 def test_a_save_is_due_every_ten_minutes_and_after_a_signal(saves, capfd):
