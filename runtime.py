@@ -41,7 +41,8 @@ RANK = int(os.environ.get("RANK") or 0) if WORLD > 1 else 0  # some clusters set
 PATIENCE = timedelta(minutes=10)  # how long a rank waits for the others before it gives up
 OUT_OF_MEMORY = re.compile("out of memory|can't allocate memory|not enough memory", re.IGNORECASE)
 # What a file of plain values names; torch.load also lets pass bytearray(10**11) and the like.
-PLAIN = re.compile(r"torch \w+Storage|torch\._utils _rebuild_(tensor_v2|parameter)|collections OrderedDict")
+PLAIN = re.compile(r"torch \w+Storage|collections OrderedDict|"
+                   r"torch\._utils _rebuild_(tensor|tensor_v2|parameter)")
 
 
 class UserError(Exception):

@@ -54,7 +54,8 @@ PART = 1024  # texts that a thread tokenizes at a time
 UNPACKED = 2**26  # bytes of a tokenizer's JSON
 SHARE = 256  # texts for each thread that make it worth starting threads
 # What a file of plain values names; torch.load also lets pass bytearray(10**11) and the like.
-PLAIN = re.compile(r"torch \w+Storage|torch\._utils _rebuild_(tensor_v2|parameter)|collections OrderedDict")
+PLAIN = re.compile(r"torch \w+Storage|collections OrderedDict|"
+                   r"torch\._utils _rebuild_(tensor|tensor_v2|parameter)")
 
 
 class StudentError(ValueError):

@@ -610,7 +610,8 @@ def test_a_mutated_corpus_is_held_to_its_published_counts_or_refused_with_its_na
     def example(rng):
         some = list(lines)
         for i in [rng.randint(0, 7) for _ in range(rng.randint(0, 2))]:
-            some[i] = rng.choice([b"", some[i] * 2, some[i][:1] + some[i][2:], b"1" + some[i][1:], some[i - 1]])
+            some[i] = rng.choice([b"", some[i] * 2, some[i][:1] + some[i][2:], b"1" + some[i][1:],
+                                  some[i - 1]])
         data = b"".join(some)
         shutil.rmtree("work", ignore_errors=True)
         Path("work").mkdir()
