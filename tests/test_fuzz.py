@@ -23,7 +23,7 @@ from pathlib import Path
 
 import pytest
 import torch
-from hypothesis import HealthCheck, configuration, given, settings
+from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 
 import distill
@@ -269,7 +269,6 @@ def kit(tmp_path_factory):
     patch = pytest.MonkeyPatch()
     patch.chdir(tmp_path_factory.mktemp("fuzz"))
     patch.setattr(os, "fsync", lambda file: None)  # what matters here is not the disk
-    configuration.set_hypothesis_home_dir(Path("hypothesis").resolve())  # not into the working tree
     threads = torch.get_num_threads()
     torch.set_num_threads(1)  # for a few tokens the quickest
     rows = [f"이 영화 {'재밌다' if i % 2 else '별로'} {i % 7}점\t{i % 2}" for i in range(16)]
@@ -462,12 +461,6 @@ FOUND = {  # by fuzzing, each once ended in a traceback, a second line, a hang, 
         lambda artifact: artifact["optimizer"]["param_groups"][0].pop("betas")],
     "pytorch_model.bin": [put("x", nested(60)), put("bert.embeddings.LayerNorm.bias", torch.ones(8).long())],
 }
-
-
-def test_a_text_of_impossible_length_in_an_old_file_is_damage():
-    Path("long.bin").write_bytes(b"\x80\x02\x8d" + (2**45).to_bytes(8, "little") + b"x")
-    with pytest.raises(UserError, match="long.bin: not a .pt file that can be loaded safely"):
-        runtime.load_weights("long.bin")
 
 
 @pytest.mark.filterwarnings("ignore")
