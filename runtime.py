@@ -346,8 +346,11 @@ def load_weights(path, mmap: bool = False):
                 if file.read(2) == b"PK":
                     raise ValueError("its end is missing")
                 file.seek(0)
-                for _ in range(5):  # its form before PyTorch 1.6: five pickles, then the tensors' bytes
-                    check_names(file)
+                try:
+                    for _ in range(5):  # its form before PyTorch 1.6: five pickles, then the tensors' bytes
+                        check_names(file)
+                except MemoryError:  # a text in it claims to be longer than any file
+                    raise ValueError("damaged: a length is wrong") from None
         value = torch.load(path, map_location="cpu", weights_only=True, mmap=mmap and archive)
         plain = holds_plain_tensors(value, os.path.getsize(path))
     except OSError as error:
