@@ -226,7 +226,7 @@ def die_after(monkeypatch, saves: int):
 def log_without_seconds(folder):
     """Lines of log.jsonl but for seconds, and for what the first says of folder and flags."""
     lines = [json.loads(line) for line in Path(folder, "log.jsonl").read_text("utf-8").splitlines()]
-    for name in ("output_dir", "resume", "save_every"):
+    for name in ("output_dir", "save_every"):
         del lines[0]["arguments"][name]
     return [{name: value for name, value in line.items() if name != "seconds"} for line in lines]
 

@@ -73,7 +73,7 @@ def log_lines(output):
 def log_without_seconds(output):
     """All lines but for seconds, and for what the first says of the folder and of when to save."""
     lines = [json.loads(line) for line in (output / "log.jsonl").read_text("utf-8").splitlines()]
-    for name in ("output_dir", "save_every", "overwrite"):
+    for name in ("output_dir", "save_every"):
         del lines[0]["arguments"][name]
     return [{name: value for name, value in line.items() if name != "seconds"} for line in lines]
 
