@@ -576,9 +576,9 @@ def resume(path, artifact, kind: str, format: int, made_by: dict, args) -> dict 
     return state
 
 
-def restore(path, state: dict, model, optimizer, at: dict) -> tuple[dict, str]:
+def restore(path, state: dict, model, optimizer, at: dict, score: str = "valid_accuracy") -> tuple[dict, str]:
     """Give model and AdamW what resume() found; returns where the run was, in the form of `at`, and its
-    precision."""
+    precision. `score` is what at["best"] has once there is a best."""
     def settings():
         return [sorted(str(item) for item in group.items() if item[0] != "lr")
                 for group in optimizer.state_dict()["param_groups"]]
@@ -597,7 +597,7 @@ def restore(path, state: dict, model, optimizer, at: dict) -> tuple[dict, str]:
         found, precision = state["at"], state["precision"]
         if precision not in ("fp32", "bf16") or min(found["epoch"], found["step"], found["rows"]) < 0 \
                 or any(found[name].__class__ is not at[name].__class__ for name in at) \
-                or (found["epoch"] > 0) != isinstance(found["best"].get("valid_accuracy"), float):
+                or ((found["epoch"] or found["best"]) and not isinstance(found["best"].get(score), float)):
             raise ValueError("where it was is not known")
         return found, precision
     except Exception as error:  # whatever state_dicts that do not fit can raise

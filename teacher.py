@@ -3,6 +3,7 @@
     teacher = Teacher.load("teacher/teacher.pt")
     teacher.predict(["이 영화 진짜 재밌다"])            # (N, C) probabilities
     teacher, report = load_checkpoint("monologg/koelectra-small-v3-discriminator", ["0", "1"], 128)
+    model, report = load_checkpoint("monologg/koelectra-small-v3-generator", [], 128, MaskedLM)
 
 The four families share the post-norm encoder of Vaswani et al. (2017, arXiv 1706.03762) and differ in
 names, in embeddings (ELECTRA projects them up, DistilBERT has no segments, RoBERTa's positions start after
@@ -43,6 +44,10 @@ TO_JSON = ("a SentencePiece model has to be converted first: with transformers, 
 # classifier, ElectraClassificationHead, RobertaClassificationHead, DistilBERT's pre_classifier.
 HEADS = {"bert": ("tanh", False), "electra": ("gelu", True), "roberta": ("tanh", True),
          "distilbert": ("relu", False)}
+
+SPECIAL_TOKENS = {"pad_token": ("[PAD]", "<pad>"), "unk_token": ("[UNK]", "<unk>"),
+                  "cls_token": ("[CLS]", "<s>"), "sep_token": ("[SEP]", "</s>"),
+                  "mask_token": ("[MASK]", "<mask>")}
 
 
 @dataclass
@@ -121,8 +126,9 @@ class Layer(nn.Module):
         self.ffn_norm = nn.LayerNorm(D, eps=config.layer_norm_eps)
         self.dropout = nn.Dropout(config.hidden_dropout)
 
-    def forward(self, x, bias, first_only: bool = False):
-        """x (B, T, D), bias (B, 1, 1, T) -> (B, T, D), or (B, 1, D): the first token alone."""
+    def forward(self, x, bias, first_only: bool = False, keep=None):
+        """x (B, T, D), bias (B, 1, 1, T) -> (B, T, D), or (B, 1, D): the first token alone, or (K, D): the
+        tokens `keep` (K,) of all B · T."""
         B, T, D = x.shape
         queries = x[:, :1] if first_only else x
         q = self.query(queries).view(B, -1, self.num_heads, D // self.num_heads).transpose(1, 2)
@@ -130,6 +136,8 @@ class Layer(nn.Module):
         k, v = k.transpose(1, 2), v.transpose(1, 2)  # (B, A, T, D / A)
         context = attention(q, k, v, bias, self.attention_dropout if self.training else 0.0)
         context = context.transpose(1, 2).reshape(B, -1, D)
+        if keep is not None:
+            queries, context = queries.flatten(0, 1)[keep], context.flatten(0, 1)[keep]  # (K, D)
         x = self.attention_norm(queries + self.dropout(self.attention_out(context)))
         return self.ffn_norm(x + self.dropout(self.ffn_out(self.activation(self.ffn_in(x)))))
 
@@ -158,8 +166,9 @@ class Encoder(nn.Module):
         self.dropout = nn.Dropout(config.hidden_dropout)
         self.layers = nn.ModuleList(Layer(config) for _ in range(config.num_layers))
 
-    def forward(self, input_ids, lengths, second=None, first_only: bool = False):
-        """input_ids (B, T), lengths (B,), second (B,) or None -> (B, T, D), or (B, 1, D) with first_only."""
+    def forward(self, input_ids, lengths, second=None, first_only: bool = False, keep=None):
+        """input_ids (B, T), lengths (B,), second (B,) or None -> (B, T, D), or (B, 1, D) with first_only, or
+        (K, D) with keep (K,): of all B · T tokens those, and the last layer computes no other."""
         columns = torch.arange(input_ids.size(1), device=input_ids.device)  # (T,)
         x = self.word_embeddings(input_ids) + self.position_embeddings(columns + self.config.position_offset)
         if self.type_embeddings is not None:
@@ -173,7 +182,8 @@ class Encoder(nn.Module):
         padding = columns >= lengths[:, None]  # (B, T)
         bias = torch.zeros(padding.shape, device=x.device).masked_fill_(padding, -torch.inf)[:, None, None]
         for i, layer in enumerate(self.layers):
-            x = layer(x, bias, first_only and i == len(self.layers) - 1)
+            last = i == len(self.layers) - 1
+            x = layer(x, bias, first_only and last, keep if last else None)
         return x
 
 
@@ -205,7 +215,10 @@ class Teacher(nn.Module):
     def forward(self, input_ids, lengths, second=None):
         """input_ids (B, T), lengths (B,), second (B,) or None -> logits (B, C)."""
         # Only the first token is read, so the last layer computes no other.
-        x = self.encoder(input_ids, lengths, second, first_only=True)[:, 0]  # (B, D)
+        return self.classify(self.encoder(input_ids, lengths, second, first_only=True)[:, 0])
+
+    def classify(self, x):
+        """The head: first tokens x (B, D) -> logits (B, C)."""
         activation, dropout_first = HEADS[self.config.family]
         x = self.head_dense(self.dropout(x) if dropout_first else x)
         return self.head_out(self.dropout(ACTIVATIONS[activation](x)))
@@ -276,6 +289,68 @@ class Teacher(nn.Module):
         return teacher.eval()
 
 
+class MaskedLM(Teacher):
+    """A Teacher with its family's masked-language-model head, whose output embedding is that of the input.
+
+    Without label names it has no classification head.
+    """
+
+    def __init__(self, config: TeacherConfig, tokenizer: Tokenizer, label_names: list[str], max_length: int):
+        super().__init__(config, tokenizer, label_names, max_length)
+        if not label_names:
+            del self.head_dense, self.head_out
+        E = config.embedding_size
+        self.mlm_dense = nn.Linear(config.hidden_size, E)
+        self.mlm_norm = nn.LayerNorm(E, eps=config.layer_norm_eps)
+        self.mlm_bias = nn.Parameter(torch.zeros(config.vocab_size))
+        nn.init.normal_(self.mlm_dense.weight, std=config.initializer_range)
+        nn.init.zeros_(self.mlm_dense.bias)
+        gelu = config.family in ("electra", "roberta")  # whatever the encoder has
+        self.mlm_activation = ACTIVATIONS["gelu" if gelu else config.activation]
+
+    def forward(self, input_ids, lengths, second=None, *, keep):
+        """As Teacher's, and keep (K,) of all B · T tokens -> their scores (K, V) of each token of the
+        vocabulary, and the logits (B, C), None without classification head."""
+        B, T = input_ids.shape
+        if self.label_names:
+            keep = torch.cat([torch.arange(0, B * T, T, device=keep.device), keep])
+        x = self.encoder(input_ids, lengths, second, keep=keep)  # (K, D), before it the first tokens
+        logits = None
+        if self.label_names:
+            logits, x = self.classify(x[:B]), x[B:]
+        x = self.mlm_norm(self.mlm_activation(self.mlm_dense(x)))  # (K, E)
+        return F.linear(x, self.encoder.word_embeddings.weight, self.mlm_bias), logits
+
+    def save_published(self, folder, **extra) -> None:
+        """Write the folder that load_checkpoint and `transformers` read; `extra` goes to config.json."""
+        folder, config, tokenizer = Path(folder), self.config, self.tokenizer
+        tokenizer.no_padding()
+        tokenizer.no_truncation()
+        settings = published_settings(config) | extra
+        if self.label_names:
+            settings["id2label"] = {str(i): name for i, name in enumerate(self.label_names)}
+            settings["label2id"] = {name: i for i, name in enumerate(self.label_names)}
+        words = {"tokenizer_class": "PreTrainedTokenizerFast", "model_max_length": config.max_length,
+                 "do_lower_case": '"lowercase":true' in tokenizer.to_str(),  # where vocab.txt alone is read
+                 "strip_accents": '"strip_accents":true' in tokenizer.to_str(),
+                 "model_input_names": ["input_ids", "attention_mask"]
+                 + ["token_type_ids"] * (config.type_vocab_size > 1)}
+        words |= {name: token for name, tokens in SPECIAL_TOKENS.items() for token in tokens
+                  if tokenizer.token_to_id(token) is not None}
+        files = {"tokenizer.json": tokenizer.to_str(pretty=True),
+                 "tokenizer_config.json": json.dumps(words, ensure_ascii=False, indent=1),
+                 "config.json": json.dumps(settings, ensure_ascii=False, indent=1)}
+        if isinstance(tokenizer.model, models.WordPiece):
+            vocab = tokenizer.get_vocab()
+            files["vocab.txt"] = "".join(f"{token}\n" for token in sorted(vocab, key=vocab.get))
+        weights, names = {}, published_names(config) | masked_lm_names(config)
+        for ours, tensor in self.state_dict().items():
+            parts = tensor.detach().cpu().chunk(len(names[ours]))
+            weights |= {name: part.clone() for name, part in zip(names[ours], parts, strict=True)}
+        runtime.save_texts({folder / name: text for name, text in files.items()})
+        runtime.save(weights, folder / "pytorch_model.bin")
+
+
 # ---- published checkpoints ---------------------------------------------------------------------------------
 
 
@@ -319,8 +394,24 @@ def published_names(config: TeacherConfig) -> dict[str, list[str]]:
     return names
 
 
-def load_checkpoint(source: str, label_names: list[str], max_length: int) -> tuple[Teacher, list[str]]:
-    """A Teacher with the weights of a published checkpoint: a folder, or a model id on the Hugging Face hub.
+def masked_lm_names(config: TeacherConfig) -> dict[str, list[str]]:
+    """As published_names, of the masked-language-model head."""
+    dense, norm, bias = {
+        "bert": ("cls.predictions.transform.dense", "cls.predictions.transform.LayerNorm",
+                 "cls.predictions.bias"),
+        "electra": ("generator_predictions.dense", "generator_predictions.LayerNorm",
+                    "generator_lm_head.bias"),
+        "roberta": ("lm_head.dense", "lm_head.layer_norm", "lm_head.bias"),
+        "distilbert": ("vocab_transform", "vocab_layer_norm", "vocab_projector.bias"),
+    }[config.family]
+    return {"mlm_bias": [bias], **{f"mlm_{ours}.{part}": [f"{theirs}.{part}"] for part in ("weight", "bias")
+                                   for ours, theirs in (("dense", dense), ("norm", norm))}}
+
+
+def load_checkpoint(source: str, label_names: list[str], max_length: int,
+                    kind: type = Teacher) -> tuple[Teacher, list[str]]:
+    """A Teacher, or MaskedLM as `kind`, with the weights of a published checkpoint: a folder, or a model id
+    on the Hugging Face hub.
 
     Returns the teacher and a report that accounts for every tensor, one line an entry. A head of another
     number of classes, or none, starts fresh (normal, std = initializer_range) and the report names it.
@@ -329,7 +420,7 @@ def load_checkpoint(source: str, label_names: list[str], max_length: int) -> tup
     folder = Path(source) if os.path.isdir(source) else _from_hub(source)
     settings = _read_json(folder / "config.json")
     label_names = _head_order(settings, label_names)
-    config = _config(settings, len(label_names), folder / "config.json")
+    config = _config(settings, len(label_names) or 1, folder / "config.json")
     tokenizer = load_tokenizer(folder, config.family)
     file, tensors = _read_weights(folder)
     tensors = {_modern_name(name, config.family): tensor for name, tensor in tensors.items()}
@@ -338,12 +429,14 @@ def load_checkpoint(source: str, label_names: list[str], max_length: int) -> tup
                         f"layers")
     try:
         with torch.device("meta"):  # shapes alone: no config claims memory that the tensors do not fill
-            teacher = Teacher(config, tokenizer, label_names, max_length)
+            teacher = kind(config, tokenizer, label_names, max_length)
     except UserError as error:
         raise UserError(f"{folder}: {error}") from None
     own = teacher.state_dict()
     loaded, fresh, used = {}, [], set()
-    for ours, theirs in published_names(config).items():
+    names = published_names(config) | masked_lm_names(config)
+    for ours in own:
+        theirs = names[ours]
         rows, *rest = own[ours].shape
         shape = [rows // len(theirs), *rest]
         unfit = [name for name in theirs if name not in tensors or list(tensors[name].shape) != shape]
@@ -354,10 +447,10 @@ def load_checkpoint(source: str, label_names: list[str], max_length: int) -> tup
             if not loaded[ours].isfinite().all():
                 raise UserError(f"{file}: tensor {' or '.join(theirs)} is not finite; get the file again")
             used.update(theirs)
-        elif ours.startswith("head_"):
+        elif not ours.startswith("encoder."):
             fresh.append(ours)
-            loaded[ours] = torch.zeros(own[ours].shape)
-            if ours.endswith("weight"):
+            loaded[ours] = torch.full(own[ours].shape, float(ours == "mlm_norm.weight"))
+            if ours.endswith("weight") and "norm" not in ours:
                 loaded[ours].normal_(std=config.initializer_range)
         elif unfit[0] not in tensors:
             raise UserError(f"{file}: tensor {unfit[0]} is missing; the encoder is not complete")
@@ -370,7 +463,8 @@ def load_checkpoint(source: str, label_names: list[str], max_length: int) -> tup
     if unused:
         report.append("not used: " + ", ".join(unused))
     if fresh:
-        report.append("starts fresh: " + ", ".join(fresh) + " (classification head)")
+        heads = {"masked-LM" if name.startswith("mlm_") else "classification" for name in fresh}
+        report.append("starts fresh: " + ", ".join(fresh) + f" ({' and '.join(sorted(heads))} head)")
     return teacher, report
 
 
@@ -475,6 +569,29 @@ def _config(settings: dict, num_labels: int, path: Path) -> TeacherConfig:
         raise UserError(f"{path}: has no {error}") from None
     except (TypeError, ValueError) as error:
         raise UserError(f"{path}: {error}") from None
+
+
+def published_settings(config: TeacherConfig) -> dict:
+    """config.json of a TeacherConfig: what _config reads, and the class of `transformers` for all tensors."""
+    name = {"bert": "Bert", "electra": "Electra", "roberta": "Roberta", "distilbert": "DistilBert"}
+    settings = {"architectures": [f"{name[config.family]}ForMaskedLM"], "model_type": config.family,
+                "vocab_size": config.vocab_size, "max_position_embeddings": config.max_positions,
+                "initializer_range": config.initializer_range, "pad_token_id": config.pad_id,
+                "tie_word_embeddings": True}
+    if config.family == "distilbert":
+        return settings | {
+            "dim": config.hidden_size, "n_layers": config.num_layers, "n_heads": config.num_heads,
+            "hidden_dim": config.intermediate_size, "activation": config.activation,
+            "dropout": config.hidden_dropout, "attention_dropout": config.attention_dropout,
+            "seq_classif_dropout": config.head_dropout}
+    if config.family == "electra":
+        settings["embedding_size"] = config.embedding_size
+    return settings | {
+        "hidden_size": config.hidden_size, "num_hidden_layers": config.num_layers,
+        "num_attention_heads": config.num_heads, "intermediate_size": config.intermediate_size,
+        "type_vocab_size": config.type_vocab_size, "hidden_act": config.activation,
+        "layer_norm_eps": config.layer_norm_eps, "hidden_dropout_prob": config.hidden_dropout,
+        "attention_probs_dropout_prob": config.attention_dropout, "classifier_dropout": config.head_dropout}
 
 
 def _read_weights(folder: Path) -> tuple[Path, dict]:

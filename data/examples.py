@@ -47,6 +47,11 @@ class Examples:
         return Examples(self.path, *(column and column[row:] for column in
                                      (self.texts, self.texts2, self.labels, self.ids, self.lines)))
 
+    def take(self, rows) -> "Examples":
+        """These rows."""
+        return Examples(self.path, *(column and [column[row] for row in rows] for column in
+                                     (self.texts, self.texts2, self.labels, self.ids, self.lines)))
+
     def fingerprint(self) -> str:
         """SHA-256 of the texts in order: equal exactly when every row's texts are. Labels do not enter."""
         fingerprint = Fingerprint()
