@@ -1,0 +1,112 @@
+"""Augmentation: the rules and rates of Tang et al. (2019), words of a kind, no duplicates, bad input."""
+
+import random
+from collections import Counter
+
+import pytest
+
+from data import augment
+from data.augment import Augmenter, kind
+from runtime import UserError
+
+TEXT = "배우가 정말 연기를 잘한다 최고 영화 음악 화면 모두 좋다"
+
+
+def write(path, rows, header="text"):
+    path.write_text("\n".join([header, *rows, ""]), encoding="utf-8")
+    return path
+
+
+def made(out, *data, **flags):
+    flags = [part for name, value in flags.items() for part in (f"--{name.replace('_', '-')}", str(value))]
+    augment.main(augment.parse_args(["--data", *map(str, data), "--out", str(out), *flags]))
+    return out.read_text(encoding="utf-8").splitlines()
+
+
+@pytest.mark.parametrize("word, expected", [
+    ("배우가", "가"), ("영화가!!", "가"), ("좋았다...ㅋㅋ", "A"), ("(최고)", "고"), ("10점", "점"),
+    ("2019", "1"), ("OST", "A"), ("...", ""), ("♥", ""),
+])
+def test_the_kind_of_a_word_is_its_last_syllable(word, expected):
+    assert kind(word) == expected
+
+
+def test_rates_are_those_asked_for():
+    """Of 40,000 words a tenth is masked; a fifth is drawn anew, half of which is another word by chance."""
+    augmenter = Augmenter(["하나가 둘이 하나가 셋가 셋가"], 0.1, 0.2, 0.0, "[MASK]", 0)
+    words = " ".join(augmenter.vary("하나가 하나가 둘이 하나가") for _ in range(10_000)).split()
+    counts = Counter(words)
+    assert len(words) == 40_000
+    assert counts["[MASK]"] / 40_000 == pytest.approx(0.1, abs=0.006)
+    assert counts["셋가"] / 30_000 == pytest.approx(0.2 / 2, abs=0.006)  # 2 of the 4 words in 가
+    assert counts["둘이"] / 10_000 == pytest.approx(0.9, abs=0.01)  # alone of its kind: replaced by itself
+
+
+def test_replacements_are_of_the_kind_and_drawn_by_frequency():
+    augmenter = Augmenter(["가다", *["오다"] * 3, "먹다", "책을"], 0.0, 1.0, 0.0, "[MASK]", 0)
+    counts = Counter(augmenter.vary("가다") for _ in range(10_000))
+    assert set(counts) == {"가다", "오다", "먹다"}
+    shares = [counts[word] / 10_000 for word in ("가다", "오다", "먹다")]
+    assert shares == pytest.approx([0.2, 0.6, 0.2], abs=0.015)
+
+
+def test_ngrams_are_one_to_five_neighbouring_words():
+    augmenter = Augmenter([TEXT], 0.0, 0.0, 0.25, "[MASK]", 0)
+    variants = [augmenter.vary(TEXT) for _ in range(8_000)]
+    cut = [variant for variant in variants if variant != TEXT]
+    assert len(cut) / 8_000 == pytest.approx(0.25, abs=0.02)
+    assert all(f" {variant} " in f" {TEXT} " for variant in cut)
+    sizes = Counter(len(variant.split()) for variant in cut)
+    assert set(sizes) == {1, 2, 3, 4, 5} and min(sizes.values()) > 0.15 * len(cut)
+    assert {variant.split()[0] for variant in cut} == set(TEXT.split())  # from everywhere
+    short = Augmenter([TEXT], 0.0, 0.0, 1.0, "[MASK]", 0)
+    assert {short.vary("둘 하나") for _ in range(100)} == {"둘 하나", "둘", "하나"} and short.vary("") == ""
+
+
+def test_the_file_is_repeatable_without_labels_duplicates_or_originals(tmp_path):
+    generator = random.Random(0)
+    texts = [" ".join(generator.choices(TEXT.split(), k=generator.randint(1, 8))) for _ in range(200)]
+    data = write(tmp_path / "a.csv", [f'"{text}",1' for text in [*texts, "", "  "]], "text,label")
+    lines = made(tmp_path / "b.tsv", data, times=5)
+    assert lines[0] == "text" and len(lines) > 200
+    assert len(set(lines[1:])) == len(lines) - 1 and not set(lines[1:]) & {*texts, ""}
+    assert made(tmp_path / "c.tsv", data, times=5) == lines
+    assert made(tmp_path / "d.tsv", data, times=5, seed=1) != lines
+    masked = made(tmp_path / "e.tsv", data, mask=1, replace=0, ngram=0, mask_token="<mask>")
+    assert set(" ".join(masked[1:]).split()) == {"<mask>"}
+
+
+def test_of_a_pair_the_first_the_second_and_both_are_varied_in_turn(tmp_path):
+    data = write(tmp_path / "a.tsv", ["하나 둘\t셋 넷"], "text\ttext2")
+    lines = made(tmp_path / "b.tsv", data, times=3, mask=1, replace=0, ngram=0)
+    assert lines == ["text\ttext2", "[MASK] [MASK]\t셋 넷", "하나 둘\t[MASK] [MASK]",
+                     "[MASK] [MASK]\t[MASK] [MASK]"]
+
+
+def test_a_text_with_line_ends_and_nul_stays_one_row(tmp_path):
+    data = write(tmp_path / "a.jsonl", ['{"text": "하나\\t둘\\n셋\\u0000넷"}'], "")
+    lines = made(tmp_path / "b.tsv", data, times=1, mask=1, replace=0, ngram=0)
+    assert lines == ["text", "[MASK] [MASK] [MASK] [MASK]"]
+
+
+@pytest.mark.parametrize("flags, named", [
+    (["--times", "0"], "--times"), (["--mask", "-1"], "--mask"), (["--mask", "nan"], "--mask"),
+    (["--mask", "0.9", "--replace", "0.2"], "together"), (["--ngram", "nan"], "--ngram"),
+    (["--out", "x.csv"], "must end in .tsv"),
+])
+def test_wrong_flags_end_with_usage(capsys, flags, named):
+    with pytest.raises(SystemExit) as error:
+        augment.parse_args(["--data", "a.tsv", "--out", "b.tsv", *flags])
+    assert error.value.code == 2 and named in capsys.readouterr().err.splitlines()[-1]
+
+
+def test_wrong_input_is_one_line_and_harms_no_file(tmp_path):
+    single, pair = write(tmp_path / "a.tsv", ["하나"]), write(tmp_path / "b.tsv", ["하나\t둘"], "text\ttext2")
+    for data, out, named in (([single, pair], "c.tsv", "all or none must be pairs"),
+                             ([single], "a.tsv", "is read, and would be"),
+                             ([tmp_path / "none.tsv"], "c.tsv", "cannot read")):
+        with pytest.raises(UserError, match=named):
+            made(tmp_path / out, *data)
+    with pytest.raises(UserError, match="no text has a variant"):
+        made(tmp_path / "c.tsv", single, mask=0, replace=0)
+    assert single.read_text("utf-8") == "text\n하나\n" and not (tmp_path / "c.tsv").exists()
