@@ -13,7 +13,6 @@ import re
 import sys
 from pathlib import Path
 
-START, END = "<!-- bench -->", "<!-- /bench -->"
 # name of a result, without its precision: what it compares, in English and Korean, in the table's order
 ROWS = {
     "distill": ("distil Base, an epoch", "Base 증류, 1 에포크"),
@@ -109,12 +108,13 @@ def row(result: dict, language: str) -> str:
     return "| " + " | ".join(cells) + " |"
 
 
-def filled(text: str, content: str, path) -> str:
+def filled(text: str, content: str, path, name: str = "bench") -> str:
     """`text` with `content` between its markers; SystemExit when it has not just one pair of them."""
-    if text.count(START) != 1 or text.count(END) != 1 or text.index(START) > text.index(END):
-        sys.exit(f"error: {path}: one {START} and after it one {END} are needed")
-    before, rest = text.split(START)
-    return f"{before}{START}\n{content}\n{END}{rest.split(END)[1]}"
+    start, end = f"<!-- {name} -->", f"<!-- /{name} -->"
+    if text.count(start) != 1 or text.count(end) != 1 or text.index(start) > text.index(end):
+        sys.exit(f"error: {path}: one {start} and after it one {end} are needed")
+    before, rest = text.split(start)
+    return f"{before}{start}\n{content}\n{end}{rest.split(end)[1]}"
 
 
 def parse_args(argv=None):

@@ -1,0 +1,382 @@
+"""The results of whole runs: teacher, students of all sizes and seeds, and baselines on one test file.
+
+    python -m bench.report --teacher teacher/teacher.pt --data test.tsv.gz \\
+        --arm "labels alone" students/labels/*/student.pt --arm distilled students/train/*/student.pt \\
+        --arm "distilled, more text" students/more/*/student.pt \\
+        --train train.tsv --valid valid.tsv --seen train.tsv unlabeled.tsv.gz
+
+Students of an arm that have one size are runs of one method: their mean, standard deviation and the gain
+over the first arm are reported. Baselines, TF-IDF with logistic regression and fastText, are trained on
+--train from their own packages, their settings chosen on --valid.
+
+reads   teacher.pt, any number of student.pt, the test file
+writes  OUT/report.json, OUT/accuracy.png (accuracy against bytes), and in README.md and README.ko.md the
+        lines between <!-- report --> and <!-- /report -->. OUT/tested.pt keeps what each model answered: a
+        model that is in it is not run on the test file again
+needs   pip install -r bench/requirements.txt, for the baselines and the picture
+"""
+
+import argparse
+import hashlib
+import itertools
+import json
+import math
+import shlex
+import statistics
+import sys
+from collections import defaultdict
+from pathlib import Path
+
+import torch
+
+import runtime
+from bench.table import filled
+from data.examples import read_examples
+from evaluate import assess, load_model, text_keys
+from runtime import UserError
+from student import FORMAT, SIZES, StudentError
+
+CACHE_FORMAT = 1
+LENGTHS = ((0, 15), (16, 30), (31, 60), (61, math.inf))  # characters of a text
+KOREAN = {"labels alone": "레이블만", "distilled": "증류", "distilled, more text": "증류, 텍스트 추가",
+          "TF-IDF, logistic regression": "TF-IDF, 로지스틱 회귀"}
+WORDS = {
+    "en": {"header": ["", "parameters", "bytes", "{arms}", "gain (95 %)", "agrees with teacher", "reviews/s",
+                      "ms for one"],
+           "text": "Accuracy on {rows:,} test reviews, mean ± standard deviation of {seeds}. The gain is of "
+                   "the last\nmethod over the first, paired by review. {leaks:,} of the reviews "
+                   "({share:.1%}) also occur in training files; `bench/report/report.json`\nhas the "
+                   "figures without them, with calibration, macro-F1 and the command. {machine}, float32.",
+           "one": "one run each", "several": "{} seeds", "by": "by length in characters", "rows": "reviews"},
+    "ko": {"header": ["", "파라미터", "바이트", "{arms}", "이득 (95 %)", "teacher와 일치", "리뷰/초",
+                      "한 건 ms"],
+           "text": "테스트 리뷰 {rows:,}개의 정확도({seeds}의 평균 ± 표준편차). 이득은 첫 방법에 대한 마지막 "
+                   "방법의 차이를\n리뷰별로 짝지어 구했습니다. 리뷰 {leaks:,}개({share:.1%})는 학습 파일에도 "
+                   "있습니다. 이를 뺀 값과 보정 오차, macro-F1, 명령은\n`bench/report/report.json`에 "
+                   "있습니다. {machine}, float32.",
+           "one": "한 번 실행", "several": "시드 {}개", "by": "글자 수별", "rows": "리뷰 수"},
+}
+
+
+def parse_args(argv=None):
+    p = argparse.ArgumentParser(prog="python -m bench.report", description=__doc__,
+                                formatter_class=argparse.RawDescriptionHelpFormatter)
+    arg = p.add_argument
+    arg("--arm", action="append", required=True, nargs="+", metavar=("NAME", "STUDENT.pt"),
+        help="a method and its students; several times, the first is what gains are over")
+    arg("--teacher", required=True, metavar="FILE", help="teacher.pt")
+    arg("--data", required=True, metavar="FILE", help="the labelled test file")
+    arg("--seen", nargs="+", default=[], metavar="FILE", help="training files, for the audit of leaks")
+    arg("--train", metavar="FILE", help="labelled file to train the baselines on")
+    arg("--valid", metavar="FILE", help="labelled file to choose their settings on")
+    arg("--out", default="bench/report", type=Path, metavar="DIR", help="default: %(default)s")
+    arg("--readme", nargs="*", default=["README.md", "README.ko.md"], metavar="FILE",
+        help="of which one that ends in .ko.md is Korean (default: both)")
+    args = p.parse_args(argv)
+    if any(len(arm) < 2 for arm in args.arm) or len({arm[0] for arm in args.arm}) < len(args.arm):
+        p.error("--arm needs a name, another for each, and the student.pt files")
+    if (args.train is None) != (args.valid is None):
+        p.error("the baselines need both --train and --valid")
+    return args
+
+
+# ---- what each model answered ------------------------------------------------------------------------------
+
+
+class Tested:
+    """Figures and probabilities (N, C) of models on the test file, kept in a file: each is run once."""
+
+    def __init__(self, path: Path, examples, names: list[str]):
+        self.path, self.examples, self.names = path, examples, names
+        self.labels = torch.tensor(examples.label_ids(names, every_row=True))
+        self.test = examples.fingerprint() + runtime.fingerprint(self.labels)
+        self.found = {}
+        if path.exists():
+            self.found = runtime.load(path, "tested", CACHE_FORMAT, ("models",))["models"]
+
+    def __call__(self, what: str, identity: str, model) -> dict:
+        """`model()` is called only when what has this identity was not tested on this file before."""
+        key = hashlib.sha256(f"{self.test} {identity}".encode()).hexdigest()
+        if key not in self.found:
+            self.found[key] = model()
+            runtime.save({"kind": "tested", "format": CACHE_FORMAT, "models": self.found}, self.path)
+        result = self.found[key] | {"model": what}
+        result["right"] = result["probabilities"].argmax(1) == self.labels  # (N,)
+        return result
+
+    def file(self, path: str) -> dict:
+        digest = hashlib.sha256(Path(path).read_bytes()).hexdigest()
+        return self(path, digest, lambda: assess(path, load_model(path, torch.device("cpu")), self.examples,
+                                                 self.labels, self.names))
+
+
+# ---- baselines, each from its own package ------------------------------------------------------------------
+
+
+class Baseline:
+    """What assess() asks of a model. `classify` takes texts and returns (N, C) probabilities."""
+
+    def __init__(self, classify, names: list[str], numbers: int):
+        self.predict = lambda texts, texts2=None: torch.tensor(classify(texts), dtype=torch.float)
+        self.label_names, self.numbers = names, numbers
+
+    def parameters(self):
+        return [torch.empty(self.numbers, device="meta")]
+
+
+def tf_idf(train, valid, names: list[str], folder: Path) -> tuple[str, Baseline]:
+    """Logistic regression on TF-IDF of character n-grams, weak or strong regularisation as --valid likes."""
+    import pickle
+
+    from sklearn.feature_extraction.text import TfidfVectorizer
+    from sklearn.linear_model import LogisticRegression
+    from sklearn.pipeline import make_pipeline
+
+    best = None
+    for C in (1.0, 4.0):
+        model = make_pipeline(
+            TfidfVectorizer(analyzer="char_wb", ngram_range=(1, 4), min_df=5, sublinear_tf=True),
+            LogisticRegression(C=C, max_iter=300))
+        model.fit(train.texts, train.labels)
+        score = model.score(valid.texts, valid.labels)
+        print(f"TF-IDF, characters 1-4, C {C:g}: validation accuracy {score:.2%}")
+        if best is None or score > best[0]:
+            best = score, model
+    model = best[1]
+    path = folder / "tf-idf.pkl"
+    path.write_bytes(pickle.dumps(model))
+    columns = [list(model.classes_).index(name) for name in names]
+    return str(path), Baseline(lambda texts: model.predict_proba(texts)[:, columns], names,
+                               model[-1].coef_.size + model[-1].intercept_.size)
+
+
+def fast_text(train, valid, names: list[str], folder: Path) -> tuple[str, Baseline]:
+    """fastText with words and n-grams of characters, quantized by its own command."""
+    import fasttext
+
+    def lines(texts):  # fastText wants a text to be one line
+        return [" ".join(text.split()) for text in texts]
+
+    data = folder / "fasttext.txt"
+    runtime.save_texts({data: "".join(f"__label__{names.index(label)} {text}\n" for text, label in zip(
+        lines(train.texts), train.labels, strict=True))})
+    fasttext.FastText.eprint = lambda *_: None
+    best, right = None, [names.index(label) for label in valid.labels]
+
+    def classify(model, texts):
+        found, shares = model.predict(lines(texts), k=len(names))
+        rows = []
+        for labels, values in zip(found, shares, strict=True):
+            row = dict(zip(labels, values, strict=True))
+            rows.append([float(row.get(f"__label__{i}", 0)) for i in range(len(names))])
+        return rows
+
+    for least, most in ((0, 0), (1, 3), (2, 4)):
+        model = fasttext.train_supervised(str(data), dim=32, epoch=5, lr=0.3, wordNgrams=2, minn=least,
+                                          maxn=most, bucket=200_000, thread=1, verbose=0)
+        found = torch.tensor(classify(model, valid.texts)).argmax(1).tolist()
+        score = statistics.mean(one == other for one, other in zip(found, right, strict=True))
+        print(f"fastText, word pairs, characters {least}-{most}: validation accuracy {score:.2%}")
+        if best is None or score > best[0]:
+            best = score, model
+    model, path = best[1], folder / "fasttext.bin"
+    model.save_model(str(path))
+    return str(path), Baseline(lambda texts: classify(model, texts), names,
+                               model.get_input_matrix().size + model.get_output_matrix().size)
+
+
+BASELINES = {"TF-IDF, logistic regression": tf_idf, "fastText": fast_text}
+
+
+def baselines(args, tested: Tested) -> list[dict]:
+    train, valid = read_examples(args.train), read_examples(args.valid)
+    identity = " ".join([train.fingerprint(), valid.fingerprint(), *train.labels, *valid.labels])
+    results = []
+    for name, train_it in BASELINES.items():
+        def run(train_it=train_it):
+            path, model = train_it(train, valid, tested.names, args.out)
+            return assess(path, model, tested.examples, tested.labels, tested.names)
+
+        try:
+            results.append(tested(name, f"{name} {identity}", run))
+        except ImportError as error:
+            raise UserError(f"{name}: {error}; pip install -r bench/requirements.txt") from None
+    return results
+
+
+# ---- figures -----------------------------------------------------------------------------------------------
+
+
+def paired_gain(first: list[torch.Tensor], second: list[torch.Tensor]) -> dict:
+    """Difference of the mean accuracies of two groups of runs, with its 95 % interval over the rows (N,).
+
+    Each row is paired with itself: its share of runs that have it right, of the second less of the first.
+    """
+    shares = [torch.stack(group).double().mean(0) for group in (first, second)]  # (N,) each
+    differences = shares[1] - shares[0]
+    half = 1.959964 * differences.std().item() / math.sqrt(len(differences))
+    mean = differences.mean().item()
+    return {"gain": mean, "interval": [mean - half, mean + half]}
+
+
+def size_of(config: dict) -> str:
+    dimensions = config["embedding_dim"], config["hidden_dim"]
+    known = [size for size, own in SIZES.items() if own == dimensions]
+    return known[0] if known else "e{}-h{}".format(*dimensions)
+
+
+def size_order(size: str) -> tuple:
+    """The kit's sizes first, the largest before the others."""
+    return (list(SIZES).index(size), "") if size in SIZES else (len(SIZES), size)
+
+
+def summary(results: list[dict], teacher: dict, leaked: torch.Tensor, lengths: torch.Tensor) -> dict:
+    """Figures of the runs of one method, the means over the runs."""
+    def mean(values):
+        return statistics.mean(values)
+
+    accuracies = [result["accuracy"] for result in results]
+    answers = teacher["probabilities"].argmax(1)
+    right = torch.stack([result["right"] for result in results]).double().mean(0)  # (N,) share of the runs
+    agree = [result["probabilities"].argmax(1) == answers for result in results]
+    figures = {"runs": [result["model"] for result in results], "accuracy": mean(accuracies),
+               "sd": statistics.stdev(accuracies) if len(results) > 1 else None, "accuracies": accuracies,
+               "unseen_accuracy": right[~leaked].mean().item(),
+               "agreement": torch.stack(agree).double().mean().item(),
+               "by_length": [right[(least <= lengths) & (lengths <= most)].mean().item()
+                             for least, most in LENGTHS]}
+    for name in ("macro_f1", "log_loss", "ece", "texts_per_second", "ms_per_text"):
+        figures[name] = mean(result[name] for result in results)
+    return figures | {name: results[0][name] for name in ("parameters", "bytes")}
+
+
+def make_report(args, tested: Tested, teacher: dict, arms: dict, others: list[dict]) -> dict:
+    """All of report.json. `arms`: {arm: {size: [result]}}."""
+    keys, seen = text_keys(tested.examples), set()
+    for file in args.seen:
+        seen.update(text_keys(read_examples(file)))
+    leaked = torch.tensor([key in seen for key in keys])
+    lengths = torch.tensor([len(text) for text in tested.examples.texts])
+    context = teacher, leaked, lengths
+    first = next(iter(arms.values()))
+    students = {size: {} for size in sorted(set().union(*arms.values()), key=size_order)}
+    for (arm, sizes), size in itertools.product(arms.items(), students):
+        if size in sizes:
+            students[size][arm] = summary(sizes[size], *context)
+            if sizes is not first and size in first:
+                students[size][arm] |= paired_gain(*([result["right"] for result in runs[size]]
+                                                     for runs in (first, sizes)))
+    return {"data": args.data, "rows": len(keys), "leaked_rows": int(leaked.sum()), "seen": args.seen,
+            "length_rows": [int(((least <= lengths) & (lengths <= most)).sum()) for least, most in LENGTHS],
+            "arms": list(arms), "students": students, "teacher": summary([teacher], *context),
+            "baselines": {result["model"]: summary([result], *context) for result in others},
+            "command": f"python -m bench.report {shlex.join(sys.argv[1:])}",
+            **runtime.machine(torch.device("cpu"))}
+
+
+# ---- README and picture ------------------------------------------------------------------------------------
+
+
+def block(report: dict, language: str) -> str:
+    """The generated section of one README."""
+    words, arms = WORDS[language], report["arms"]
+
+    def name(text):
+        return KOREAN.get(text, text) if language == "ko" else text
+
+    def line(cells):
+        return "| " + " | ".join(cells) + " |"
+
+    def score(figures):
+        sd = "" if figures["sd"] is None else f" ± {100 * figures['sd']:.2f}"
+        return f"{figures['accuracy']:.2%}{sd}"
+
+    def rest(figures, bold=False):
+        gain = "–"
+        if "gain" in figures:
+            low, high = figures["interval"]
+            gain = f"**{100 * figures['gain']:+.2f}** ({100 * low:+.2f} … {100 * high:+.2f})"
+        return [gain, f"{figures['agreement']:.1%}", f"{figures['texts_per_second']:,.0f}",
+                f"{figures['ms_per_text']:.2f}"]
+
+    def size(figures):
+        return [f"{figures['parameters']:,}", f"{figures['bytes']:,}"]
+
+    header = [cell for title in words["header"]
+              for cell in (map(name, arms) if title == "{arms}" else [title])]
+    lines = [line(header), "|---|" + "---:|" * (len(header) - 1)]
+    for what, figures in [("teacher", report["teacher"]), *report["baselines"].items()]:
+        cells = [score(figures)] + ["–"] * (len(arms) - 1)
+        lines.append(line([name(what), *size(figures), *cells, *rest(figures)]))
+    for what, by_arm in report["students"].items():
+        last = by_arm[[arm for arm in arms if arm in by_arm][-1]]
+        cells = [score(by_arm[arm]) if arm in by_arm else "–" for arm in arms]
+        lines.append(line([what.capitalize(), *size(last), *cells, *rest(last)]))
+    spans = [f"{least}–{most}" if most < math.inf else f"{least}+" for least, most in LENGTHS]
+    lines += ["", line([words["by"], *spans]), "|---|" + "---:|" * len(spans),
+              line([words["rows"], *(f"{rows:,}" for rows in report["length_rows"])])]
+    for what, figures in [("teacher", report["teacher"]), *((size.capitalize(), list(by_arm.values())[-1])
+                                                           for size, by_arm in report["students"].items())]:
+        lines.append(line([what, *(f"{value:.2%}" for value in figures["by_length"])]))
+    runs = {len(figures["runs"]) for by_arm in report["students"].values() for figures in by_arm.values()}
+    text = words["text"].format(
+        rows=report["rows"], leaks=report["leaked_rows"], share=report["leaked_rows"] / report["rows"],
+        seeds=words["one"] if runs == {1} else words["several"].format("–".join(map(str, sorted(runs)))),
+        machine=f"{report['hardware']}, {report['threads']} threads")
+    return "\n".join([*lines, "", text])
+
+
+def draw(report: dict, path: Path) -> None:
+    """Accuracy against bytes on disk, PNG."""
+    try:
+        import matplotlib
+    except ImportError:
+        print("no picture: pip install -r bench/requirements.txt")
+        return
+    matplotlib.use("Agg")
+    from matplotlib import pyplot
+
+    figure, axes = pyplot.subplots(figsize=(8, 5), layout="constrained")
+    for arm in report["arms"]:
+        points = [by_arm[arm] for by_arm in report["students"].values() if arm in by_arm]
+        axes.errorbar([point["bytes"] for point in points], [100 * point["accuracy"] for point in points],
+                      yerr=[100 * (point["sd"] or 0) for point in points], marker="o", capsize=3, label=arm)
+    for size, by_arm in report["students"].items():
+        last = list(by_arm.values())[-1]
+        axes.annotate(size.capitalize(), (last["bytes"], 100 * last["accuracy"]), (0, 8),
+                      textcoords="offset points", ha="center")
+    others = [("teacher", report["teacher"]), *report["baselines"].items()]
+    for (what, figures), marker in zip(others, "*sD^v", strict=False):
+        axes.plot(figures["bytes"], 100 * figures["accuracy"], marker, color="black", label=what)
+    axes.set(xscale="log", xlabel="bytes of the file",
+             ylabel=f"accuracy on {report['rows']:,} test reviews, %")
+    axes.grid(alpha=0.3)
+    axes.legend(loc="lower right")
+    figure.savefig(path, dpi=150, metadata={"Software": None})
+
+
+def main(args):
+    args.out.mkdir(parents=True, exist_ok=True)
+    examples = read_examples(args.data)
+    names = load_model(args.teacher, torch.device("cpu")).label_names
+    tested = Tested(args.out / "tested.pt", examples, names)
+    teacher = tested.file(args.teacher)
+    arms = {}
+    for arm, *files in args.arm:
+        arms[arm] = defaultdict(list)
+        for file in sorted(files):
+            artifact = runtime.load(file, "student", FORMAT, ("config",))
+            arms[arm][size_of(artifact["config"])].append(tested.file(file))
+    others = baselines(args, tested) if args.train else []
+    report = make_report(args, tested, teacher, arms, others)
+    runtime.save_texts({args.out / "report.json": json.dumps(report, ensure_ascii=False, indent=1) + "\n"})
+    draw(report, args.out / "accuracy.png")
+    print(block(report, "en"))
+    for path in args.readme:
+        text = Path(path).read_text("utf-8")
+        new = filled(text, block(report, "ko" if path.endswith(".ko.md") else "en"), path, "report")
+        Path(path).write_text(new, encoding="utf-8", newline="\n")
+
+
+if __name__ == "__main__":
+    runtime.run(main, parse_args(), errors=(StudentError,))
