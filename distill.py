@@ -20,8 +20,8 @@ import argparse
 
 # Flag, and what it adds to the name of a student's folder when the grid has several values of it.
 GRID = {"tokenizer": "", "size": "", "embedding_dim": "e", "hidden_dim": "h", "num_layers": "l",
-        "dropout": "d", "pooling": "", "head": "", "loss": "", "alpha": "alpha", "temperature": "T",
-        "lr": "lr", "seed": "seed"}
+        "dropout": "d", "pooling": "", "head": "", "embeddings": "", "loss": "", "alpha": "alpha",
+        "temperature": "T", "lr": "lr", "seed": "seed"}
 
 
 def parse_args(argv=None):
@@ -35,7 +35,7 @@ def parse_args(argv=None):
     arg("--train", required=True, nargs="+", metavar="FILE", help="texts; a label column may be there or not")
     arg("--logits", nargs="+", metavar="FILE", help="logits of each --train file, in the same order")
     arg("--teacher", nargs="+", metavar="FILE",
-        help="teacher.pt that the logits must be of; default: the files dump_logits.py read, if still there")
+        help="teacher.pt that the logits are of; default: the files dump_logits.py read, if still there")
     arg("--valid", required=True, metavar="FILE", help="labelled texts that choose the best epoch")
     arg("--text-column", metavar="NAME", help="default: text or document")
     arg("--text2-column", metavar="NAME", help="second text of a pair; default: text2 if there")
@@ -58,6 +58,8 @@ def parse_args(argv=None):
     grid("--pooling", default="last", choices=["last", "max", "mean", "attention"],
          help="states to one vector")
     grid("--head", default="linear", choices=["linear", "relu"], help="relu: one hidden layer, the paper's")
+    grid("--embeddings", default="teacher", choices=["teacher", "random"],
+         help="where they start; random without teacher.pt, and for labels alone")
     arg("--max-length", type=int, default=128, help="tokens of a row, cut beyond (default: %(default)s)")
     # method
     grid("--loss", default="mse", choices=["mse", "kl"], help="soft part: squared error of logits, or T²·KL")
@@ -181,6 +183,7 @@ class TrainingSet:
     files: list[Survey]
     columns: tuple  # names of the columns, as read_examples takes them
     logits: list[Logits]  # of each file; none when labels alone teach
+    teacher: str | None  # teacher.pt that they are of, if it is there
     label_names: list[str]
     valid: Examples
     valid_labels: torch.Tensor  # (N,)
@@ -340,7 +343,9 @@ def read_training_set(args) -> TrainingSet:
         "the names of the labels": str(names),
         "--logits": " ".join(runtime.fingerprint(item.values) for item in logits),
     }
-    return TrainingSet(files, columns, logits, names, valid, valid_labels, fingerprints)
+    known = args.teacher or (logits and logits[0].teacher_files) or []
+    teacher = next(filter(os.path.isfile, known), None) if logits else None
+    return TrainingSet(files, columns, logits, teacher, names, valid, valid_labels, fingerprints)
 
 
 def encode_training_set(data: TrainingSet, tokenizer, args, device) -> tuple[Store, Encoded]:
@@ -377,12 +382,30 @@ def read_tokenizer(folder: str) -> Tokenizer:
     return tokenizer
 
 
+def teacher_embeddings(path: str, tokenizer) -> torch.Tensor:
+    """(V, E) where the teacher has the tokens of the student's tokenizer, in the order of their ids."""
+    from teacher import Teacher
+
+    vocab = tokenizer.get_vocab()
+    return Teacher.load(path).embeddings_of(sorted(vocab, key=vocab.get))
+
+
 # ---- one student -------------------------------------------------------------------------------------------
 
 
-def train_student(settings: dict, folder: Path, tokenizer, store: Store, encoded_valid: Encoded,
+def principal_components(vectors, dim: int):
+    """(V, D) -> (V, dim), or fewer if there are no more: along the directions in which the vectors differ
+    most, each of variance 1, which is that of nn.Embedding's random ones."""
+    centred = vectors - vectors.mean(0)
+    variances, axes = torch.linalg.eigh(centred.T @ centred / len(vectors))  # the smallest first
+    kept = variances.flip(0)[:dim] > 1e-6 * variances[-1]
+    return centred @ axes.flip(1)[:, :dim][:, kept] / variances.flip(0)[:dim][kept].sqrt()
+
+
+def train_student(settings: dict, folder: Path, tokenizer, vectors, store: Store, encoded_valid: Encoded,
                   data: TrainingSet, args, device) -> dict:
-    """Train one student, write it to `folder`, return its row of the summary. `settings` has GRID's keys."""
+    """Train one student, write it to `folder`, return its row of the summary. `settings` has GRID's keys,
+    `vectors` are teacher_embeddings(), or None."""
     runtime.seed_everything(device, settings["seed"])
     last, best_file = folder / "last.pt", folder / "student.pt"
     alpha, temperature, loss_kind = settings["alpha"], settings["temperature"], settings["loss"]
@@ -395,7 +418,15 @@ def train_student(settings: dict, folder: Path, tokenizer, store: Store, encoded
         settings["dropout"], settings["pooling"], settings["head"], args.max_length,
         tokenizer.token_to_id("[PAD]"), tokenizer.token_to_id("[UNK]"),
     )
-    student = Student(config, tokenizer, data.label_names).to(device)
+    student = Student(config, tokenizer, data.label_names)
+    if labels_alone or settings["embeddings"] == "random":
+        vectors = None
+    if vectors is not None:
+        found = principal_components(vectors, config.embedding_dim)
+        with torch.no_grad():
+            student.embedding.weight[:, : found.size(1)] = found
+            student.embedding.weight[config.pad_id] = 0
+    student.to(device)
     count = sum(p.numel() for p in student.parameters())
     optimizer = torch.optim.AdamW(student.parameters(), settings["lr"], weight_decay=args.weight_decay,
                                   fused=device.type in ("cpu", "cuda"))
@@ -417,7 +448,8 @@ def train_student(settings: dict, folder: Path, tokenizer, store: Store, encoded
     tokenizer.no_padding()  # what encode set is not part of it
     tokenizer.no_truncation()
     made_by = runtime.made_by(decisive, data.fingerprints | {
-        "the tokenizer": runtime.fingerprint(tokenizer.to_str())})
+        "the tokenizer": runtime.fingerprint(tokenizer.to_str()),
+        "the teacher's embeddings": "" if vectors is None else runtime.fingerprint(vectors)})
     at = {"epoch": 0, "step": 0, "rows": 0, "loss": 0.0, "seconds": 0.0, "best": {}, "log": ""}
     state = args.resume and runtime.resume(last, best_file, "student-resume", FORMAT, made_by, args)
     if state:
@@ -428,7 +460,8 @@ def train_student(settings: dict, folder: Path, tokenizer, store: Store, encoded
         log.begin(args, made_by, device, precision=precision)
     print(f"{folder}: {count:,} parameters, {rows_used:,} rows, "
           + ("labels alone" if labels_alone
-             else f"alpha {alpha:g}, {loss_kind}" + (f", T {temperature:g}" if loss_kind == "kl" else "")))
+             else f"alpha {alpha:g}, {loss_kind}" + (f", T {temperature:g}" if loss_kind == "kl" else ""))
+          + ("" if vectors is None else f", embeddings from {data.teacher}"))
 
     def save_last(**values):
         at.update(values, log=log.text)
@@ -585,11 +618,12 @@ def main(args):
     for folder, (_, settings) in zip(folders, grid, strict=True):
         if encoded_for != settings["tokenizer"]:
             tokenizer = tokenizers[settings["tokenizer"]]
+            vectors = teacher_embeddings(data.teacher, tokenizer) if data.teacher else None
             store, encoded_valid = encode_training_set(data, tokenizer, args, device)
             encoded_for = settings["tokenizer"]
             if encoded_for == args.tokenizer[-1]:
                 data.logits.clear()  # the store has them: the mapped files need not stay in memory
-        result = train_student(settings, folder, tokenizer, store, encoded_valid, data, args, device)
+        result = train_student(settings, folder, tokenizer, vectors, store, encoded_valid, data, args, device)
         summary.append({key: settings[key] for key in varied} | result)
     if len(summary) > 1:
         write_summary(summary, Path(args.output_dir, "summary.tsv"))

@@ -236,6 +236,17 @@ class Teacher(nn.Module):
         device = self.head_out.weight.device
         return logits_in_order(self, self.encode(texts, texts2).to(device), max_tokens).softmax(1)
 
+    def embeddings_of(self, tokens: list[str]) -> torch.Tensor:
+        """(N, E) word embeddings of another tokenizer's tokens: of the same token where the vocabulary has
+        it, else the mean over those that its text is cut into."""
+        vocab, weight = self.tokenizer.get_vocab(), self.encoder.word_embeddings.weight.detach().cpu()
+        self.tokenizer.no_truncation()
+        texts = [token.removeprefix("##").replace("▁", " ").strip() for token in tokens]
+        encodings = self.tokenizer.encode_batch(texts, add_special_tokens=False)
+        ids = [[vocab[token]] if token in vocab else encoding.ids
+               for token, encoding in zip(tokens, encodings, strict=True)]
+        return torch.stack([weight[i].mean(0) if i else weight.mean(0) for i in ids])
+
     def fingerprints(self) -> dict:
         """All that decides the logits of a text: SHA-256 of config and weights and of the tokenizer, and the
         maximum length."""

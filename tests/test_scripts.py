@@ -15,7 +15,7 @@ from teacher import Teacher
 
 ROOT = Path(__file__).parent.parent
 SCRIPTS = ["train_tokenizer.py", "finetune_teacher.py", "dump_logits.py", "distill.py", "evaluate.py",
-           "student.py"]
+           "student.py", "pretrain_teacher.py"]
 CORE = {"torch", "tokenizers", "numpy", "huggingface_hub", "tqdm"}
 PROJECT = {"runtime", "student", "teacher", "data", "distill", "dump_logits", "finetune_teacher", "evaluate"}
 # Optional packages, each imported inside a function where it is used.
