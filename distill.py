@@ -22,6 +22,7 @@ import argparse
 GRID = {"tokenizer": "", "size": "", "embedding_dim": "e", "hidden_dim": "h", "num_layers": "l",
         "dropout": "d", "pooling": "", "head": "", "embeddings": "", "loss": "", "alpha": "alpha",
         "temperature": "T", "lr": "lr", "seed": "seed"}
+RATES = {"large": 4e-3, "base": 4e-3, "small": 8e-3, "mini": 16e-3, "tiny": 16e-3}
 
 
 def parse_args(argv=None):
@@ -29,7 +30,8 @@ def parse_args(argv=None):
     arg = p.add_argument
 
     def grid(flag, *, default, help, **options):
-        arg(flag, nargs="+", default=[default], help=f"+ {help} (default: {default})", **options)
+        shown = "" if default is None else f" (default: {default})"
+        arg(flag, nargs="+", default=[default], help=f"+ {help}{shown}", **options)
 
     # data
     arg("--train", required=True, nargs="+", metavar="FILE", help="texts; a label column may be there or not")
@@ -68,7 +70,8 @@ def parse_args(argv=None):
     grid("--temperature", type=float, default=2.0, metavar="T", help="softens both distributions of the KL")
     # optimisation
     arg("--epochs", type=int, default=8, help="default: %(default)s")
-    grid("--lr", type=float, default=4e-3, metavar="R", help="peak learning rate")
+    grid("--lr", type=float, default=None, metavar="R",
+         help="peak learning rate; default: 4e-3 for large and base, 8e-3 small, 16e-3 mini and tiny")
     arg("--max-tokens", type=int, default=4096,
         help="tokens of a batch, padding counted (default: %(default)s)")
     arg("--warmup", type=float, default=0.05, help="share of the run with rising rate (default: %(default)s)")
@@ -97,7 +100,8 @@ def parse_args(argv=None):
         p.error("--seed must be at least 0")
     if args.epochs < 1 or args.max_tokens < 1 or args.max_length < 1:
         p.error("--epochs, --max-tokens and --max-length must be at least 1")
-    if min(args.lr) <= 0 or args.clip <= 0 or not 0 <= args.warmup < 1 or args.weight_decay < 0:
+    if any(lr is not None and lr <= 0 for lr in args.lr) or args.clip <= 0 or not 0 <= args.warmup < 1 \
+            or args.weight_decay < 0:
         p.error("--lr and --clip must be positive, --warmup in [0, 1), --weight-decay at least 0")
     if args.save_every < 0:
         p.error("--save-every must be at least 0")
@@ -554,6 +558,8 @@ def grid_settings(args) -> list[tuple[str, dict]]:
     grid = []
     for values in itertools.product(*(getattr(args, name) for name in GRID)):
         settings = dict(zip(GRID, values, strict=True))
+        if settings["lr"] is None:
+            settings["lr"] = RATES[settings["size"]]
         parts = [settings["size"]]
         for name, prefix in GRID.items():
             own_size = name in ("embedding_dim", "hidden_dim") and settings[name] is not None

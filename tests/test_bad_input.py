@@ -1330,7 +1330,7 @@ SWAP = {"swap.tsv": TABLE.replace(b"\t1", b"\tx").replace(b"\t0", b"\t1").replac
 RESUMES = {  # script, flags of the first run, files that are then put, flags of the second, last line
     "another rate": (
         "distill", "", {}, "--lr 0.002",
-        "error: students/tiny/last.pt: was made with other values of lr (0.004, now 0.002); use those, or "
+        "error: students/tiny/last.pt: was made with other values of lr (0.016, now 0.002); use those, or "
         "--overwrite to start anew"),
     "several others": (
         "distill", "", {}, "--epochs 2 --precision bf16 --clip 3",

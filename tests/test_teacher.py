@@ -117,6 +117,20 @@ def close(actual, expected, atol=1e-5):
     torch.testing.assert_close(actual, expected, rtol=0, atol=atol)
 
 
+def test_embeddings_of_another_tokenizers_tokens(tmp_path):
+    """Tokens that the teacher has, pieces of one that it has not, a word without its tokenizer's mark."""
+    publish(tmp_path)
+    teacher, _ = load_checkpoint(str(tmp_path), NAMES[2], MAX_LENGTH)
+    vocab, weight = teacher.tokenizer.get_vocab(), teacher.encoder.word_embeddings.weight.detach()
+    known = [token for token in vocab if token.isalpha() and len(token) == 1][:2]
+    inner = next(token for token in vocab if token.startswith("##") and token[2:] in vocab)
+    found = teacher.embeddings_of(["[PAD]", inner, " ".join(known), f"▁{known[0]}", "▁"])
+    both = [vocab[token] for token in known]
+    expected = [weight[vocab["[PAD]"]], weight[vocab[inner]], weight[both].mean(0), weight[both[0]],
+                weight.mean(0)]
+    close(found, torch.stack(expected), 1e-7)
+
+
 def refused(folder, *parts, names=NAMES[2]):
     with pytest.raises(UserError) as error:
         load_checkpoint(str(folder), names, MAX_LENGTH)
