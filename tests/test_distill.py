@@ -508,69 +508,11 @@ def taught(folder):
             "--epochs", "1"]
 
 
-# ---- embeddings of the teacher -----------------------------------------------------------------------------
-
-
-def test_principal_components_by_hand():
-    """Points on a cross, three times as wide along (1, 1) as along (1, -1), in a plane of three-space."""
-    along, across = torch.tensor([1.0, 1, 0]) / 2**0.5, torch.tensor([1.0, -1, 0]) / 2**0.5
-    vectors = torch.stack([3 * along, -3 * along, across, -across]) + 5
-    found = distill.principal_components(vectors, 2)
-    expected = torch.tensor([[2, 0], [-2, 0], [0, 2], [0, -2]]) / 2**0.5  # of variance 1
-    assert torch.allclose(found.abs(), expected.abs(), atol=1e-5)
-    assert torch.allclose(found[::2], -found[1::2], atol=1e-5)
-    assert torch.allclose(distill.principal_components(vectors, 1), found[:, :1])
-    assert distill.principal_components(vectors, 3).shape == (4, 2)  # they differ in no third direction
-
-
-def start(*flags):
-    """The embeddings a student starts with: the rate is too small to move them."""
-    run(*flags, "--lr", "1e-12", "--weight-decay", "0", "--overwrite")
-    return Student.load("students/tiny/student.pt").embedding.weight.detach()
-
-
-def test_embeddings_start_from_the_teachers_of_the_same_tokens(taught):
-    weight = Teacher.load("t.pt").encoder.word_embeddings.weight.detach()  # of the same tokenizer
-    found = start(*taught)
-    expected = distill.principal_components(weight, 8)
-    assert torch.allclose(found[1:], expected[1:], atol=1e-5) and not found[0].any()  # [PAD] stays zero
-    random = start(*taught, "--embeddings", "random")
-    assert not torch.allclose(random[1:], expected[1:], atol=0.1)
-    assert torch.allclose(start(*taught, "--alpha", "1"), random, atol=1e-6)  # labels alone have no teacher
-    os.rename("t.pt", "kept.pt")
-    assert torch.equal(start(*taught), random)
-    assert torch.equal(start(*taught, "--teacher", "kept.pt"), found)
-
-
-def test_a_wider_student_keeps_random_numbers_where_the_teacher_has_none(taught):
-    run(*taught, "--embedding-dim", "12", "--lr", "1e-12", "--weight-decay", "0", "--output-dir", "wide")
-    [file] = Path("wide").glob("*/student.pt")
-    found = Student.load(file).embedding.weight.detach()
-    weight = Teacher.load("t.pt").encoder.word_embeddings.weight.detach()
-    assert torch.allclose(found[1:, :8], distill.principal_components(weight, 8)[1:], atol=1e-5)
-    assert found[1:, 8:].std().item() == pytest.approx(1, abs=0.2)
-
-
-def test_a_resumed_run_has_the_same_start(taught):
-    run(*taught)
-    os.rename("t.pt", "kept.pt")
-    assert "was made with other values of the teacher's embeddings" in refused(*taught, "--resume")
-    run(*taught, "--resume", "--teacher", "kept.pt")
-
-
 def refused(*flags) -> str:
     with pytest.raises(UserError) as error:
         run(*flags)
     assert "\n" not in str(error.value)
     return str(error.value)
-
-
-def run_printed(message) -> list[str]:
-    """Do what a refusal says; the command's words."""
-    script, *words = shlex.split(re.search(r"python (dump_logits\.py .*?)(, or name |$)", message)[1])
-    assert script == "dump_logits.py"
-    run_dump(*words)
-    return words
 
 
 @pytest.mark.parametrize("change, named", [
@@ -930,3 +872,61 @@ def test_the_rate_rises_then_falls_and_is_never_zero(folder, monkeypatch):
     done = [(sum(sizes[:i]) + size / 2) / 900 for i, size in enumerate(sizes)]
     expected = [0.01 * min(d / 0.2, (1 - d) / 0.8) for d in done]
     assert rates == pytest.approx(expected, rel=1e-6) and min(rates) > 0
+
+
+# ---- embeddings of the teacher -----------------------------------------------------------------------------
+
+
+def test_principal_components_by_hand():
+    """Points on a cross, three times as wide along (1, 1) as along (1, -1), in a plane of three-space."""
+    along, across = torch.tensor([1.0, 1, 0]) / 2**0.5, torch.tensor([1.0, -1, 0]) / 2**0.5
+    vectors = torch.stack([3 * along, -3 * along, across, -across]) + 5
+    found = distill.principal_components(vectors, 2)
+    expected = torch.tensor([[2, 0], [-2, 0], [0, 2], [0, -2]]) / 2**0.5  # of variance 1
+    assert torch.allclose(found.abs(), expected.abs(), atol=1e-5)
+    assert torch.allclose(found[::2], -found[1::2], atol=1e-5)
+    assert torch.allclose(distill.principal_components(vectors, 1), found[:, :1])
+    assert distill.principal_components(vectors, 3).shape == (4, 2)  # they differ in no third direction
+
+
+def start(*flags):
+    """The embeddings a student starts with: the rate is too small to move them."""
+    run(*flags, "--lr", "1e-12", "--weight-decay", "0", "--overwrite")
+    return Student.load("students/tiny/student.pt").embedding.weight.detach()
+
+
+def test_embeddings_start_from_the_teachers_of_the_same_tokens(taught):
+    weight = Teacher.load("t.pt").encoder.word_embeddings.weight.detach()  # of the same tokenizer
+    found = start(*taught)
+    expected = distill.principal_components(weight, 8)
+    assert torch.allclose(found[1:], expected[1:], atol=1e-5) and not found[0].any()  # [PAD] stays zero
+    random = start(*taught, "--embeddings", "random")
+    assert not torch.allclose(random[1:], expected[1:], atol=0.1)
+    assert torch.allclose(start(*taught, "--alpha", "1"), random, atol=1e-6)  # labels alone have no teacher
+    os.rename("t.pt", "kept.pt")
+    assert torch.equal(start(*taught), random)
+    assert torch.equal(start(*taught, "--teacher", "kept.pt"), found)
+
+
+def test_a_wider_student_keeps_random_numbers_where_the_teacher_has_none(taught):
+    run(*taught, "--embedding-dim", "12", "--lr", "1e-12", "--weight-decay", "0", "--output-dir", "wide")
+    [file] = Path("wide").glob("*/student.pt")
+    found = Student.load(file).embedding.weight.detach()
+    weight = Teacher.load("t.pt").encoder.word_embeddings.weight.detach()
+    assert torch.allclose(found[1:, :8], distill.principal_components(weight, 8)[1:], atol=1e-5)
+    assert found[1:, 8:].std().item() == pytest.approx(1, abs=0.2)
+
+
+def test_a_resumed_run_has_the_same_start(taught):
+    run(*taught)
+    os.rename("t.pt", "kept.pt")
+    assert "was made with other values of the teacher's embeddings" in refused(*taught, "--resume")
+    run(*taught, "--resume", "--teacher", "kept.pt")
+
+
+def run_printed(message) -> list[str]:
+    """Do what a refusal says; the command's words."""
+    script, *words = shlex.split(re.search(r"python (dump_logits\.py .*?)(, or name |$)", message)[1])
+    assert script == "dump_logits.py"
+    run_dump(*words)
+    return words
