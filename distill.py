@@ -8,7 +8,8 @@
     torchrun --nproc_per_node 2 distill.py …                              # several processes, one result
 
 reads   training files, for each the logits that dump_logits.py (or any (N, C) tensor) gives its rows,
-        a labelled validation file, a folder with tokenizer.json
+        a labelled validation file, a folder with tokenizer.json; teacher.pt, if it is there: it must be the
+        one that made the logits, and the student's embeddings start from its own
 writes  OUTPUT_DIR/NAME/student.pt (best epoch), last.pt (for --resume), log.jsonl;
         for a grid also OUTPUT_DIR/summary.tsv; Ctrl-C saves before it stops
 next    python evaluate.py students/base/student.pt --data data/nsmc/test.tsv
