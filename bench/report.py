@@ -17,6 +17,34 @@ needs   pip install -r bench/requirements.txt, for the baselines and the picture
 """
 
 import argparse
+from pathlib import Path
+
+
+def parse_args(argv=None):
+    p = argparse.ArgumentParser(prog="python -m bench.report", description=__doc__,
+                                formatter_class=argparse.RawDescriptionHelpFormatter)
+    arg = p.add_argument
+    arg("--arm", action="append", required=True, nargs="+", metavar=("NAME", "STUDENT.pt"),
+        help="a method and its students; several times, the first is what gains are over")
+    arg("--teacher", required=True, metavar="FILE", help="teacher.pt")
+    arg("--data", required=True, metavar="FILE", help="the labelled test file")
+    arg("--seen", nargs="+", default=[], metavar="FILE", help="training files, for the audit of leaks")
+    arg("--train", metavar="FILE", help="labelled file to train the baselines on")
+    arg("--valid", metavar="FILE", help="labelled file to choose their settings on")
+    arg("--out", default="bench/report", type=Path, metavar="DIR", help="default: %(default)s")
+    arg("--readme", nargs="*", default=["README.md", "README.ko.md"], metavar="FILE",
+        help="of which one that ends in .ko.md is Korean (default: both)")
+    args = p.parse_args(argv)
+    if any(len(arm) < 2 for arm in args.arm) or len({arm[0] for arm in args.arm}) < len(args.arm):
+        p.error("--arm needs a name, another for each, and the student.pt files")
+    if (args.train is None) != (args.valid is None):
+        p.error("the baselines need both --train and --valid")
+    return args
+
+
+if __name__ == "__main__":
+    ARGS = parse_args()  # before torch is imported: --help and a wrong flag answer at once
+
 import hashlib
 import itertools
 import json
@@ -25,7 +53,6 @@ import shlex
 import statistics
 import sys
 from collections import defaultdict
-from pathlib import Path
 
 import torch
 
@@ -56,28 +83,6 @@ WORDS = {
                    "있습니다. {machine}, float32.",
            "one": "한 번 실행", "several": "시드 {}개", "by": "글자 수별", "rows": "리뷰 수"},
 }
-
-
-def parse_args(argv=None):
-    p = argparse.ArgumentParser(prog="python -m bench.report", description=__doc__,
-                                formatter_class=argparse.RawDescriptionHelpFormatter)
-    arg = p.add_argument
-    arg("--arm", action="append", required=True, nargs="+", metavar=("NAME", "STUDENT.pt"),
-        help="a method and its students; several times, the first is what gains are over")
-    arg("--teacher", required=True, metavar="FILE", help="teacher.pt")
-    arg("--data", required=True, metavar="FILE", help="the labelled test file")
-    arg("--seen", nargs="+", default=[], metavar="FILE", help="training files, for the audit of leaks")
-    arg("--train", metavar="FILE", help="labelled file to train the baselines on")
-    arg("--valid", metavar="FILE", help="labelled file to choose their settings on")
-    arg("--out", default="bench/report", type=Path, metavar="DIR", help="default: %(default)s")
-    arg("--readme", nargs="*", default=["README.md", "README.ko.md"], metavar="FILE",
-        help="of which one that ends in .ko.md is Korean (default: both)")
-    args = p.parse_args(argv)
-    if any(len(arm) < 2 for arm in args.arm) or len({arm[0] for arm in args.arm}) < len(args.arm):
-        p.error("--arm needs a name, another for each, and the student.pt files")
-    if (args.train is None) != (args.valid is None):
-        p.error("the baselines need both --train and --valid")
-    return args
 
 
 # ---- what each model answered ------------------------------------------------------------------------------
@@ -172,7 +177,7 @@ def fast_text(train, valid, names: list[str], folder: Path) -> tuple[str, Baseli
         return rows
 
     for least, most in ((0, 0), (1, 3), (2, 4)):
-        model = fasttext.train_supervised(str(data), dim=32, epoch=5, lr=0.3, wordNgrams=2, minn=least,
+        model = fasttext.train_supervised(str(data), dim=32, epoch=10, lr=0.3, wordNgrams=2, minn=least,
                                           maxn=most, bucket=200_000, thread=1, verbose=0)
         found = torch.tensor(classify(model, valid.texts)).argmax(1).tolist()
         score = statistics.mean(one == other for one, other in zip(found, right, strict=True))
@@ -379,4 +384,4 @@ def main(args):
 
 
 if __name__ == "__main__":
-    runtime.run(main, parse_args(), errors=(StudentError,))
+    runtime.run(main, ARGS, errors=(StudentError,))
