@@ -1346,8 +1346,8 @@ RESUMES = {  # script, flags of the first run, files that are then put, flags of
         "labels (['0', '1'], now ['1', '0']); use those, or --overwrite to start anew"),
     "other logits": (
         "distill", "", {"logits.pt": saved(torch.ones(12, 2))}, "",
-        "error: students/tiny/last.pt: was made with other values of --logits; use those, or --overwrite to "
-        "start anew"),
+        "error: students/tiny/last.pt: was made with other values of --logits, the teacher's embeddings; use "
+        "those, or --overwrite to start anew"),
     "no best": (
         "distill", "", {"students/tiny/student.pt": Path.unlink}, "",
         "error: students/tiny/student.pt: the best so far is gone; put it back, or --overwrite to start "
