@@ -348,8 +348,10 @@ def read_training_set(args) -> TrainingSet:
         "the names of the labels": str(names),
         "--logits": " ".join(runtime.fingerprint(item.values) for item in logits),
     }
-    known = args.teacher or (logits and logits[0].teacher_files) or []
-    teacher = next(filter(os.path.isfile, known), None) if logits else None
+    known = args.teacher or [file for item in logits for file in item.teacher_files or ()]
+    teacher = next((file for file in known if args.teacher or os.path.isfile(file)), None) if logits else None
+    if len(set(args.embeddings)) > 1 and teacher is None:
+        raise UserError("--embeddings: there is no teacher.pt to start from; name it with --teacher")
     return TrainingSet(files, columns, logits, teacher, names, valid, valid_labels, fingerprints)
 
 
@@ -423,15 +425,15 @@ def train_student(settings: dict, folder: Path, tokenizer, vectors, store: Store
         settings["dropout"], settings["pooling"], settings["head"], args.max_length,
         tokenizer.token_to_id("[PAD]"), tokenizer.token_to_id("[UNK]"),
     )
-    student = Student(config, tokenizer, data.label_names)
+    student = Student(config, tokenizer, data.label_names).to(device)
     if labels_alone or settings["embeddings"] == "random":
         vectors = None
     if vectors is not None:
-        found = principal_components(vectors, config.embedding_dim)
+        found = principal_components(vectors, config.embedding_dim).to(device) * (RANK == 0)
+        runtime.sum_over_ranks([found])  # unlike processors may find other signs
         with torch.no_grad():
             student.embedding.weight[:, : found.size(1)] = found
             student.embedding.weight[config.pad_id] = 0
-    student.to(device)
     count = sum(p.numel() for p in student.parameters())
     optimizer = torch.optim.AdamW(student.parameters(), settings["lr"], weight_decay=args.weight_decay,
                                   fused=device.type in ("cpu", "cuda"))
@@ -476,7 +478,7 @@ def train_student(settings: dict, folder: Path, tokenizer, vectors, store: Store
 
     def diverged(epoch, step, window, rows):
         rows = [data.name_row(number) for number in np.sort(window.numbers[rows])]
-        runtime.save_texts({folder / "diverged.tsv":
+        runtime.save_together({folder / "diverged.tsv":
                             "file\trow\n" + "".join(f"{file}\t{row}\n" for file, row in rows)})
         raise UserError(f"epoch {epoch + 1}, step {step + 1}: loss or gradient is not finite; its "
                         f"{len(rows)} rows are in {folder / 'diverged.tsv'}; lower --lr"
@@ -590,7 +592,7 @@ def write_summary(rows: list[dict], path: Path) -> None:
     rows = sorted(rows, key=lambda row: -row["valid_accuracy"])
     table = [list(rows[0])] + [[f"{value:.4f}" if isinstance(value, float) and abs(value) < 10 else str(value)
                                 for value in row.values()] for row in rows]
-    runtime.save_texts({path: "".join("\t".join(line) + "\n" for line in table)})
+    runtime.save_together({path: "".join("\t".join(line) + "\n" for line in table)})
     widths = [max(map(len, column)) for column in zip(*table, strict=True)]
     print()
     for line in table:

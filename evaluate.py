@@ -198,7 +198,7 @@ def write_errors(path: str, results: list[dict], examples: Examples, labels, nam
     header = ["model", "row", "id", "label", "predicted", "p_predicted", "p_label", "text"]
     header += [] if examples.texts2 is None else ["text2"]
     lines = [header] + [[cell.replace("\t", " ").replace("\n", " ") for cell in row] for _, row in rows]
-    runtime.save_texts({path: "".join("\t".join(line) + "\n" for line in lines)})
+    runtime.save_together({path: "".join("\t".join(line) + "\n" for line in lines)})
     return len(rows)
 
 

@@ -239,7 +239,7 @@ def main(args):
 
     def diverged(epoch, step, group):
         rows = np.sort(np.concatenate([window.numbers[rows] for window, rows in group]))
-        runtime.save_texts({output / "diverged.tsv":
+        runtime.save_together({output / "diverged.tsv":
                             "file\trow\n" + "".join(f"{args.train}\t{row}\n" for row in rows)})
         raise UserError(f"epoch {epoch + 1}, step {step + 1}: loss or gradient is not finite; its "
                         f"{len(rows)} rows are in {output / 'diverged.tsv'}; lower --lr"

@@ -164,7 +164,12 @@ def target_reader(args, files, valid_files) -> tuple[list[str], object]:
         raise UserError(f"{column} has {len(names):,} classes, more than 1,000; is --target numeric meant?")
     for file in valid_files:
         file.refuse_other_labels(names, args.text_column, args.text2_column, args.target_column)
-    return names, ({name: float(i) for i, name in enumerate(names)} | {"": math.nan}).__getitem__
+    return names, class_numbers(names)
+
+
+def class_numbers(names: list[str]):
+    """A function from a class to its number as a float, NaN of an empty one."""
+    return ({name: float(i) for i, name in enumerate(names)} | {"": math.nan}).__getitem__
 
 
 class Masker:
@@ -235,11 +240,13 @@ def main(args):
     names, value_of = target_reader(args, files, valid_files)
 
     # model
+    if output.resolve() == Path(args.checkpoint or args.tokenizer).resolve():
+        raise UserError(f"--output-dir {output}: the checkpoint or tokenizer is read there; give another")
     if args.checkpoint:
-        if output.resolve() == Path(args.checkpoint).resolve():
-            raise UserError(f"--output-dir {output}: is the checkpoint's own folder; give another")
         model, report = load_checkpoint(args.checkpoint, names, args.max_length, MaskedLM)
-        names = model.label_names  # a published head may bring its own order
+        if len(names) > 1 and names != model.label_names:  # a published head may bring its own order
+            names = model.label_names
+            value_of = class_numbers(names)
     else:
         model, report = new_model(args, names), []
     for line in report:
@@ -256,7 +263,7 @@ def main(args):
     runtime.refuse_to_read_and_write([*args.train, args.valid], [output / name for name in (
         "log.jsonl", "diverged.tsv", "config.json", "tokenizer.json", "tokenizer_config.json", "vocab.txt")])
     if not (args.resume or args.overwrite):
-        runtime.refuse_to_overwrite(last, weights, output / "config.json")
+        runtime.refuse_to_overwrite(last, weights, output / "config.json", output / "tokenizer.json")
     if args.overwrite:
         runtime.mark_replaced(last)
     rows = sum(file.rows for file in files)
@@ -386,7 +393,7 @@ def main(args):
         numbers = window.columns["number"][torch.from_numpy(rows).to(device)].sort().values.cpu().numpy()
         ends = np.cumsum([file.rows for file in files])
         where = np.searchsorted(ends, numbers, side="right")
-        runtime.save_texts({output / "diverged.tsv": "file\trow\n" + "".join(
+        runtime.save_together({output / "diverged.tsv": "file\trow\n" + "".join(
             f"{files[i].path}\t{number - ends[i] + files[i].rows}\n" for i, number in zip(where, numbers,
                                                                                        strict=True))})
         raise UserError(f"epoch {epoch + 1}, step {step + 1}: loss or gradient is not finite; its "

@@ -274,9 +274,10 @@ def save(artifact: dict, path) -> None:
     _write({path: lambda file: torch.save(artifact, file)})
 
 
-def save_texts(texts: dict) -> None:
-    """As save, of {path: text} in UTF-8: none is renamed before all are written."""
-    _write({path: lambda file, text=text: file.write(text.encode()) for path, text in texts.items()})
+def save_together(files: dict) -> None:
+    """As save, of {path: text in UTF-8, or artifact}: none is renamed before all are written."""
+    _write({path: lambda file, value=value: (file.write(value.encode()) if isinstance(value, str)
+                                             else torch.save(value, file)) for path, value in files.items()})
 
 
 def _write(writers: dict) -> None:
@@ -523,8 +524,7 @@ REPLACED = "to be replaced"
 def mark_replaced(*files: Path) -> None:
     """Put a mark in place of each file: --overwrite is to replace what belongs to it, and --resume, when the
     run is killed before it comes to that, must not take it for the run's own."""
-    for file in files:
-        save({"kind": REPLACED}, file)
+    save_together({file: {"kind": REPLACED} for file in files})
 
 
 def is_marked(file: Path) -> bool:

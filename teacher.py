@@ -343,7 +343,8 @@ class MaskedLM(Teacher):
             settings["label2id"] = {name: i for i, name in enumerate(self.label_names)}
         words = {"tokenizer_class": "PreTrainedTokenizerFast", "model_max_length": config.max_length,
                  "do_lower_case": '"lowercase":true' in tokenizer.to_str(),  # where vocab.txt alone is read
-                 "strip_accents": '"strip_accents":true' in tokenizer.to_str(),
+                 "strip_accents": {"true": True, "false": False}.get(  # null: as lowercase
+                     tokenizer.to_str().partition('"strip_accents":')[2].partition(",")[0].strip("}")),
                  "model_input_names": ["input_ids", "attention_mask"]
                  + ["token_type_ids"] * (config.type_vocab_size > 1)}
         words |= {name: token for name, tokens in SPECIAL_TOKENS.items() for token in tokens
@@ -358,8 +359,8 @@ class MaskedLM(Teacher):
         for ours, tensor in self.state_dict().items():
             parts = tensor.detach().cpu().chunk(len(names[ours]))
             weights |= {name: part.clone() for name, part in zip(names[ours], parts, strict=True)}
-        runtime.save_texts({folder / name: text for name, text in files.items()})
-        runtime.save(weights, folder / "pytorch_model.bin")
+        files["pytorch_model.bin"] = weights
+        runtime.save_together({folder / name: content for name, content in files.items()})
 
 
 # ---- published checkpoints ---------------------------------------------------------------------------------

@@ -128,7 +128,7 @@ def save(tokenizer: Tokenizer, folder: Path, kind: str) -> None:
     if kind == "wordpiece":
         vocab = tokenizer.get_vocab()
         files["vocab.txt"] = "".join(f"{token}\n" for token in sorted(vocab, key=vocab.get))
-    runtime.save_texts({folder / name: text for name, text in files.items()})
+    runtime.save_together({folder / name: text for name, text in files.items()})
 
 
 def main(args):

@@ -103,7 +103,7 @@ class Tested:
         """`model()` is called only when what has this identity was not tested on this file before."""
         key = hashlib.sha256(f"{self.test} {identity}".encode()).hexdigest()
         if key not in self.found:
-            self.found[key] = model()
+            self.found[key] = model() | {"machine": runtime.machine(torch.device("cpu"))}
             runtime.save({"kind": "tested", "format": CACHE_FORMAT, "models": self.found}, self.path)
         result = self.found[key] | {"model": what}
         result["right"] = result["probabilities"].argmax(1) == self.labels  # (N,)
@@ -156,14 +156,14 @@ def tf_idf(train, valid, names: list[str], folder: Path) -> tuple[str, Baseline]
 
 
 def fast_text(train, valid, names: list[str], folder: Path) -> tuple[str, Baseline]:
-    """fastText with words and n-grams of characters, quantized by its own command."""
+    """fastText with words, pairs of them, and n-grams of characters as --valid likes."""
     import fasttext
 
     def lines(texts):  # fastText wants a text to be one line
         return [" ".join(text.split()) for text in texts]
 
     data = folder / "fasttext.txt"
-    runtime.save_texts({data: "".join(f"__label__{names.index(label)} {text}\n" for text, label in zip(
+    runtime.save_together({data: "".join(f"__label__{names.index(label)} {text}\n" for text, label in zip(
         lines(train.texts), train.labels, strict=True))})
     fasttext.FastText.eprint = lambda *_: None
     best, right = None, [names.index(label) for label in valid.labels]
@@ -194,7 +194,13 @@ BASELINES = {"TF-IDF, logistic regression": tf_idf, "fastText": fast_text}
 
 
 def baselines(args, tested: Tested) -> list[dict]:
-    train, valid = read_examples(args.train), read_examples(args.valid)
+    train, valid = (read_examples(file) for file in (args.train, args.valid))
+    for part in (train, valid):
+        part.label_ids(tested.names, every_row=True)  # refuses a row without, or with another
+    if part.texts2 is not None or train.texts2 is not None or tested.examples.texts2 is not None:
+        raise UserError(f"{args.train}: the baselines read one text; leave out --train and --valid for pairs")
+    if set(train.labels) != set(tested.names):
+        raise UserError(f"{args.train}: has not every label of {tested.names}")
     identity = " ".join([train.fingerprint(), valid.fingerprint(), *train.labels, *valid.labels])
     results = []
     for name, train_it in BASELINES.items():
@@ -236,22 +242,22 @@ def size_order(size: str) -> tuple:
 
 
 def summary(results: list[dict], teacher: dict, leaked: torch.Tensor, lengths: torch.Tensor) -> dict:
-    """Figures of the runs of one method, the means over the runs."""
-    def mean(values):
-        return statistics.mean(values)
+    """Figures of the runs of one method, the means over the runs; None where there is nothing to measure."""
+    def share(values):
+        return values.mean().item() if len(values) else None
 
     accuracies = [result["accuracy"] for result in results]
     answers = teacher["probabilities"].argmax(1)
     right = torch.stack([result["right"] for result in results]).double().mean(0)  # (N,) share of the runs
     agree = [result["probabilities"].argmax(1) == answers for result in results]
-    figures = {"runs": [result["model"] for result in results], "accuracy": mean(accuracies),
+    figures = {"runs": [result["model"] for result in results], "accuracy": statistics.mean(accuracies),
                "sd": statistics.stdev(accuracies) if len(results) > 1 else None, "accuracies": accuracies,
-               "unseen_accuracy": right[~leaked].mean().item(),
+               "unseen_accuracy": share(right[~leaked]),
                "agreement": torch.stack(agree).double().mean().item(),
-               "by_length": [right[(least <= lengths) & (lengths <= most)].mean().item()
-                             for least, most in LENGTHS]}
+               "by_length": [share(right[(least <= lengths) & (lengths <= most)]) for least, most in LENGTHS],
+               "machine": results[0]["machine"]}
     for name in ("macro_f1", "log_loss", "ece", "texts_per_second", "ms_per_text"):
-        figures[name] = mean(result[name] for result in results)
+        figures[name] = statistics.mean(result[name] for result in results)
     return figures | {name: results[0][name] for name in ("parameters", "bytes")}
 
 
@@ -275,8 +281,7 @@ def make_report(args, tested: Tested, teacher: dict, arms: dict, others: list[di
             "length_rows": [int(((least <= lengths) & (lengths <= most)).sum()) for least, most in LENGTHS],
             "arms": list(arms), "students": students, "teacher": summary([teacher], *context),
             "baselines": {result["model"]: summary([result], *context) for result in others},
-            "command": f"python -m bench.report {shlex.join(sys.argv[1:])}",
-            **runtime.machine(torch.device("cpu"))}
+            "command": f"python -m bench.report {shlex.join(sys.argv[1:])}"}
 
 
 # ---- README and picture ------------------------------------------------------------------------------------
@@ -322,12 +327,17 @@ def block(report: dict, language: str) -> str:
               line([words["rows"], *(f"{rows:,}" for rows in report["length_rows"])])]
     for what, figures in [("teacher", report["teacher"]), *((size.capitalize(), list(by_arm.values())[-1])
                                                            for size, by_arm in report["students"].items())]:
-        lines.append(line([what, *(f"{value:.2%}" for value in figures["by_length"])]))
+        shares = ["–" if value is None else f"{value:.2%}" for value in figures["by_length"]]
+        lines.append(line([what, *shares]))
+    machines = dict.fromkeys(
+        f"{figures['machine']['hardware']}, {figures['machine']['threads']} threads" for figures in
+        (report["teacher"], *report["baselines"].values(), *(figures for by_arm in report["students"].values()
+                                                             for figures in by_arm.values())))
     runs = {len(figures["runs"]) for by_arm in report["students"].values() for figures in by_arm.values()}
     text = words["text"].format(
         rows=report["rows"], leaks=report["leaked_rows"], share=report["leaked_rows"] / report["rows"],
         seeds=words["one"] if runs == {1} else words["several"].format("–".join(map(str, sorted(runs)))),
-        machine=f"{report['hardware']}, {report['threads']} threads")
+        machine="; ".join(machines))
     return "\n".join([*lines, "", text])
 
 
@@ -361,6 +371,12 @@ def draw(report: dict, path: Path) -> None:
 
 
 def main(args):
+    readmes = {path: Path(path).read_text("utf-8") for path in args.readme}
+    for path, text in readmes.items():
+        try:
+            filled(text, "", path, "report")
+        except SystemExit as error:  # now, not after the work
+            raise UserError(str(error).removeprefix("error: ")) from None
     args.out.mkdir(parents=True, exist_ok=True)
     examples = read_examples(args.data)
     names = load_model(args.teacher, torch.device("cpu")).label_names
@@ -370,18 +386,18 @@ def main(args):
     for arm, *files in args.arm:
         arms[arm] = defaultdict(list)
         for file in sorted(files):
-            artifact = runtime.load(file, "student", FORMAT, ("config",))
-            arms[arm][size_of(artifact["config"])].append(tested.file(file))
+            config = runtime.load(file, "student", FORMAT, ("config",))["config"]
+            result = tested.file(file)
+            arms[arm][size_of(config)].append(result)
     others = baselines(args, tested) if args.train else []
     report = make_report(args, tested, teacher, arms, others)
-    runtime.save_texts({args.out / "report.json": json.dumps(report, ensure_ascii=False, indent=1) + "\n"})
+    runtime.save_together({args.out / "report.json": json.dumps(report, ensure_ascii=False, indent=1) + "\n"})
     draw(report, args.out / "accuracy.png")
     print(block(report, "en"))
-    for path in args.readme:
-        text = Path(path).read_text("utf-8")
-        new = filled(text, block(report, "ko" if path.endswith(".ko.md") else "en"), path, "report")
-        Path(path).write_text(new, encoding="utf-8", newline="\n")
+    runtime.save_together({
+        path: filled(text, block(report, "ko" if path.endswith(".ko.md") else "en"), path, "report")
+        for path, text in readmes.items()})
 
 
 if __name__ == "__main__":
-    runtime.run(main, ARGS, errors=(StudentError,))
+    runtime.run(main, ARGS, errors=(StudentError, OSError))

@@ -26,6 +26,7 @@ def parse_args(argv=None):
     # artifacts
     arg("--data", required=True, nargs="+", metavar="FILE", help="texts (.tsv .csv .jsonl, also .gz)")
     arg("--out", required=True, type=Path, metavar="FILE.tsv", help="the table to write")
+    arg("--overwrite", action="store_true", help="even if --out is there already")
     arg("--text-column", metavar="NAME", help="default: text or document")
     arg("--text2-column", metavar="NAME", help="second text of a pair; default: text2 if there")
     # method
@@ -42,6 +43,8 @@ def parse_args(argv=None):
         p.error("--times must be at least 1")
     if min(args.mask, args.replace) < 0 or not args.mask + args.replace <= 1 or not 0 <= args.ngram <= 1:
         p.error("--mask, --replace and --ngram must be in [0, 1], the first two together too")
+    if args.mask_token.split() != [args.mask_token] or args.seed < 0:
+        p.error("--mask-token must be one word, --seed at least 0")
     if args.out.suffix != ".tsv":
         p.error(f"--out {args.out}: must end in .tsv")
     return args
@@ -56,7 +59,7 @@ from collections import Counter, defaultdict
 from itertools import accumulate, chain
 
 from data.examples import read_examples
-from runtime import UserError, refuse_to_read_and_write, run, save_texts
+from runtime import UserError, run, save_together
 
 LONGEST_NGRAM = 5
 
@@ -106,7 +109,10 @@ class Augmenter:
 
 def main(args):
     files = [read_examples(file, args.text_column, args.text2_column) for file in args.data]
-    refuse_to_read_and_write(args.data, [args.out])
+    if args.out.resolve() in [Path(file).resolve() for file in args.data]:
+        raise UserError(f"--out {args.out} would overwrite what is read; name another file")
+    if args.out.exists() and not args.overwrite:
+        raise UserError(f"--out {args.out}: is there already; name another file, or --overwrite")
     if len({part.texts2 is None for part in files}) > 1:
         raise UserError("some files have a column text2 and some have not; all or none must be pairs")
     rows = [row for part in files
@@ -125,7 +131,7 @@ def main(args):
     if not variants:
         raise UserError(f"{' '.join(args.data)}: no text has a variant; raise --times, --mask or --replace")
     header = ("text", "text2")[: len(rows[0])]
-    save_texts({args.out: "".join("\t".join(row) + "\n" for row in (header, *variants))})
+    save_together({args.out: "".join("\t".join(row) + "\n" for row in (header, *variants))})
     print(f"{args.out}: {len(variants):,} variants of {len(rows):,} rows; "
           f"{args.times * len(rows) - len(variants):,} were no new ones")
     print(f"next: python dump_logits.py --teacher teacher/teacher.pt --data {args.out}")

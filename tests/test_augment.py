@@ -71,6 +71,8 @@ def test_the_file_is_repeatable_without_labels_duplicates_or_originals(tmp_path)
     assert lines[0] == "text" and len(lines) > 200
     assert len(set(lines[1:])) == len(lines) - 1 and not set(lines[1:]) & {*texts, ""}
     assert made(tmp_path / "c.tsv", data, times=5) == lines
+    with pytest.raises(UserError, match=r"c\.tsv: is there already"):
+        made(tmp_path / "c.tsv", data, times=6)
     assert made(tmp_path / "d.tsv", data, times=5, seed=1) != lines
     masked = made(tmp_path / "e.tsv", data, mask=1, replace=0, ngram=0, mask_token="<mask>")
     assert set(" ".join(masked[1:]).split()) == {"<mask>"}
@@ -92,7 +94,8 @@ def test_a_text_with_line_ends_and_nul_stays_one_row(tmp_path):
 @pytest.mark.parametrize("flags, named", [
     (["--times", "0"], "--times"), (["--mask", "-1"], "--mask"), (["--mask", "nan"], "--mask"),
     (["--mask", "0.9", "--replace", "0.2"], "together"), (["--ngram", "nan"], "--ngram"),
-    (["--out", "x.csv"], "must end in .tsv"),
+    (["--out", "x.csv"], "must end in .tsv"), (["--mask-token", "a b"], "one word"),
+    (["--seed", "-1"], "--seed"),
 ])
 def test_wrong_flags_end_with_usage(capsys, flags, named):
     with pytest.raises(SystemExit) as error:
@@ -103,7 +106,7 @@ def test_wrong_flags_end_with_usage(capsys, flags, named):
 def test_wrong_input_is_one_line_and_harms_no_file(tmp_path):
     single, pair = write(tmp_path / "a.tsv", ["하나"]), write(tmp_path / "b.tsv", ["하나\t둘"], "text\ttext2")
     for data, out, named in (([single, pair], "c.tsv", "all or none must be pairs"),
-                             ([single], "a.tsv", "is read, and would be"),
+                             ([single], "a.tsv", "would overwrite what is read"),
                              ([tmp_path / "none.tsv"], "c.tsv", "cannot read")):
         with pytest.raises(UserError, match=named):
             made(tmp_path / out, *data)

@@ -216,7 +216,7 @@ def test_going_on_starts_at_the_published_weights(files, pretrained, tmp_path, c
     """The first loss is the last of the run before; without the second loss its head is left out."""
     flags = {"checkpoint": pretrained, "layers": None, "tokenizer": None, "lr": 1e-30, "epochs": 1}
     pretrain(files, tmp_path / "more", **flags)
-    assert "2 started fresh" not in capsys.readouterr().out
+    assert " 0 started fresh" in capsys.readouterr().out
     first, last = log_lines(tmp_path / "more")[0], log_lines(pretrained)[-1]
     assert first["valid_loss"] == last["valid_loss"]
     pretrain(files, tmp_path / "stars", "--target-column", "stars", **flags)
@@ -227,6 +227,24 @@ def test_going_on_starts_at_the_published_weights(files, pretrained, tmp_path, c
     assert before.keys() - after.keys() == {f"classifier.{name}.{part}" for name in ("dense", "out_proj")
                                             for part in ("weight", "bias")}
     assert all(torch.equal(before[name], tensor) for name, tensor in after.items())
+
+
+def test_a_published_head_keeps_its_order_of_classes(files, tmp_path):
+    """The same classifier with its two classes in the other order goes on from the same loss."""
+    one, other = tmp_path / "one", tmp_path / "other"
+    pretrain(files, one, "--target-column", "label", epochs=20, validate_every=1000)
+    settings = json.loads((one / "config.json").read_text("utf-8"))
+    assert settings["id2label"] == {"0": "나쁨", "1": "좋음"}
+    settings["id2label"] = {"0": "좋음", "1": "나쁨"}
+    (one / "config.json").write_text(json.dumps(settings), "utf-8")
+    weights = torch.load(one / "pytorch_model.bin")
+    for part in ("weight", "bias"):
+        weights[f"classifier.out_proj.{part}"] = weights[f"classifier.out_proj.{part}"].flip(0)
+    torch.save(weights, one / "pytorch_model.bin")
+    pretrain(files, other, "--target-column", "label", layers=None, tokenizer=None, checkpoint=one, epochs=1)
+    before, after = log_lines(one)[-1], log_lines(other)[0]
+    assert after["valid_target_loss"] == pytest.approx(before["valid_target_loss"], rel=1e-4)
+    assert before["valid_target_loss"] < 0.6  # it has learnt the order
 
 
 def test_finetuning_reads_the_folder(files, pretrained, tmp_path):
@@ -247,16 +265,19 @@ def test_a_resumed_run_equals_an_uninterrupted_one_to_the_bit(files, tmp_path, m
     flags = ["--target-column", "label", "--dropout", "0.2"]
     pretrain(files, tmp_path / "whole", *flags, max_tokens=200)
     steps = log_lines(tmp_path / "whole")[-1]["step"]
-    save, left = runtime.save, [0]
+    left = [0]
 
-    def interrupt(artifact, path):
-        save(artifact, path)
-        left[0] -= 1
-        if not left[0]:
-            raise KeyboardInterrupt
+    def then_interrupt(save):
+        def saved(*args):
+            save(*args)
+            left[0] -= 1
+            if not left[0]:
+                raise KeyboardInterrupt
+        return saved
 
     with monkeypatch.context() as patch:
-        patch.setattr(runtime, "save", interrupt)
+        patch.setattr(runtime, "save", then_interrupt(runtime.save))
+        patch.setattr(runtime, "save_together", then_interrupt(runtime.save_together))
         for left[0] in (1, 2, 6, 3):  # files written until then
             with pytest.raises(KeyboardInterrupt):
                 pretrain(files, tmp_path / "parts", *flags, "--resume", max_tokens=200, save_every=0)
@@ -384,6 +405,8 @@ def test_wrong_input_is_one_line_and_harms_no_file(files, tmp_path):
             write(tmp_path / "data" / name, rows)
         refused(lambda flags=flags: pretrain(tmp_path / "data", out, *flags, tokenizer=tokenizer), named)
     assert [path.name for path in out.iterdir()] == [".lock"]
+    with pytest.raises(UserError, match="is read there"):
+        pretrain(files, tokenizer)
     write(out / "vocab.txt", ROWS)
     refused(lambda: pretrain(files, out, "--overwrite", valid=out / "vocab.txt"), r"vocab\.txt: is read")
     done = subprocess.run([sys.executable, ROOT / "pretrain_teacher.py", "--train", "x.tsv", "--layers", "1",

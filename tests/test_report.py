@@ -84,15 +84,14 @@ def test_summary_by_hand():
         predicted = torch.tensor(predicted)
         return {"model": "m", "accuracy": accuracy, "probabilities": torch.eye(2)[predicted],
                 "right": predicted == labels, "macro_f1": 0.5, "log_loss": 1.0, "ece": 0.1,
-                "texts_per_second": 10.0, "ms_per_text": 1.0, "parameters": 3, "bytes": 4}
+                "texts_per_second": 10.0, "ms_per_text": 1.0, "parameters": 3, "bytes": 4, "machine": {}}
 
     teacher = result([0, 1, 0, 0], 0.75)
     found = summary([result([0, 0, 1, 0], 0.75), result([0, 1, 1, 0], 1.0)], teacher,
                     torch.tensor([False, True, False, False]), torch.tensor([3, 15, 16, 100]))
     assert found["accuracy"] == 0.875 and found["sd"] == pytest.approx(0.125 * math.sqrt(2))
     assert found["unseen_accuracy"] == 1.0 and found["agreement"] == pytest.approx(5 / 8)
-    assert found["by_length"][:2] == [0.75, 1.0] and math.isnan(found["by_length"][2]) \
-        and found["by_length"][3] == 1.0
+    assert found["by_length"] == [0.75, 1.0, None, 1.0]
     assert summary([teacher], teacher, torch.zeros(4).bool(), torch.ones(4))["sd"] is None
 
 
@@ -146,3 +145,14 @@ def test_wrong_use_is_one_line(files, capsys):
         make(files, "--arm", "third", files.root / "none.pt")
     with pytest.raises(SystemExit):
         make(files, "--train", files.root / "train.tsv")
+    baselines = ("--train", files.root / "train.tsv", "--valid", files.root / "test.tsv")
+    (files.root / "train.tsv").write_text("text\tlabel\n하나\t\n", "utf-8")
+    with pytest.raises(UserError, match=r"train\.tsv:2: "):
+        make(files, *baselines)
+    (files.root / "train.tsv").write_text("text\tlabel\n하나\t좋음\n", "utf-8")
+    with pytest.raises(UserError, match="has not every label of"):
+        make(files, *baselines)
+    (files.root / "README.ko.md").write_text("no marks", "utf-8")
+    with pytest.raises(UserError, match=r"README\.ko\.md: one <!-- report -->"):
+        make(files)
+    assert "\nold\n" in (files.root / "README.md").read_text("utf-8")
