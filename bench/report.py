@@ -66,7 +66,7 @@ from student import FORMAT, SIZES, StudentError
 CACHE_FORMAT = 1
 LENGTHS = ((0, 15), (16, 30), (31, 60), (61, math.inf))  # characters of a text
 KOREAN = {"labels alone": "레이블만", "distilled": "증류", "distilled, more text": "증류, 텍스트 추가",
-          "TF-IDF, logistic regression": "TF-IDF, 로지스틱 회귀"}
+          "more text, BPE": "텍스트 추가, BPE", "TF-IDF, logistic regression": "TF-IDF, 로지스틱 회귀"}
 WORDS = {
     "en": {"header": ["", "parameters", "bytes", "{arms}", "gain (95 %)", "agrees with teacher", "reviews/s",
                       "ms for one"],
@@ -169,11 +169,10 @@ def fast_text(train, valid, names: list[str], folder: Path) -> tuple[str, Baseli
     best, right = None, [names.index(label) for label in valid.labels]
 
     def classify(model, texts):
-        found, shares = model.predict(lines(texts), k=len(names))
         rows = []
-        for labels, values in zip(found, shares, strict=True):
-            row = dict(zip(labels, values, strict=True))
-            rows.append([float(row.get(f"__label__{i}", 0)) for i in range(len(names))])
+        for text in lines(texts):  # its predict() of a list returns shares that it has freed already
+            row = {label: value for value, label in model.f.predict(f"{text}\n", len(names), 0.0, "strict")}
+            rows.append([row.get(f"__label__{i}", 0.0) for i in range(len(names))])
         return rows
 
     for least, most in ((0, 0), (1, 3), (2, 4)):
@@ -336,7 +335,8 @@ def block(report: dict, language: str) -> str:
     runs = {len(figures["runs"]) for by_arm in report["students"].values() for figures in by_arm.values()}
     text = words["text"].format(
         rows=report["rows"], leaks=report["leaked_rows"], share=report["leaked_rows"] / report["rows"],
-        seeds=words["one"] if runs == {1} else words["several"].format("–".join(map(str, sorted(runs)))),
+        seeds=words["one"] if runs == {1} else words["several"].format(
+            "–".join(dict.fromkeys(map(str, (min(runs), max(runs)))))),
         machine="; ".join(machines))
     return "\n".join([*lines, "", text])
 
