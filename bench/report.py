@@ -365,6 +365,7 @@ def draw(report: dict, path: Path) -> None:
         axes.plot(figures["bytes"], 100 * figures["accuracy"], marker, color="black", label=what)
     axes.set(xscale="log", xlabel="bytes of the file",
              ylabel=f"accuracy on {report['rows']:,} test reviews, %")
+    axes.margins(0.05, 0.1)
     axes.grid(alpha=0.3)
     axes.legend(loc="lower right")
     figure.savefig(path, dpi=150, metadata={"Software": None})
