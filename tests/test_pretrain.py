@@ -417,8 +417,8 @@ def test_wrong_input_is_one_line_and_harms_no_file(files, tmp_path):
 def test_a_damaged_last_pt_is_refused(files, tmp_path):
     pretrain(files, tmp_path, epochs=1)
     whole = torch.load(tmp_path / "last.pt")
-    for name, value in (("sums", [0.0] * 3), ("sums", [0, 0, 0, ""]), ("best", {}), ("best", {"valid_loss": 1}),
-                        ("step", "1")):
+    for name, value in (("sums", [0.0] * 3), ("sums", [0, 0, 0, ""]), ("best", {}),
+                        ("best", {"valid_loss": 1}), ("step", "1")):
         torch.save({**whole, "at": {**whole["at"], name: value}}, tmp_path / "last.pt")
         refused(lambda: pretrain(files, tmp_path, "--resume", epochs=1), r"last\.pt: damaged")
 
