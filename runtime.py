@@ -271,26 +271,24 @@ def save(artifact: dict, path) -> None:
 
     Of several ranks, 0 alone writes.
     """
-    _write({path: lambda file: torch.save(artifact, file)})
+    save_together({path: artifact})
 
 
 def save_together(files: dict) -> None:
     """As save, of {path: text in UTF-8, or artifact}: none is renamed before all are written."""
-    _write({path: lambda file, value=value: (file.write(value.encode()) if isinstance(value, str)
-                                             else torch.save(value, file)) for path, value in files.items()})
-
-
-def _write(writers: dict) -> None:
     if RANK > 0:
         return
     partials = {}
     try:
-        for path, write in writers.items():
+        for path, content in files.items():
             path = Path(path)
             partials[path] = path.with_name(f".{path.name}.{os.getpid()}.partial")
             path.parent.mkdir(parents=True, exist_ok=True)
             with open(partials[path], "wb") as file:
-                write(file)
+                if isinstance(content, str):
+                    file.write(content.encode())
+                else:
+                    torch.save(content, file)
                 file.flush()
                 os.fsync(file.fileno())
         for path, partial in partials.items():

@@ -341,10 +341,10 @@ class MaskedLM(Teacher):
         if self.label_names:
             settings["id2label"] = {str(i): name for i, name in enumerate(self.label_names)}
             settings["label2id"] = {name: i for i, name in enumerate(self.label_names)}
+        accents = re.search(r'"strip_accents":(true|false)', tokenizer.to_str())  # else as lowercase has it
         words = {"tokenizer_class": "PreTrainedTokenizerFast", "model_max_length": config.max_length,
                  "do_lower_case": '"lowercase":true' in tokenizer.to_str(),  # where vocab.txt alone is read
-                 "strip_accents": {"true": True, "false": False}.get(  # null: as lowercase
-                     tokenizer.to_str().partition('"strip_accents":')[2].partition(",")[0].strip("}")),
+                 "strip_accents": json.loads(accents[1]) if accents else None,
                  "model_input_names": ["input_ids", "attention_mask"]
                  + ["token_type_ids"] * (config.type_vocab_size > 1)}
         words |= {name: token for name, tokens in SPECIAL_TOKENS.items() for token in tokens

@@ -300,7 +300,7 @@ def block(report: dict, language: str) -> str:
         sd = "" if figures["sd"] is None else f" ± {100 * figures['sd']:.2f}"
         return f"{figures['accuracy']:.2%}{sd}"
 
-    def rest(figures, bold=False):
+    def rest(figures):
         gain = "–"
         if "gain" in figures:
             low, high = figures["interval"]
@@ -318,7 +318,7 @@ def block(report: dict, language: str) -> str:
         cells = [score(figures)] + ["–"] * (len(arms) - 1)
         lines.append(line([name(what), *size(figures), *cells, *rest(figures)]))
     for what, by_arm in report["students"].items():
-        last = by_arm[[arm for arm in arms if arm in by_arm][-1]]
+        last = list(by_arm.values())[-1]
         cells = [score(by_arm[arm]) if arm in by_arm else "–" for arm in arms]
         lines.append(line([what.capitalize(), *size(last), *cells, *rest(last)]))
     spans = [f"{least}–{most}" if most < math.inf else f"{least}+" for least, most in LENGTHS]

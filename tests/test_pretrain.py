@@ -265,19 +265,16 @@ def test_a_resumed_run_equals_an_uninterrupted_one_to_the_bit(files, tmp_path, m
     flags = ["--target-column", "label", "--dropout", "0.2"]
     pretrain(files, tmp_path / "whole", *flags, max_tokens=200)
     steps = log_lines(tmp_path / "whole")[-1]["step"]
-    left = [0]
+    save, left = runtime.save_together, [0]
 
-    def then_interrupt(save):
-        def saved(*args):
-            save(*args)
-            left[0] -= 1
-            if not left[0]:
-                raise KeyboardInterrupt
-        return saved
+    def interrupt(files):
+        save(files)
+        left[0] -= 1
+        if not left[0]:
+            raise KeyboardInterrupt
 
     with monkeypatch.context() as patch:
-        patch.setattr(runtime, "save", then_interrupt(runtime.save))
-        patch.setattr(runtime, "save_together", then_interrupt(runtime.save_together))
+        patch.setattr(runtime, "save_together", interrupt)
         for left[0] in (1, 2, 6, 3):  # files written until then
             with pytest.raises(KeyboardInterrupt):
                 pretrain(files, tmp_path / "parts", *flags, "--resume", max_tokens=200, save_every=0)
