@@ -5,13 +5,16 @@
     python distill.py --train train.tsv unlabeled.tsv --logits logits/train.pt logits/unlabeled.pt …
     python distill.py --train train.tsv --alpha 1 …                       # labels only, no teacher
     python distill.py … --size base small tiny --seed 0 1 2               # the whole grid, then one table
+    python distill.py … --quantize int8                                   # a file a quarter as large besides
+    python distill.py … --budget 300KB --tokenizer tokenizer/*            # the best student of so many bytes
     torchrun --nproc_per_node 2 distill.py …                              # several processes, one result
 
 reads   training files, for each the logits that dump_logits.py (or any (N, C) tensor) gives its rows,
         a labelled validation file, a folder with tokenizer.json; teacher.pt, if it is there: it must be the
         one that made the logits, and the student's embeddings start from its own
-writes  OUTPUT_DIR/NAME/student.pt (best epoch), last.pt (for --resume), log.jsonl;
-        for a grid also OUTPUT_DIR/summary.tsv; Ctrl-C saves before it stops
+writes  OUTPUT_DIR/NAME/student.pt (best epoch), last.pt (for --resume), log.jsonl; with --quantize also
+        student.int8.pt or student.float16.pt; for a grid also OUTPUT_DIR/summary.tsv; Ctrl-C saves before
+        it stops
 next    python evaluate.py students/base/student.pt --data data/nsmc/test.tsv
 
 A grid flag, marked +, takes several values; every combination is trained.
@@ -23,7 +26,18 @@ import argparse
 GRID = {"tokenizer": "", "size": "", "embedding_dim": "e", "hidden_dim": "h", "num_layers": "l",
         "dropout": "d", "pooling": "", "head": "", "embeddings": "", "loss": "", "alpha": "alpha",
         "temperature": "T", "lr": "lr", "seed": "seed"}
+PRECISIONS = ("float16", "int8")
 RATES = {"large": 4e-3, "base": 4e-3, "small": 8e-3, "mini": 16e-3, "tiny": 16e-3}
+
+
+def byte_count(text: str) -> int:
+    """"300KB" -> 300,000."""
+    number, unit = text.upper().removesuffix("B"), 1
+    if number.endswith(("K", "M")):
+        number, unit = number[:-1], {"K": 10**3, "M": 10**6}[number[-1]]
+    if not number.isdecimal():
+        raise argparse.ArgumentTypeError(f"{text!r} is not a number of bytes such as 60000, 300KB or 1MB")
+    return int(number) * unit
 
 
 def parse_args(argv=None):
@@ -52,6 +66,8 @@ def parse_args(argv=None):
     arg("--save-every", type=float, default=10, metavar="MINUTES",
         help="what a kill may cost; also saved after each epoch (default: %(default)g)")
     # student
+    arg("--budget", type=byte_count, metavar="BYTES", help="such as 300KB, instead of --size: tries the "
+        "largest networks of so small a file, an eighth of --epochs each, and trains the best")
     grid("--size", default="base", choices=["large", "base", "small", "mini", "tiny"],
          help="embedding/hidden: large 128/256, base 64/128, small 32/64, mini 16/16, tiny 8/16")
     grid("--embedding-dim", type=int, default=None, metavar="N", help="instead of the size's")
@@ -64,6 +80,8 @@ def parse_args(argv=None):
     grid("--embeddings", default="teacher", choices=["teacher", "random"],
          help="where they start; random without teacher.pt, and for labels alone")
     arg("--max-length", type=int, default=128, help="tokens of a row, cut beyond (default: %(default)s)")
+    arg("--quantize", nargs="+", default=[], choices=PRECISIONS, help="also write the weights so, after "
+        "training; int8 is fine-tuned where rounding costs more than 0.1 point on --valid")
     # method
     grid("--loss", default="mse", choices=["mse", "kl"], help="soft part: squared error of logits, or T²·KL")
     grid("--alpha", type=float, default=0.1, metavar="A",
@@ -106,17 +124,28 @@ def parse_args(argv=None):
         p.error("--lr and --clip must be positive, --warmup in [0, 1), --weight-decay at least 0")
     if args.save_every < 0:
         p.error("--save-every must be at least 0")
+    if args.budget is not None:
+        several = [name for name in GRID if name != "tokenizer" and len(getattr(args, name)) > 1]
+        own = [name for name in ("size", "embedding_dim", "hidden_dim")
+               if getattr(args, name) is not p.get_default(name)]
+        for name in own + several:
+            p.error(f"--budget searches for itself; give no --{name.replace('_', '-')}" +
+                    ("" if name in own else " of several values"))
+        if args.quantize:
+            p.error("--budget chooses the precision itself; give no --quantize")
     return args
 
 
 if __name__ == "__main__":
     ARGS = parse_args()  # before torch is imported: --help and a wrong flag answer at once
 
+import bisect
 import functools
 import itertools
 import os
 import shlex
 import sys
+import tempfile
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -138,11 +167,14 @@ from data.examples import (
     survey,
 )
 from runtime import RANK, WORLD, UserError
-from student import SIZES, Student, StudentConfig, StudentError
+from student import SIZES, Student, StudentConfig, StudentError, to_int8
 
 FORMAT, LOGITS_FORMAT = 2, 2  # of last.pt, and of what dump_logits.py writes
 # With the grid's values and the contents of the files these decide the result: a resumed run has the same.
 DECISIVE = ("epochs", "max_length", "max_tokens", "warmup", "weight_decay", "clip", "deterministic")
+WIDTHS = (8, 12, 16, 24, 32, 48, 64, 96, 128)  # of embeddings, that --budget tries
+RESERVE = 3000  # bytes
+HARM = 0.001  # loss of validation accuracy by rounding that is worth an epoch more
 
 
 def distill_loss(student_logits, teacher_logits, labels, alpha: float, temperature: float, kind: str = "mse"):
@@ -164,6 +196,32 @@ def distill_loss(student_logits, teacher_logits, labels, alpha: float, temperatu
         soft = temperature**2 * (log_p.exp() * (log_p - log_q)).sum(1)  # (B,)
     alpha = alpha * (labels >= 0)  # (B,)
     return (alpha * hard + (1 - alpha) * soft).mean()
+
+
+def batch_loss(student, batch: dict, settings: dict, labels_alone: bool, device, precision: str):
+    """distill_loss of the student on a batch."""
+    labels, teacher_logits = batch.pop("labels"), batch.pop("teacher_logits", None)
+    with runtime.autocast(device, precision):
+        logits = student(**batch)  # (B, C)
+    return distill_loss(logits.float(), None if labels_alone else teacher_logits, labels, settings["alpha"],
+                        settings["temperature"], settings["loss"])
+
+
+def fit_temperature(logits, labels) -> float:
+    """The T of least cross-entropy of logits / T: Guo et al. (2017, arXiv 1706.04599), section 4.2.
+
+    logits (N, C), labels (N,). The cross-entropy is convex in 1 / T; its slope is bisected in [0.05, 20].
+    """
+    logits = logits.double()
+    low, high = 0.05, 20.0
+    for _ in range(50):
+        middle = (low * high) ** 0.5
+        expected = ((middle * logits).softmax(1) * logits).sum(1)  # (N,)
+        if (expected - logits[torch.arange(len(labels)), labels]).mean() < 0:
+            low = middle
+        else:
+            high = middle
+    return 1 / middle
 
 
 # ---- data --------------------------------------------------------------------------------------------------
@@ -415,8 +473,7 @@ def train_student(settings: dict, folder: Path, tokenizer, vectors, store: Store
     `vectors` are teacher_embeddings(), or None."""
     runtime.seed_everything(device, settings["seed"])
     last, best_file = folder / "last.pt", folder / "student.pt"
-    alpha, temperature, loss_kind = settings["alpha"], settings["temperature"], settings["loss"]
-    labels_alone = alpha == 1 or args.logits is None
+    labels_alone = settings["alpha"] == 1 or args.logits is None
     rows_used = data.labelled if labels_alone else data.rows
 
     # model
@@ -466,8 +523,8 @@ def train_student(settings: dict, folder: Path, tokenizer, vectors, store: Store
     if not at["log"]:
         log.begin(args, made_by, device, precision=precision)
     print(f"{folder}: {count:,} parameters, {rows_used:,} rows, "
-          + ("labels alone" if labels_alone
-             else f"alpha {alpha:g}, {loss_kind}" + (f", T {temperature:g}" if loss_kind == "kl" else ""))
+          + ("labels alone" if labels_alone else f"alpha {settings['alpha']:g}, {settings['loss']}"
+             + (f", T {settings['temperature']:g}" if settings["loss"] == "kl" else ""))
           + ("" if vectors is None else f", embeddings from {data.teacher}"))
 
     def save_last(**values):
@@ -489,7 +546,8 @@ def train_student(settings: dict, folder: Path, tokenizer, vectors, store: Store
     runtime.barrier(device)  # every rank has seen what is there before rank 0 changes it
     if not state:
         save_last()  # from here on the folder is this run's
-        (folder / "diverged.tsv").unlink(missing_ok=True)
+        for name in ("diverged.tsv", *rounded_files(PRECISIONS)):
+            (folder / name).unlink(missing_ok=True)
     for epoch in range(at["epoch"], args.epochs):
         student.train()
         rows_done, seconds_before = at["rows"], at["seconds"]
@@ -500,12 +558,7 @@ def train_student(settings: dict, folder: Path, tokenizer, vectors, store: Store
             runtime.seed_everything(device, settings["seed"], epoch, step, RANK)
             mine = rows[RANK::WORLD]
             if len(mine):
-                batch = window.batch(mine)
-                labels, teacher_logits = batch.pop("labels"), batch.pop("teacher_logits", None)
-                with runtime.autocast(device, precision):
-                    logits = student(**batch)  # (B, C)
-                loss = distill_loss(logits.float(), None if labels_alone else teacher_logits, labels, alpha,
-                                    temperature, loss_kind)
+                loss = batch_loss(student, window.batch(mine), settings, labels_alone, device, precision)
                 (loss * (len(mine) / len(rows))).backward()
                 total_loss += loss.detach() * len(mine)
             done = (epoch + (rows_done + len(rows) / 2) / rows_used) / args.epochs  # of the run, in (0, 1)
@@ -538,6 +591,7 @@ def train_student(settings: dict, folder: Path, tokenizer, vectors, store: Store
                             + (f" ({best_file} is the best before)" if at["best"] else ""))
         if accuracy > at["best"].get("valid_accuracy", -1):
             at["best"] = {**scores, "epoch": epoch + 1}
+            student.config.temperature = fit_temperature(logits, data.valid_labels)
             if RANK == 0:
                 student.save(best_file, scores=at["best"], made_by=made_by)
         log.write(epoch + 1, train_loss=train_loss, **scores, seconds=round(seconds, 2))
@@ -550,7 +604,93 @@ def train_student(settings: dict, folder: Path, tokenizer, vectors, store: Store
         saves.done()
     saves.close()
     log.close()
+    for kind in args.quantize:
+        quantize(kind, settings, folder, store, encoded_valid, data, args, device, precision)
     return {"parameters": count, **at["best"], "seconds": round(at["seconds"], 1), "folder": str(folder)}
+
+
+# ---- smaller files -----------------------------------------------------------------------------------------
+
+
+def rounded_files(kinds) -> list[str]:
+    return [f"student.{kind}.pt" for kind in kinds]
+
+
+@torch.no_grad()
+def round_weights(student, kind: str) -> None:
+    """Set every weight to what Student.load would find in a file of this precision."""
+    for weight in student.parameters():
+        if kind == "int8" and weight.dim() == 2:
+            steps, scales = to_int8(weight)
+            weight.copy_(steps.float() * scales.float())
+        else:
+            weight.copy_(weight.half())
+
+
+def quantize(kind: str, settings: dict, folder: Path, store: Store, encoded_valid: Encoded,
+             data: TrainingSet, args, device, precision: str) -> None:
+    """Write the best student in `kind`, fine-tuned if rounding to int8 costs more than HARM on validation."""
+    runtime.barrier(device)  # rank 0 may still be writing it
+    student = Student.load(folder / "student.pt", device)
+    scores = student.artifact["scores"]
+
+    def accuracy() -> float:
+        logits = logits_in_order(student, encoded_valid, 4 * args.max_tokens, precision)
+        student.config.temperature = fit_temperature(logits, data.valid_labels)
+        return (logits.argmax(1) == data.valid_labels).float().mean().item()
+
+    exact = {name: value.clone() for name, value in student.state_dict().items()}
+    round_weights(student, kind)
+    rounded, tuned = accuracy(), None
+    if kind == "int8" and scores["valid_accuracy"] - rounded > HARM:
+        student.load_state_dict(exact)
+        finetune_rounded(student, settings, store, args, device, precision)
+        tuned = accuracy()
+        if tuned <= rounded:
+            student.load_state_dict(exact)
+            round_weights(student, kind)
+            accuracy()
+    found = max(rounded, tuned or 0)
+    path = folder / f"student.{kind}.pt"
+    if RANK == 0:
+        student.save(path, kind, scores=scores | {"valid_accuracy": found},
+                     made_by=student.artifact["made_by"])
+        print(f"{path}: {path.stat().st_size:,} bytes, validation accuracy {found:.2%}, float32 "
+              f"{scores['valid_accuracy']:.2%}"
+              + ("" if tuned is None else f" (rounded {rounded:.2%}, then fine-tuned {tuned:.2%})"))
+    runtime.barrier(device)
+
+
+def finetune_rounded(student, settings: dict, store: Store, args, device, precision: str) -> None:
+    """An epoch at a tenth of the learning rate that ends in weights of int8.
+
+    Forward and backward pass have rounded weights, the step changes the exact ones: the straight-through
+    estimator, Bengio et al. (2013, arXiv 1308.3432).
+    """
+    labels_alone = settings["alpha"] == 1 or args.logits is None
+    weights = list(student.parameters())
+    optimizer = torch.optim.AdamW(weights, weight_decay=args.weight_decay)
+    student.train()
+    batches = list(training_batches(store, args.max_tokens, (settings["seed"], args.epochs), device,
+                                    labels_alone))
+    for step, (window, rows) in enumerate(batches):
+        runtime.seed_everything(device, settings["seed"], args.epochs, step, RANK)
+        exact = [weight.detach().clone() for weight in weights]
+        round_weights(student, "int8")
+        mine = rows[RANK::WORLD]
+        if len(mine):
+            loss = batch_loss(student, window.batch(mine), settings, labels_alone, device, precision)
+            (loss * (len(mine) / len(rows))).backward()
+        runtime.sum_gradients(weights)
+        torch.nn.utils.clip_grad_norm_(weights, args.clip)
+        with torch.no_grad():
+            for weight, value in zip(weights, exact, strict=True):
+                weight.copy_(value)
+        for group in optimizer.param_groups:
+            group["lr"] = settings["lr"] / 10 * (1 - step / len(batches))
+        optimizer.step()
+        optimizer.zero_grad()
+    round_weights(student, "int8")
 
 
 # ---- the grid ----------------------------------------------------------------------------------------------
@@ -587,6 +727,70 @@ def dimensions(settings: dict) -> tuple[int, int]:
     return (embedding_dim if own[0] is None else own[0], hidden_dim if own[1] is None else own[1])
 
 
+# ---- a budget of bytes -------------------------------------------------------------------------------------
+
+
+def file_size(settings: dict, tokenizer, names: list[str], kind: str) -> int:
+    """Bytes of a student's file in precision `kind`, with RESERVE for its scores and made_by."""
+    config = StudentConfig(tokenizer.get_vocab_size(), len(names), *dimensions(settings),
+                           settings["num_layers"], 0.0, settings["pooling"], settings["head"])
+    with tempfile.TemporaryDirectory() as folder:
+        Student(config, tokenizer, names).save(Path(folder, "student.pt"), kind)
+        return Path(folder, "student.pt").stat().st_size + RESERVE
+
+
+def candidates(args, tokenizers: dict, names: list[str]) -> list[dict]:
+    """Settings worth a trial: for each vocabulary and embedding width the widest LSTM whose int8 file fits.
+
+    One that is narrower than another of its vocabulary in both is left out.
+    """
+    common = {name: getattr(args, name)[0] for name in GRID}
+    found, smallest = [], None
+    for path, tokenizer in tokenizers.items():
+        widest = 0
+        for E in reversed(WIDTHS):
+            def bytes_of(H, common=common | {"tokenizer": path, "embedding_dim": E}, tokenizer=tokenizer):
+                return file_size(common | {"hidden_dim": H}, tokenizer, names, "int8")
+
+            hidden = range(8, min(4 * E, 256) + 1, 8)
+            fitting = bisect.bisect_right(hidden, args.budget, key=bytes_of)
+            if not fitting:
+                smallest = min(bytes_of(8), smallest or bytes_of(8))
+            elif hidden[fitting - 1] > widest and 2 * hidden[fitting - 1] >= E:
+                widest = hidden[fitting - 1]
+                found.append(common | {"tokenizer": path, "embedding_dim": E, "hidden_dim": widest})
+    if not found:
+        raise UserError(f"--budget: no student with these tokenizers is so small, the smallest has "
+                        f"{smallest:,} bytes; train a smaller one (train_tokenizer.py --vocab-size)")
+    for settings in found:
+        settings["size"] = min(SIZES, key=lambda size: abs(SIZES[size][1] - settings["hidden_dim"]))
+        settings["lr"] = settings["lr"] or RATES[settings["size"]]
+    return found
+
+
+def choose(trials: list[dict], results: list[dict], tokenizers: dict, names: list[str], args, path) -> tuple:
+    """(settings, precision) of the best trial, and a table that says why."""
+    rows = []
+    for settings, result in zip(trials, results, strict=True):
+        tokenizer = tokenizers[settings["tokenizer"]]
+        rows.append({"tokenizer": settings["tokenizer"], "vocabulary": tokenizer.get_vocab_size(),
+                     "embedding": settings["embedding_dim"], "hidden": settings["hidden_dim"],
+                     "int8_bytes": file_size(settings, tokenizer, names, "int8")} | result)
+    write_summary(rows, path)
+    best = max(range(len(rows)), key=lambda i: (rows[i]["valid_accuracy"], -rows[i]["int8_bytes"]))
+    settings, tokenizer = trials[best], tokenizers[trials[best]["tokenizer"]]
+    sizes = {kind: file_size(settings, tokenizer, names, kind) for kind in ("float32", *PRECISIONS)}
+    kind = next(kind for kind in sizes if sizes[kind] <= args.budget)
+    print(f"chosen for {args.budget:,} bytes: a vocabulary of {tokenizer.get_vocab_size():,}, embedding "
+          f"{settings['embedding_dim']}, hidden {settings['hidden_dim']}, the best of {len(rows)} after "
+          f"{rows[best]['epoch']} of {args.epochs} epochs; {kind}, the finest precision that fits ("
+          + ", ".join(f"{kind} {size:,}" for kind, size in sizes.items()) + " bytes)")
+    return settings, kind
+
+
+# ---- all of it ---------------------------------------------------------------------------------------------
+
+
 def write_summary(rows: list[dict], path: Path) -> None:
     """One line a student, best validation accuracy first: printed, and saved as TSV."""
     rows = sorted(rows, key=lambda row: -row["valid_accuracy"])
@@ -604,16 +808,27 @@ def main(args):
     device = runtime.connect(runtime.pick_device(args.device))
     if args.deterministic:
         runtime.be_deterministic()
-    grid = grid_settings(args)
+    output_dir = Path(args.output_dir)
+    jobs = [] if args.budget else [(output_dir / name, settings) for name, settings in grid_settings(args)]
     data = read_training_set(args)
     tokenizers = {path: read_tokenizer(path) for path in args.tokenizer}
-    folders = [Path(args.output_dir, name) for name, _ in grid]
-    if len(folders) > 1:
-        runtime.lock(Path(args.output_dir, ".summary.lock"), "summary.tsv")
+    if args.budget:
+        output_dir = output_dir / f"budget_{args.budget}"
+        trials = candidates(args, tokenizers, data.label_names)
+        names = [f"{Path(settings['tokenizer']).name}-e{settings['embedding_dim']}-h{settings['hidden_dim']}"
+                 for settings in trials]
+        jobs = [(output_dir / "trials" / name, trial) for name, trial in zip(names, trials, strict=True)]
+        if len(set(names)) < len(names):
+            raise UserError("--budget: two tokenizers have folders of one name; rename one")
+    folders = [folder for folder, _ in jobs] + ([output_dir] if args.budget else [])
+    summary = output_dir / ("trials.tsv" if args.budget else "summary.tsv") if len(folders) > 1 else None
+    if summary:
+        runtime.lock(summary.with_name(".summary.lock"), summary.name)
     for folder in folders:
         runtime.lock(folder / ".lock", "last.pt", "student.pt", "diverged.tsv")
-    made = [folder / name for folder in folders for name in ("last.pt", "student.pt")]
-    made += [Path(args.output_dir, "summary.tsv")] if len(folders) > 1 else []
+    made = [folder / name for folder in folders
+            for name in ("last.pt", "student.pt", *rounded_files(PRECISIONS))]
+    made += [summary] if summary else []
     runtime.refuse_to_read_and_write([*args.train, args.valid, *(args.logits or ())], [
         *made, *(folder / name for folder in folders for name in ("log.jsonl", "diverged.tsv"))])
     if not (args.resume or args.overwrite):
@@ -622,22 +837,36 @@ def main(args):
         runtime.mark_replaced(*(folder / "last.pt" for folder in folders))
     print(f"labels {data.label_names}; {data.rows:,} training rows, {data.labelled:,} of them labelled; "
           f"{len(data.valid):,} for validation")
-    summary, encoded_for = [], None
-    varied = [name for name in GRID if len(getattr(args, name)) > 1]
-    for folder, (_, settings) in zip(folders, grid, strict=True):
-        if encoded_for != settings["tokenizer"]:
-            tokenizer = tokenizers[settings["tokenizer"]]
-            vectors = teacher_embeddings(data.teacher, tokenizer) if data.teacher else None
-            store, encoded_valid = encode_training_set(data, tokenizer, args, device)
-            encoded_for = settings["tokenizer"]
-            if encoded_for == args.tokenizer[-1]:
+    encoded = {}  # what one tokenizer makes of the texts, and of the teacher's embeddings
+
+    def train(folder, settings, **changes):
+        path = settings["tokenizer"]
+        if path not in encoded:
+            encoded.clear()
+            vectors = teacher_embeddings(data.teacher, tokenizers[path]) if data.teacher else None
+            encoded[path] = (tokenizers[path], vectors,
+                             *encode_training_set(data, tokenizers[path], args, device))
+            if not args.budget and path == args.tokenizer[-1]:
                 data.logits.clear()  # the store has them: the mapped files need not stay in memory
-        result = train_student(settings, folder, tokenizer, vectors, store, encoded_valid, data, args, device)
-        summary.append({key: settings[key] for key in varied} | result)
-    if len(summary) > 1:
-        write_summary(summary, Path(args.output_dir, "summary.tsv"))
+        changed = argparse.Namespace(**vars(args) | changes)
+        return train_student(settings, folder, *encoded[path], data, changed, device)
+
+    if args.budget:
+        results = [train(*job, epochs=max(1, args.epochs // 8)) for job in jobs]
+        settings, kind = choose(trials, results, tokenizers, data.label_names, args, summary)
+        result = train(output_dir, settings, quantize=[kind] if kind in PRECISIONS else [])
+        path = output_dir / (f"student.{kind}.pt" if kind in PRECISIONS else "student.pt")
+        if path.stat().st_size > args.budget:
+            raise UserError(f"{path} has {path.stat().st_size:,} bytes, more than reckoned; lower --budget")
+        print(f"{path}: {path.stat().st_size:,} bytes; validation accuracy in float32 "
+              f"{result['valid_accuracy']:.2%}")
+        return
+    varied = [name for name in GRID if len(getattr(args, name)) > 1]
+    results = [{key: settings[key] for key in varied} | train(folder, settings) for folder, settings in jobs]
+    if summary:
+        write_summary(results, summary)
     else:
-        print(f"{result['folder']}/student.pt: validation accuracy {result['valid_accuracy']:.2%}")
+        print(f"{results[0]['folder']}/student.pt: validation accuracy {results[0]['valid_accuracy']:.2%}")
 
 
 if __name__ == "__main__":

@@ -3,23 +3,31 @@
     python evaluate.py students/base/student.pt teacher/teacher.pt --data data/nsmc/test.tsv
     python evaluate.py a/student.pt b/student.pt --data test.tsv --seen train.tsv --errors mistakes.tsv
     python evaluate.py students/*/student.pt --data test.tsv --markdown                     # or --json
+    python evaluate.py --data train.tsv --logits logits/train.pt --disagreements doubtful.tsv
+    python evaluate.py student.pt --data valid.tsv --logits logits/valid.pt --escalate 89
 
-reads   any number of student.pt and teacher.pt, a file with the columns text and label
-writes  the table to standard output; with --errors the mistakes of each model, most confident first
+reads   any number of student.pt and teacher.pt, a file with the columns text and label; with --logits what
+        dump_logits.py wrote for this file: its teacher is judged without being run
+writes  the table to standard output; with --errors the mistakes of each model, with --disagreements those
+        rows whose label the cached teacher contradicts (wrong labels are among the first), most confident
+        first; with --escalate how accurate a student is together with the cached teacher, who answers where
+        the student is less sure than a threshold
 
 The columns: accuracy with its 95 % interval (Wilson 1927), macro-F1, log loss in nats, expected calibration
-error over 15 bins (Guo et al. 2017, arXiv 1706.04599), share of rows on which a model agrees with the first
-one, two-sided exact McNemar p-value of its accuracy against the first one's, parameters, bytes on disk,
-texts per second in bulk (text in, probabilities out, float32) and median milliseconds for one text.
+error over 15 bins (Guo et al. 2017, arXiv 1706.04599), the same without a student's temperature, share of
+rows on which a model agrees with the first one, two-sided exact McNemar p-value of its accuracy against
+the first one's, parameters, bytes on disk, texts per second in bulk (text in, probabilities out, float32)
+and median milliseconds for one text.
 """
 
 import argparse
+import math
 
 
 def parse_args(argv=None):
     p = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     arg = p.add_argument
-    arg("models", nargs="+", metavar="MODEL.pt",
+    arg("models", nargs="*", metavar="MODEL.pt",
         help="student.pt or teacher.pt; the first is what others are held to")
     arg("--data", required=True, metavar="FILE", help="labelled texts (.tsv .csv .jsonl, also .gz)")
     arg("--text-column", metavar="NAME", help="default: text or document")
@@ -28,18 +36,32 @@ def parse_args(argv=None):
     arg("--seen", nargs="+", default=[], metavar="FILE",
         help="training files: texts of --data that occur there too are counted, and scored without")
     arg("--errors", metavar="FILE", help="write the mistakes with their probabilities to this TSV")
+    # the cached teacher
+    arg("--logits", metavar="FILE", help="logits of --data: one model more, that need not run")
+    arg("--disagreements", metavar="FILE", help="write the rows where --logits contradict the label")
+    arg("--escalate", nargs="?", type=float, const=math.nan, metavar="ACCURACY", help="print the accuracy of "
+        "each student with --logits behind it; with the threshold for so many percent, if given")
+    # output
     form = p.add_mutually_exclusive_group()
     form.add_argument("--markdown", action="store_true", help="print a Markdown table")
     form.add_argument("--json", action="store_true", help="print JSON, every number in full")
     arg("--device", default="auto", choices=["auto", "cpu", "cuda", "mps"], help="default: %(default)s")
-    return p.parse_args(argv)
+    args = p.parse_args(argv)
+    if not args.models and not args.logits:
+        p.error("name a student.pt or teacher.pt, or give --logits")
+    if not args.logits and (args.disagreements or args.escalate is not None):
+        p.error("--disagreements and --escalate need --logits (dump_logits.py --data FILE makes them)")
+    if args.escalate is not None and not args.models:
+        p.error("--escalate needs a student.pt")
+    if args.escalate is not None and not (math.isnan(args.escalate) or 0 < args.escalate <= 100):
+        p.error("--escalate is an accuracy in percent, above 0 and at most 100")
+    return args
 
 
 if __name__ == "__main__":
     ARGS = parse_args()  # before torch is imported: --help and a wrong flag answer at once
 
 import json
-import math
 import statistics
 import time
 from pathlib import Path
@@ -48,11 +70,12 @@ import torch
 import torch.nn.functional as F
 
 import runtime
-from data.examples import Examples, read_examples
+from data.examples import Examples, label_names, read_examples
 from runtime import UserError
 from student import Student, StudentError
 from teacher import Teacher
 
+LOGITS_FORMAT = 2  # of what dump_logits.py writes
 CHUNK = 8192  # texts between two steps of the progress line
 
 # ---- figures -----------------------------------------------------------------------------------------------
@@ -90,6 +113,36 @@ def mcnemar(first: torch.Tensor, second: torch.Tensor) -> float:
     return min(1.0, 2 * log_binomial.logsumexp(0).exp().item())
 
 
+def escalation(student: dict, teacher: dict, labels: torch.Tensor, wanted: float) -> dict:
+    """Accuracy of a student that leaves the rows it is less sure of to a teacher.
+
+    student, teacher: with "probabilities" (N, C). "curve" has (share of rows the student answers, least
+    probability of its answer, accuracy of both) for 0, 10, …, 100 %, rows of one probability going together.
+    "wanted" is the point of the largest share with at least this accuracy, None if there is none.
+    """
+    confidence, predicted = student["probabilities"].max(1)
+    confidence, order = confidence.sort(descending=True)
+    right = (predicted == labels)[order].long().cumsum(0)  # among the k surest rows, at k - 1
+    teacher_right = (teacher["probabilities"].argmax(1) == labels)[order].long()
+    left = teacher_right.sum() - teacher_right.cumsum(0)  # among the others
+    accuracy = (right + left).double() / len(labels)
+    ends = torch.ones(len(labels), dtype=torch.bool)  # a threshold can only fall between two probabilities
+    ends[:-1] = confidence[:-1] > confidence[1:]
+    ends = ends.nonzero()[:, 0]  # the last of each run of equal ones
+
+    def point(i):
+        return (i + 1) / len(labels), confidence[i].item(), accuracy[i].item()
+
+    nothing = (0.0, None, teacher_right.double().mean().item())
+    curve = [nothing]
+    for tenth in range(1, 11):
+        i = min(len(ends) - 1, int(torch.searchsorted(ends, math.ceil(tenth * len(labels) / 10) - 1)))
+        curve.append(point(int(ends[i])))
+    enough = ends[accuracy[ends] >= wanted]
+    found = point(int(enough[-1])) if len(enough) else nothing if nothing[2] >= wanted else None
+    return {"curve": curve, "wanted": found}
+
+
 # ---- models ------------------------------------------------------------------------------------------------
 
 
@@ -106,11 +159,57 @@ def load_model(path: str, device):
                     f"a student.pt or teacher.pt is needed")
 
 
+def read_logits(path: str, examples: Examples) -> tuple[torch.Tensor, list[str]]:
+    """(N, C) logits of the rows of a file, and the names of their columns: what dump_logits.py writes, or a
+    bare tensor of any other system, whose columns are in the order of the labels."""
+    logits = runtime.load_weights(path)
+    if torch.is_tensor(logits):
+        names = label_names(set(examples.labels or ()), examples.path)
+    else:
+        artifact = runtime.check(logits, path, "logits", LOGITS_FORMAT, ["logits", "label_names", "texts"])
+        logits, names = artifact["logits"], artifact["label_names"]
+        if artifact["texts"] != examples.fingerprint():
+            raise UserError(f"{path}: these are logits of other texts than {examples.path}; make the right "
+                            f"ones with dump_logits.py --data {examples.path}")
+    if not torch.is_tensor(logits) or not isinstance(names, list) or not logits.is_floating_point() \
+            or list(logits.shape) != [len(examples), len(names)] or not logits.isfinite().all():
+        raise UserError(f"{path}: not finite logits for {len(examples)} rows and {len(names)} labels; make "
+                        f"them anew with dump_logits.py --data {examples.path}")
+    return logits.float(), names
+
+
+def columns_of(path: str, names: list[str], wanted: list[str]) -> list[int]:
+    """Where the columns `wanted` stand among `names`."""
+    if sorted(map(str, names)) != sorted(wanted):
+        raise UserError(f"{path}: its labels are {names}, those of the first model {wanted}; "
+                        f"compare models of the same labels")
+    return [names.index(name) for name in wanted]
+
+
+def figures(path: str, probabilities: torch.Tensor, labels: torch.Tensor) -> dict:
+    """What probabilities (N, C) are worth."""
+    predicted = probabilities.argmax(1)
+    right = predicted == labels
+    return {
+        "model": path,
+        "accuracy": right.double().mean().item(),
+        "interval": wilson_interval(int(right.sum()), len(right)),
+        "macro_f1": macro_f1(predicted, labels, probabilities.size(1)),
+        "log_loss": F.nll_loss(probabilities.double().clamp(min=1e-15).log(), labels).item(),
+        "ece": calibration_error(probabilities, labels),
+        "bytes": Path(path).stat().st_size,
+        "probabilities": probabilities,
+    }
+
+
+def uncalibrated(probabilities: torch.Tensor, temperature: float) -> torch.Tensor:
+    """softmax(z) from softmax(z / T)."""
+    return (probabilities.double().clamp(min=1e-300).log() * temperature).softmax(1)
+
+
 def assess(path: str, model, examples: Examples, labels: torch.Tensor, names: list[str]) -> dict:
     """Figures of one model; probabilities (N, C) have their columns in the order of `names`."""
-    if sorted(model.label_names) != sorted(names):
-        raise UserError(f"{path}: its labels are {model.label_names}, those of the first model {names}; "
-                        f"compare models of the same labels")
+    columns = columns_of(path, model.label_names, names)
     texts, texts2 = examples.texts, examples.texts2
     model.predict(texts[:64], texts2 and texts2[:64])  # the first calls pay for set-up
     progress = runtime.Progress(path, len(texts), "texts")
@@ -126,22 +225,15 @@ def assess(path: str, model, examples: Examples, labels: torch.Tensor, names: li
         model.predict(texts[i : i + 1], texts2 and texts2[i : i + 1])
         times.append(time.perf_counter() - start)
 
-    probabilities = probabilities[:, [model.label_names.index(name) for name in names]]
-    predicted = probabilities.argmax(1)
-    right = predicted == labels
-    return {
-        "model": path,
-        "accuracy": right.double().mean().item(),
-        "interval": wilson_interval(int(right.sum()), len(right)),
-        "macro_f1": macro_f1(predicted, labels, len(names)),
-        "log_loss": F.nll_loss(probabilities.double().clamp(min=1e-15).log(), labels).item(),
-        "ece": calibration_error(probabilities, labels),
+    result = figures(path, probabilities[:, columns], labels) | {
         "parameters": sum(p.numel() for p in model.parameters()),
-        "bytes": Path(path).stat().st_size,
         "texts_per_second": len(texts) / seconds,
         "ms_per_text": 1000 * statistics.median(times),
-        "probabilities": probabilities,
     }
+    if isinstance(model, Student):
+        raw = uncalibrated(result["probabilities"], model.config.temperature)
+        result["ece_uncalibrated"] = calibration_error(raw, labels)
+    return result
 
 
 def text_keys(examples: Examples) -> list:
@@ -161,6 +253,7 @@ COLUMNS = {
     "macro_f1": ("macro-F1", lambda v: f"{v:.4f}"),
     "log_loss": ("log loss", lambda v: f"{v:.4f}"),
     "ece": ("ECE", lambda v: f"{v:.4f}"),
+    "ece_uncalibrated": ("ECE, T = 1", lambda v: f"{v:.4f}"),
     "agreement": ("agreement", lambda v: f"{v:.2%}"),
     "mcnemar_p": ("p", lambda v: f"{v:.2g}"),
     "parameters": ("parameters", lambda v: f"{v:,}"),
@@ -171,7 +264,7 @@ COLUMNS = {
 
 
 def table(results: list[dict], markdown: bool) -> str:
-    keys = [key for key in COLUMNS if key in results[0]]
+    keys = [key for key in COLUMNS if any(key in result for result in results)]
     lines = [[COLUMNS[key][0] for key in keys]]
     lines += [[COLUMNS[key][1](result[key]) if key in result else "–" for key in keys] for result in results]
     if markdown:
@@ -202,15 +295,35 @@ def write_errors(path: str, results: list[dict], examples: Examples, labels, nam
     return len(rows)
 
 
+def show_escalation(student: dict, teacher: dict, found: dict, wanted: float) -> None:
+    print(f"\n{student['model']} answers where it is sure enough, {teacher['model']} the rest\n\n"
+          f"{'student answers':>15}  {'threshold':>9}  {'accuracy':>8}")
+    for share, threshold, accuracy in found["curve"]:
+        shown = "–" if threshold is None else f"{threshold:.4f}"
+        print(f"{share:15.1%}  {shown:>9}  {accuracy:8.2%}")
+    if found["wanted"] is not None:
+        share, threshold, accuracy = found["wanted"]
+        print(f"for {wanted:.2%}: " + ("the teacher answers all" if threshold is None else
+              f"the student answers {share:.1%}, where its probability is at least {threshold:.4f}"))
+    elif not math.isnan(wanted):
+        print(f"{wanted:.2%} is not reached at any threshold")
+
+
 def main(args):
     device = runtime.pick_device(args.device)
     columns = args.text_column, args.text2_column, args.label_column
     examples = read_examples(args.data, *columns)
-    if args.errors and Path(args.errors).resolve() in [
-            Path(file).resolve() for file in (args.data, *args.seen, *args.models)]:
-        raise UserError(f"--errors {args.errors} would overwrite what is read; name another file")
+    read = [Path(file).resolve() for file in (args.data, *args.seen, *args.models, args.logits) if file]
+    for flag in ("errors", "disagreements"):
+        file = getattr(args, flag)
+        if file and Path(file).resolve() in read:
+            raise UserError(f"--{flag} {file} would overwrite what is read; name another file")
+        read += [Path(file).resolve()] if file else []
     models = [load_model(path, device) for path in args.models]
-    names = models[0].label_names
+    if args.escalate is not None and not any(isinstance(model, Student) for model in models):
+        raise UserError("--escalate needs a student.pt")
+    logits, logits_names = read_logits(args.logits, examples) if args.logits else (None, None)
+    names = models[0].label_names if models else logits_names
     labels = torch.tensor(examples.label_ids(names, every_row=True))
     seen = set()
     for file in args.seen:
@@ -222,6 +335,13 @@ def main(args):
 
     results = [assess(path, model, examples, labels, names)
                for path, model in zip(args.models, models, strict=True)]
+    if args.logits:
+        columns = columns_of(args.logits, logits_names, names)
+        results.append(figures(args.logits, logits.softmax(1)[:, columns], labels))
+    wanted = math.nan if args.escalate is None else args.escalate / 100
+    for model, result in zip(models, results, strict=False):
+        if args.escalate is not None and isinstance(model, Student):
+            result["escalation"] = escalation(result, results[-1], labels, wanted)
     first = results[0]["probabilities"].argmax(1)
     for result in results:
         predicted = result["probabilities"].argmax(1)
@@ -246,10 +366,15 @@ def main(args):
             print(f"\n{int(leaked.sum()):,} of {len(labels):,} texts ({leaked.double().mean():.2%}) also "
                   f"occur in {', '.join(args.seen)}"
                   + ("" if leaked.all() else "; 'unseen only' is the accuracy without them"))
-    if args.errors:
-        count = write_errors(args.errors, results, examples, labels, names)
-        if not args.json:
-            print(f"\n{args.errors}: {count:,} mistakes, most confident first")
+        for result in results:
+            if "escalation" in result:
+                show_escalation(result, results[-1], result["escalation"], wanted)
+    for file, judged in ((args.errors, results), (args.disagreements, results[-1:])):
+        if file:
+            count = write_errors(file, judged, examples, labels, names)
+            if not args.json:
+                what = "mistakes" if judged is results else f"rows whose label {args.logits} contradict"
+                print(f"\n{file}: {count:,} {what}, most confident first")
 
 
 if __name__ == "__main__":

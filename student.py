@@ -1,7 +1,9 @@
 """The BiLSTM student: its sizes, the network, save and load, predict. Needs torch and tokenizers alone.
 
-    python student.py students/base/student.pt "이 영화 진짜 재밌다" "돈이 아깝다"
+    python student.py "이 영화 진짜 재밌다" "돈이 아깝다"                               # with models/base.pt
+    python student.py students/base/student.pt "이 영화 진짜 재밌다"
     python student.py students/base/student.pt < reviews.txt > predictions.tsv      # one text a line
+    python student.py students/base/student.pt --export-onnx base.onnx
 
     from student import Student
     student = Student.load("student.pt")          # the file holds tokenizer, labels and hyperparameters too
@@ -17,15 +19,24 @@ import argparse
 
 def parse_args(argv=None):
     p = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
-    p.add_argument("student", metavar="STUDENT.pt")
+    p.add_argument("student", nargs="?", metavar="STUDENT.pt", help="default: models/base.pt beside me")
     p.add_argument("text", nargs="*", help="texts; without any, one text a line is read from standard input")
-    return p.parse_args(argv)
+    p.add_argument("--export-onnx", metavar="FILE", help="write FILE, and FILE.tokenizer.json beside it")
+    args = p.parse_intermixed_args(argv)
+    if args.student is not None and not args.student.endswith(".pt"):
+        args.text.insert(0, args.student)
+        args.student = None
+    if args.export_onnx and args.text:
+        p.error("--export-onnx takes no texts")
+    return args
 
 
 if __name__ == "__main__":
     ARGS = parse_args()  # before torch is imported: --help and a wrong flag answer at once
 
 import itertools
+import json
+import math
 import os
 import pickletools
 import re
@@ -43,12 +54,14 @@ import torch
 from tokenizers import Tokenizer
 from torch import nn
 
-FORMAT = 1
+FORMAT = 2  # format 1 had neither precisions nor a temperature, and a tokenizer's plain JSON
 # name: (embedding_dim, hidden_dim); 1,175,554 / 391,170 / 146,434 / 52,418 / 27,394 parameters
 # at a vocabulary of 3,000 and two classes.
 SIZES = {"large": (128, 256), "base": (64, 128), "small": (32, 64), "mini": (16, 16), "tiny": (8, 16)}
 POOLINGS = ("last", "max", "mean", "attention")
 HEADS = ("linear", "relu")
+PRECISIONS = ("float32", "float16", "int8")  # of the weights in a file; in memory they are float32
+SHIPPED = Path(__file__).with_name("models") / "base.pt"
 CHUNK = 65_536  # texts whose token ids predict holds at a time
 PART = 1024  # texts that a thread tokenizes at a time
 UNPACKED = 2**26  # bytes of a tokenizer's JSON
@@ -77,6 +90,7 @@ class StudentConfig:
     max_length: int = 128  # tokens; a longer text is cut
     pad_id: int = 0
     blank_id: int = 0  # stands for a text without any token
+    temperature: float = 1.0  # predict divides logits by it, so that probabilities are those to be relied on
 
     def __post_init__(self):
         for name in ("vocab_size", "num_labels", "embedding_dim", "hidden_dim", "num_layers", "max_length"):
@@ -90,6 +104,8 @@ class StudentConfig:
                                    f"[0, {self.vocab_size})")
         if not isinstance(self.dropout, (int, float)) or not 0 <= self.dropout < 1:
             raise StudentError(f"dropout is {reprlib.repr(self.dropout)}, must be in [0, 1)")
+        if not isinstance(self.temperature, (int, float)) or not 0 < self.temperature < math.inf:
+            raise StudentError(f"temperature is {reprlib.repr(self.temperature)}, must be positive")
         if self.pooling not in POOLINGS or self.head not in HEADS:
             raise StudentError(f"pooling {reprlib.repr(self.pooling)} must be one of {POOLINGS}, "
                                f"head {reprlib.repr(self.head)} of {HEADS}")
@@ -157,6 +173,66 @@ def largest_id(tokenizer) -> int:
         return max([*tokenizer.get_vocab().values(), *tokenizer.encode("가", "\U0010ffff").ids])
     except Exception as error:  # the tokenizers library's, such as: its own unknown token is missing
         raise StudentError(f"the tokenizer cannot be used ({error})") from None
+
+
+def to_int8(matrix):
+    """(R, D) -> int8 (R, D) and float16 (R, 1): every row in whole multiples of its 127th part."""
+    scales = (matrix.abs().amax(1, keepdim=True) / 127).half()
+    steps = matrix / scales.float().clamp(min=2**-24)  # float16's smallest; a row below it is nought
+    return steps.round().clamp(-127, 127).to(torch.int8), scales
+
+
+def pack_tokenizer(tokenizer) -> bytes:
+    """Compressed JSON without what follows from the rest: ids, and both sides of BPE's merges."""
+    state = json.loads(tokenizer.to_str())
+    model = state["model"]
+    if isinstance(model.get("vocab"), dict):
+        pieces = sorted(model["vocab"], key=model["vocab"].get)
+        merges = model.get("merges", [])
+        merged = pieces[len(pieces) - len(merges) :]
+        if [model["vocab"][piece] for piece in pieces] == list(range(len(pieces))) \
+                and ["".join(merge) for merge in merges] == merged:
+            model["vocab"] = pieces
+            if merges:
+                model["merges"] = [len(left) for left, _ in merges]
+    return zlib.compress(json.dumps(state, ensure_ascii=False, separators=(",", ":")).encode(), 9)
+
+
+def unpack_tokenizer(packed: bytes) -> Tokenizer:
+    """The tokenizer that pack_tokenizer packed. Its JSON may have at most UNPACKED bytes."""
+    unpacking = zlib.decompressobj()
+    text = unpacking.decompress(packed, UNPACKED)
+    if not unpacking.eof:
+        raise StudentError(f"its tokenizer is cut, or unpacks to more than {UNPACKED:,} bytes")
+    state = json.loads(text)
+    model = state["model"]
+    if model["type"] != "Unigram" and isinstance(model["vocab"], list):
+        pieces, lefts = model["vocab"], model.get("merges", [])
+        model["vocab"] = {piece: i for i, piece in enumerate(pieces)}
+        if lefts:
+            merged = pieces[len(pieces) - len(lefts) :]
+            model["merges"] = [(piece[:n], piece[n:]) for piece, n in zip(merged, lefts, strict=True)]
+    return Tokenizer.from_str(json.dumps(state, ensure_ascii=False))
+
+
+def write_whole(path, write) -> None:
+    """Have write(file) fill a temporary file beside `path`, then rename it. Raises StudentError."""
+    path = Path(path)
+    partial = path.with_name(f".{path.name}.{os.getpid()}.partial")
+    try:
+        path.parent.mkdir(parents=True, exist_ok=True)
+        with open(partial, "wb") as file:
+            write(file)
+            file.flush()
+            os.fsync(file.fileno())
+        os.replace(partial, path)
+    except (OSError, RuntimeError) as error:  # torch.save reports a full disk as a RuntimeError
+        cause = error if isinstance(error, OSError) else error.__context__  # PyTorch's hides the system's
+        reason = getattr(cause, "strerror", None) or str(error).strip().split("\n")[0][:200]
+        raise StudentError(f"{path}: cannot write ({reason}); nothing was changed") from None
+    finally:
+        with suppress(OSError):  # such as: its folder could not be made
+            partial.unlink(missing_ok=True)
 
 
 # As in runtime.py: this file has to stand alone.
@@ -297,7 +373,7 @@ class Student(nn.Module):
                 lengths = torch.tensor([len(ids[i]) // 4 for i in batch], device=device)
             with torch.autocast(device.type, torch.bfloat16, enabled=precision == "bf16"):
                 logits = self(input_ids, lengths)
-            probabilities[batch] = logits.float().softmax(1).cpu()
+            probabilities[batch] = (logits.float() / self.config.temperature).softmax(1).cpu()
 
         parts = [rows[i : i + PART] for i in range(0, len(rows), PART)]
         ids = list(itertools.chain.from_iterable(each(encode, parts)))
@@ -308,40 +384,134 @@ class Student(nn.Module):
             start += len(batches[-1])
         list(each(classify, batches))
 
-    def save(self, path, **extra) -> None:
-        """Write student.pt (to a temporary file, then renamed); `extra` are plain values such as scores."""
+    def save(self, path, precision: str = "float32", **extra) -> None:
+        """Write student.pt (to a temporary file, then renamed); `extra` are plain values such as scores.
+
+        Precision "float16" halves the weights. "int8" has matrices in a quarter, with a scale a row, and
+        vectors in float16. The file is loaded and used like any other.
+        """
+        if precision not in PRECISIONS:
+            raise ValueError(f"precision is {precision!r}, must be one of {PRECISIONS}")
+        weights = {name: tensor.detach().cpu() for name, tensor in self.state_dict().items()}
+        scales = {}
+        for name, tensor in weights.items():
+            if precision == "int8" and tensor.dim() == 2:
+                weights[name], scales[name] = to_int8(tensor)
+            elif precision != "float32":
+                weights[name] = tensor.half()
+        if not all(tensor.isfinite().all() for tensor in [*weights.values(), *scales.values()]):
+            raise StudentError(f"{path}: weights are beyond the range of {precision}; nothing was changed")
         self.tokenizer.no_padding()
         self.tokenizer.no_truncation()
-        packed = zlib.compress(self.tokenizer.to_str().encode(), 9)  # a third of the JSON
         artifact = {
-            "kind": "student", "format": FORMAT, "config": asdict(self.config),
-            "weights": {name: tensor.detach().cpu() for name, tensor in self.state_dict().items()},
-            "tokenizer": torch.frombuffer(bytearray(packed), dtype=torch.uint8),
+            "kind": "student", "format": FORMAT, "config": asdict(self.config), "precision": precision,
+            "weights": weights, "scales": scales,
+            "tokenizer": torch.frombuffer(bytearray(pack_tokenizer(self.tokenizer)), dtype=torch.uint8),
             "label_names": self.label_names, **extra,
         }
-        path = Path(path)
-        partial = path.with_name(f".{path.name}.{os.getpid()}.partial")
+        write_whole(path, lambda file: torch.save(artifact, file))
+
+    def export_onnx(self, path) -> None:
+        """Write an ONNX graph: input_ids (B, T), lengths (B,), int64 -> probabilities (B, C), as predict's.
+
+        The graph is written by hand: ONNX's LSTM takes lengths, and reads backwards within them. Beside it,
+        PATH.tokenizer.json cuts and pads as the student needs it. Raises StudentError without package onnx.
+        """
         try:
-            path.parent.mkdir(parents=True, exist_ok=True)
-            with open(partial, "wb") as file:
-                torch.save(artifact, file)
-                file.flush()
-                os.fsync(file.fileno())
-            os.replace(partial, path)
-        except (OSError, RuntimeError) as error:  # torch.save reports a full disk as a RuntimeError
-            cause = error if isinstance(error, OSError) else error.__context__  # PyTorch's hides the system's
-            reason = getattr(cause, "strerror", None) or str(error).strip().split("\n")[0][:200]
-            raise StudentError(f"{path}: cannot write ({reason}); nothing was changed") from None
-        finally:
-            with suppress(OSError):  # such as: its folder could not be made
-                partial.unlink(missing_ok=True)
+            from onnx import TensorProto, checker, helper, numpy_helper
+        except ImportError:
+            raise StudentError("ONNX needs one more package: pip install onnx") from None
+        nodes, constants = [], []
+
+        def constant(name, value):
+            constants.append(numpy_helper.from_array(value.detach().cpu().numpy(), name))
+            return name
+
+        def node(kind, *inputs, out, **attributes):
+            out = [out] if isinstance(out, str) else out
+            nodes.append(helper.make_node(kind, list(inputs), out, **attributes))
+            return out[0]
+
+        def gates(*tensors):  # (4H, …) of both directions -> (2, 4H, …); PyTorch's i f g o as i o f g
+            parts = [tensor.chunk(4) for tensor in tensors]
+            return torch.stack([torch.cat([i, o, f, g]) for i, f, g, o in parts])
+
+        node("Cast", "lengths", out="lengths32", to=TensorProto.INT32)
+        node("Transpose", "input_ids", out="tokens", perm=[1, 0])  # (T, B)
+        x = node("Gather", constant("table", self.embedding.weight), "tokens", out="embedded")  # (T, B, E)
+        for i, layer in enumerate(self.layers):
+            a, b = layer.ahead, layer.behind
+            inputs = [constant(f"w{i}", gates(a.weight_ih_l0, b.weight_ih_l0)),
+                      constant(f"r{i}", gates(a.weight_hh_l0, b.weight_hh_l0)),
+                      constant(f"b{i}", torch.cat([gates(a.bias_ih_l0, b.bias_ih_l0),
+                                                   gates(a.bias_hh_l0, b.bias_hh_l0)], 1))]
+            node("LSTM", x, *inputs, "lengths32", out=[f"y{i}", f"h{i}"], direction="bidirectional",
+                 hidden_size=self.config.hidden_dim)  # (T, 2, B, H) and (2, B, H)
+            node("Transpose", f"y{i}", out=f"yt{i}", perm=[0, 2, 1, 3])
+            shape = constant(f"shape{i}", torch.tensor([0, 0, -1]))
+            x = node("Reshape", f"yt{i}", shape, out=f"x{i}")  # (T, B, 2H)
+        first = constant("first", torch.tensor([0]))
+        if self.config.pooling == "last":
+            node("Transpose", f"h{len(self.layers) - 1}", out="last", perm=[1, 0, 2])
+            x = node("Reshape", "last", constant("flat", torch.tensor([0, -1])), out="pooled")  # (B, 2H)
+        else:
+            node("Shape", "tokens", out="T", start=0, end=1)
+            node("Squeeze", "T", out="end")
+            zero, one = constant("zero", torch.tensor(0)), constant("one", torch.tensor(1))
+            node("Range", zero, "end", one, out="range")
+            node("Unsqueeze", "range", constant("axes12", torch.tensor([1, 2])), out="steps")  # (T, 1, 1)
+            node("Unsqueeze", "lengths", constant("axes02", torch.tensor([0, 2])), out="ends")  # (1, B, 1)
+            node("Less", "steps", "ends", out="real")
+            low = constant("low", torch.tensor(-math.inf))
+            nought = constant("nought", torch.tensor(0.0))
+            if self.config.pooling == "max":
+                node("Where", "real", x, low, out="kept")
+                x = node("ReduceMax", "kept", first, out="pooled", keepdims=0)
+            else:
+                if self.config.pooling == "mean":
+                    node("Cast", "real", out="ones", to=TensorProto.FLOAT)
+                    node("ReduceSum", "ones", first, out="count")  # (1, B, 1)
+                    node("Div", "ones", "count", out="shares")
+                else:
+                    query = constant("query", self.attention.weight.T)
+                    node("MatMul", node("Tanh", x, out="squashed"), query, out="scores")
+                    node("Softmax", node("Where", "real", "scores", low, out="kept"), out="shares", axis=0)
+                node("Mul", "shares", node("Where", "real", x, nought, out="tidy"), out="weighed")
+                x = node("ReduceSum", "weighed", first, out="pooled", keepdims=0)
+        for i, part in enumerate(self.head if self.config.head == "relu" else [self.head]):
+            if isinstance(part, nn.Linear):
+                weight, bias = constant(f"hw{i}", part.weight), constant(f"hb{i}", part.bias)
+                x = node("Gemm", x, weight, bias, out=f"z{i}", transB=1)
+            elif isinstance(part, nn.ReLU):
+                x = node("Relu", x, out=f"z{i}")
+        temperature = constant("temperature", torch.tensor(float(self.config.temperature)))
+        node("Div", x, temperature, out="logits")
+        node("Softmax", "logits", out="probabilities", axis=1)
+
+        graph = helper.make_graph(
+            nodes, "student",
+            [helper.make_tensor_value_info("input_ids", TensorProto.INT64, ["B", "T"]),
+             helper.make_tensor_value_info("lengths", TensorProto.INT64, ["B"])],
+            [helper.make_tensor_value_info("probabilities", TensorProto.FLOAT, ["B", len(self.label_names)])],
+            constants)
+        model = helper.make_model(graph, opset_imports=[helper.make_opsetid("", 18)], ir_version=8)
+        helper.set_model_props(model, {"label_names": json.dumps(self.label_names, ensure_ascii=False),
+                                       "blank_id": str(self.config.blank_id)})
+        checker.check_model(model, full_check=True)
+        pad = self.config.pad_id
+        self.tokenizer.enable_truncation(self.config.max_length)
+        self.tokenizer.enable_padding(pad_id=pad, pad_token=self.tokenizer.id_to_token(pad))
+        text = self.tokenizer.to_str(pretty=True)
+        self.tokenizer.no_padding()
+        write_whole(path, lambda file: file.write(model.SerializeToString()))
+        write_whole(f"{path}.tokenizer.json", lambda file: file.write(text.encode()))
 
     @classmethod
-    def load(cls, path, device="cpu") -> "Student":
+    def load(cls, path=SHIPPED, device="cpu") -> "Student":
         """Read student.pt: tensors and plain values only, never code. Raises StudentError.
 
         The archive's sums are checked, which torch.load does not do, and nothing in it can claim more memory
-        than the file's size (the tokenizer is packed, and at most UNPACKED bytes).
+        than its weights in float32 (the tokenizer is packed, and at most UNPACKED bytes).
         """
         try:
             check_archive(path)
@@ -359,36 +529,51 @@ class Student(nn.Module):
             found = kind if plain else "something that is not of this kit"
             raise StudentError(f"{path}: holds {found}, not a student")
         number = artifact.get("format")
-        if number.__class__ is not int or number != FORMAT:
+        if number.__class__ is not int or not 1 <= number <= FORMAT:
             number = number if isinstance(number, int) else "unknown"
-            raise StudentError(f"{path}: format {number}, this student.py reads {FORMAT}")
+            raise StudentError(f"{path}: format {number}, this student.py reads 1 to {FORMAT}")
         try:
             config, weights = StudentConfig(**artifact["config"]), artifact["weights"]
-            tensors = artifact["tokenizer"], *weights.values()
+            scales, packed = artifact.get("scales", {}), artifact["tokenizer"]
+            tensors = [packed, *weights.values(), *scales.values()]
             if config.num_layers > len(weights) or not all(
-                    value.dtype == (torch.float32 if i else torch.uint8) and value.layout == torch.strided
-                    and value.device.type == "cpu" and value.nbytes <= value.untyped_storage().nbytes()
-                    for i, value in enumerate(tensors)):
+                    value.layout == torch.strided and value.device.type == "cpu"
+                    and value.nbytes <= value.untyped_storage().nbytes() for value in tensors) \
+                    or sum(value.nbytes for value in tensors) > os.path.getsize(path):
                 raise StudentError("its config or weights claim more than the file holds")
-            packed = zlib.decompressobj()
-            text = packed.decompress(tensors[0].numpy().tobytes(), UNPACKED)
-            if not packed.eof:
-                raise StudentError(f"its tokenizer is cut, or unpacks to more than {UNPACKED:,} bytes")
+            for name, value in weights.items():
+                scale = scales.get(name)
+                if value.dtype not in ((torch.float32, torch.float16) if scale is None else (torch.int8,)):
+                    raise StudentError(f"{name} is {value.dtype}, "
+                                       + ("without scales" if scale is None else "with scales"))
+                if scale is not None and (scale.dtype != torch.float16 or scale.shape != (len(value), 1)):
+                    raise StudentError(f"{name} has scales of another type or shape")
+                weights[name] = value.float() if scale is None else value.float() * scale.float()
             if not all(value.isfinite().all() for value in weights.values()):
                 raise StudentError("its weights are not finite")
+            if packed.dtype != torch.uint8:
+                raise StudentError("its tokenizer is no bytes")
+            tokenizer = unpack_tokenizer(packed.numpy().tobytes())
             with torch.device("meta"):  # shapes alone: no config claims memory that the weights do not fill
-                student = cls(config, Tokenizer.from_str(text.decode()), artifact["label_names"])
+                student = cls(config, tokenizer, artifact["label_names"])
             student.load_state_dict(weights, assign=True)
         except Exception as error:  # the tokenizers library raises bare Exception
             reason = " ".join(str(error).split())[:200]
             raise StudentError(f"{path}: damaged ({reason}); copy it again or train it anew") from None
         student.artifact = {key: value for key, value in artifact.items()
-                            if key not in ("weights", "tokenizer")}
+                            if key not in ("weights", "scales", "tokenizer")}
         return student.to(device).eval()
 
 
 def main(args):
-    student = Student.load(args.student)
+    if args.student is None and not SHIPPED.exists():
+        raise StudentError(f"{SHIPPED} is not there; name a STUDENT.pt before the texts")
+    student = Student.load(args.student or SHIPPED)
+    if args.export_onnx:
+        student.export_onnx(args.export_onnx)
+        print(f"{args.export_onnx}: {', '.join(student.label_names)}; "
+              f"tokens by {args.export_onnx}.tokenizer.json")
+        return
     if sys.stdin is None and not args.text:
         raise StudentError("standard input is closed; give texts as arguments")
     # UTF-8 whatever the locale; a BOM is no part of the first text.

@@ -11,6 +11,7 @@ from tokenizers import Tokenizer, models, pre_tokenizers
 
 import evaluate
 import runtime
+from data.examples import read_examples
 from evaluate import calibration_error, macro_f1, mcnemar, wilson_interval
 from student import Student, StudentConfig, StudentError
 from teacher import Teacher, TeacherConfig
@@ -88,8 +89,8 @@ def test_mcnemar_is_the_exact_binomial_test(only_first, only_second, expected):
 
 NAMES = ["neg", "pos", "mid"]  # not in alphabetical order
 WORDS = ["[PAD]", "[UNK]", "[CLS]", "[SEP]", *"abcdefgh"]
-COLUMNS = ["model", "accuracy", "95 % interval", "macro-F1", "log loss", "ECE", "agreement", "p",
-           "parameters", "bytes", "texts/s", "ms/text"]  # fmt: skip
+COLUMNS = ["model", "accuracy", "95 % interval", "macro-F1", "log loss", "ECE", "ECE, T = 1", "agreement",
+           "p", "parameters", "bytes", "texts/s", "ms/text"]  # fmt: skip
 
 
 def tokenizer():
@@ -317,7 +318,7 @@ def test_the_table_has_a_cell_for_each_column(case, capsys, seen):
         expected = [path, f"{figures['accuracy']:.2%}", f"{low:.2%}–{high:.2%}"]
         if seen:
             expected.append(f"{unseen_accuracy(path, case, {text for text, _ in case[:15]}):.2%}")
-        expected += [f"{figures[key]:.4f}" for key in ("macro_f1", "log_loss", "ece")]
+        expected += [f"{figures[key]:.4f}" for key in ("macro_f1", "log_loss", "ece", "ece")]
         expected += [f"{figures['agreement']:.2%}", f"{figures['mcnemar_p']:.2g}", "625"]
         for line in (cells[2 + i], plain[1 + i]):
             assert len(line) == len(columns)
@@ -390,7 +391,13 @@ def test_errors_never_overwrite_what_is_read(case, capsys, name):
 
 
 @pytest.mark.parametrize(("flags", "message"), [
-    ([], "the following arguments are required: MODEL.pt, --data"),
+    ([], "the following arguments are required: --data"),
+    (["--data", "a.tsv"], "name a student.pt or teacher.pt, or give --logits"),
+    (["a.pt", "--data", "a.tsv", "--escalate"],
+     "--disagreements and --escalate need --logits (dump_logits.py --data FILE makes them)"),
+    (["--data", "a.tsv", "--logits", "l.pt", "--escalate"], "--escalate needs a student.pt"),
+    (["a.pt", "--data", "a.tsv", "--logits", "l.pt", "--escalate", "101"],
+     "--escalate is an accuracy in percent, above 0 and at most 100"),
     (["a.pt"], "the following arguments are required: --data"),
     (["a.pt", "--data", "a.tsv", "--json", "--markdown"], "not allowed with argument --json"),
     (["a.pt", "--data", "a.tsv", "--device", "tpu"], "argument --device: invalid choice: 'tpu'"),
@@ -400,3 +407,125 @@ def test_bad_flags_end_with_code_2(capsys, flags, message):
         evaluate.parse_args(flags)
     assert exit_.value.code == 2
     assert message in capsys.readouterr().err.strip().split("\n")[-1]
+
+
+# ---- the cached teacher ------------------------------------------------------------------------------------
+
+
+def write_logits(path, data, names=("mid", "neg", "pos"), seed=5, **changes):
+    """Random logits of data.tsv as dump_logits.py writes them; returns {label: probability} of each row."""
+    logits = 2 * torch.randn(len(data), len(names), generator=torch.Generator().manual_seed(seed))
+    artifact = {"kind": "logits", "format": 2, "logits": logits, "label_names": list(names),
+                "texts": read_examples("data.tsv").fingerprint()}
+    torch.save(artifact | changes, path)
+    return [dict(zip(names, row, strict=True)) for row in logits.softmax(1).tolist()]
+
+
+def test_logits_are_judged_as_a_model_that_need_not_run(case, capsys):
+    rows = write_logits("logits.pt", case)
+    out = json.loads(run(capsys, "one.pt", "--data", "data.tsv", "--logits", "logits.pt", "--json"))
+    alone = json.loads(run(capsys, "--data", "data.tsv", "--logits", "logits.pt", "--json"))
+    right = [best(p) == label for p, (_, label) in zip(rows, case, strict=True)]
+    for found in (out["models"][1], alone["models"][0]):
+        assert found["model"] == "logits.pt" and "texts_per_second" not in found
+        assert found["accuracy"] == pytest.approx(sum(right) / 60, abs=1e-12)
+        assert found["log_loss"] == pytest.approx(
+            -sum(math.log(p[label]) for p, (_, label) in zip(rows, case, strict=True)) / 60, abs=1e-5)
+    ones = [best(p) for p in predictions("one.pt", [text for text, _ in case])]
+    assert out["models"][1]["agreement"] == sum(best(p) == q for p, q in zip(rows, ones, strict=True)) / 60
+    line = run(capsys, "one.pt", "--data", "data.tsv", "--logits", "logits.pt", "--markdown").splitlines()[-1]
+    assert line.startswith("| logits.pt | ") and line.endswith(" | – | – |")
+
+
+def test_a_bare_tensor_has_its_columns_in_the_order_of_the_labels(case, capsys):
+    write_logits("logits.pt", case)
+    torch.save(torch.load("logits.pt", weights_only=True)["logits"], "bare.pt")
+    out = [json.loads(run(capsys, "--data", "data.tsv", "--logits", path, "--json"))["models"][0]["accuracy"]
+           for path in ("logits.pt", "bare.pt")]
+    assert out[0] == out[1]
+
+
+def test_disagreements_are_the_rows_the_cached_teacher_contradicts(case, capsys):
+    rows = write_logits("logits.pt", case)
+    out = run(capsys, "one.pt", "--data", "data.tsv", "--logits", "logits.pt", "--disagreements", "new/d.tsv")
+    expected = [(-max(p.values()), i) for i, (p, (_, label)) in enumerate(zip(rows, case, strict=True))
+                if best(p) != label]
+    _, *lines = [line.split("\t") for line in Path("new/d.tsv").read_text("utf-8").splitlines()]
+    assert [int(line[1]) for line in lines] == [i for _, i in sorted(expected)]
+    assert {line[0] for line in lines} == {"logits.pt"}
+    assert out.endswith(
+        f"\nnew/d.tsv: {len(lines)} rows whose label logits.pt contradict, most confident first\n")
+
+
+def test_escalation_equals_a_count_at_every_threshold(case, capsys):
+    teacher = write_logits("logits.pt", case)
+    labels = [label for _, label in case]
+    student_rows = predictions("one.pt", [text for text, _ in case])
+
+    def combined(threshold):  # (share the student answers, accuracy of both)
+        answers = [max(p.values()) >= threshold for p in student_rows]
+        right = [best(p if mine else q) == label
+                 for p, q, mine, label in zip(student_rows, teacher, answers, labels, strict=True)]
+        return sum(answers) / 60, sum(right) / 60
+
+    every = [combined(max(p.values())) for p in student_rows] + [combined(2)]
+    wanted = sorted(accuracy for _, accuracy in every)[-5]
+    flags = ["one.pt", "--data", "data.tsv", "--logits", "logits.pt", "--escalate"]
+    found = json.loads(run(capsys, *flags, str(100 * wanted - 1e-9), "--json"))["models"][0]["escalation"]
+    assert found["curve"][0] == [0.0, None, combined(2)[1]]
+    for tenth, (share, threshold, accuracy) in enumerate(found["curve"]):
+        assert share == pytest.approx(tenth / 10)
+        assert (share, accuracy) == pytest.approx(combined(threshold or 2))
+    share, threshold, accuracy = found["wanted"]
+    assert (share, accuracy) == pytest.approx(combined(threshold))
+    assert share == max(share for share, accuracy in every if accuracy >= wanted - 1e-9)
+    out = run(capsys, *flags, str(100 * wanted - 1e-9))
+    assert f"\nfor {wanted:.2%}: the student answers {share:.1%}, where its probability is at least " in out
+    assert run(capsys, *flags, "100").endswith("100.00% is not reached at any threshold\n")
+    assert "for " not in run(capsys, *flags).split("threshold", 1)[1]
+
+
+def test_rows_of_one_probability_are_never_torn_apart():
+    student = {"probabilities": torch.tensor([[0.9, 0.1], [0.8, 0.2], [0.8, 0.2], [0.8, 0.2], [0.6, 0.4]])}
+    teacher = {"probabilities": torch.tensor([[0.2, 0.8]] * 5)}
+    labels = torch.tensor([0, 0, 1, 1, 1])
+    found = evaluate.escalation(student, teacher, labels, 0.8)
+    assert {share for share, _, _ in found["curve"]} == {0.0, 0.2, 0.8, 1.0}
+    assert found["wanted"] == pytest.approx((0.2, 0.9, 0.8))  # 0.6 for none, 0.6 at 80 %, 0.4 for all
+    assert evaluate.escalation(student, teacher, labels, 0.6)["wanted"] == pytest.approx((0.8, 0.8, 0.6))
+    assert evaluate.escalation(student, teacher, torch.ones(5).long(), 1.0)["wanted"] == (0.0, None, 1.0)
+
+
+def test_the_error_before_calibration_is_that_of_temperature_1(case, capsys):
+    model = Student.load("one.pt")
+    model.config.temperature = 2.5
+    model.save("warm.pt")
+    one, warm = json.loads(run(capsys, "one.pt", "warm.pt", "--data", "data.tsv", "--json"))["models"]
+    assert one["ece_uncalibrated"] == pytest.approx(one["ece"], abs=1e-6)
+    assert warm["ece_uncalibrated"] == pytest.approx(one["ece"], abs=1e-6)
+    assert abs(warm["ece"] - one["ece"]) > 0.01
+
+
+@pytest.mark.parametrize(("changes", "message"), [
+    ({"texts": "0"}, "logits.pt: these are logits of other texts than data.tsv; make the right ones with "
+                     "dump_logits.py --data data.tsv"),
+    ({"label_names": ["a", "b", "c"]}, "logits.pt: its labels are ['a', 'b', 'c'], those of the first model "
+                                       "['neg', 'pos', 'mid']; compare models of the same labels"),
+    ({"logits": torch.zeros(59, 3)}, "logits.pt: not finite logits for 60 rows and 3 labels; make them anew "
+                                     "with dump_logits.py --data data.tsv"),
+    ({"logits": torch.full((60, 3), math.nan)}, "logits.pt: not finite logits for 60 rows and 3 labels; make "
+                                                "them anew with dump_logits.py --data data.tsv"),
+    ({"kind": "teacher"}, "logits.pt: holds teacher, a logits is needed"),
+])
+def test_logits_that_do_not_belong_are_refused(case, capsys, changes, message):
+    write_logits("logits.pt", case, **changes)
+    assert refused(capsys, "one.pt", "--data", "data.tsv", "--logits", "logits.pt") == message
+
+
+def test_disagreements_never_overwrite_what_is_read_or_written(case, capsys):
+    write_logits("logits.pt", case)
+    flags = ["one.pt", "--data", "data.tsv", "--logits", "logits.pt", "--errors", "e.tsv", "--disagreements"]
+    for name in ("logits.pt", "./e.tsv"):
+        assert refused(capsys, *flags, name) == (
+            f"--disagreements {name} would overwrite what is read; name another file")
+    assert not Path("e.tsv").exists()
