@@ -64,7 +64,7 @@ PRECISIONS = ("float32", "float16", "int8")  # of the weights in a file; in memo
 SHIPPED = Path(__file__).with_name("models") / "base.pt"
 CHUNK = 65_536  # texts whose token ids predict holds at a time
 PART = 1024  # texts that a thread tokenizes at a time
-UNPACKED = 2**26  # bytes of a tokenizer's JSON
+UNPACKED = 2**20, 256  # bytes that a tokenizer's JSON may have, and for each token
 SHARE = 256  # texts for each thread that make it worth starting threads
 # What a file of plain values names; torch.load also lets pass bytearray(10**11) and the like.
 PLAIN = re.compile(r"torch \w+Storage|collections OrderedDict|"
@@ -198,12 +198,13 @@ def pack_tokenizer(tokenizer) -> bytes:
     return zlib.compress(json.dumps(state, ensure_ascii=False, separators=(",", ":")).encode(), 9)
 
 
-def unpack_tokenizer(packed: bytes) -> Tokenizer:
-    """The tokenizer that pack_tokenizer packed. Its JSON may have at most UNPACKED bytes."""
+def unpack_tokenizer(packed: bytes, tokens: int) -> Tokenizer:
+    """The tokenizer of so many tokens that pack_tokenizer packed."""
+    most = UNPACKED[0] + UNPACKED[1] * tokens
     unpacking = zlib.decompressobj()
-    text = unpacking.decompress(packed, UNPACKED)
+    text = unpacking.decompress(packed, most)
     if not unpacking.eof:
-        raise StudentError(f"its tokenizer is cut, or unpacks to more than {UNPACKED:,} bytes")
+        raise StudentError(f"its tokenizer is cut, or unpacks to more than {most:,} bytes")
     state = json.loads(text)
     model = state["model"]
     if model["type"] != "Unigram" and isinstance(model["vocab"], list):
@@ -511,7 +512,7 @@ class Student(nn.Module):
         """Read student.pt: tensors and plain values only, never code. Raises StudentError.
 
         The archive's sums are checked, which torch.load does not do, and nothing in it can claim more memory
-        than its weights in float32 (the tokenizer is packed, and at most UNPACKED bytes).
+        than its weights in float32 and as many tokens (UNPACKED).
         """
         try:
             check_archive(path)
@@ -553,7 +554,7 @@ class Student(nn.Module):
                 raise StudentError("its weights are not finite")
             if packed.dtype != torch.uint8:
                 raise StudentError("its tokenizer is no bytes")
-            tokenizer = unpack_tokenizer(packed.numpy().tobytes())
+            tokenizer = unpack_tokenizer(packed.numpy().tobytes(), len(weights["embedding.weight"]))
             with torch.device("meta"):  # shapes alone: no config claims memory that the weights do not fill
                 student = cls(config, tokenizer, artifact["label_names"])
             student.load_state_dict(weights, assign=True)

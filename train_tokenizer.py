@@ -1,6 +1,6 @@
 """Train the student's subword vocabulary on texts, in one or several sizes.
 
-    python train_tokenizer.py --data data/nsmc/train.tsv                             # WordPiece, 3,000 tokens
+    python train_tokenizer.py --data data/nsmc/train.tsv                                   # BPE, 3,000 tokens
     python train_tokenizer.py --data train.tsv unlabeled.tsv.gz --vocab-size 2000 3000 9000
 
 reads   files with a text column; labels are not needed
@@ -20,7 +20,7 @@ def parse_args(argv=None):
     arg("--text-column", metavar="NAME", help="default: text or document")
     arg("--text2-column", metavar="NAME", help="second text of a pair; default: text2 if there")
     # vocabulary
-    arg("--type", default="wordpiece", choices=["wordpiece", "bpe", "unigram"], help="default: %(default)s")
+    arg("--type", default="bpe", choices=["bpe", "wordpiece", "unigram"], help="default: %(default)s")
     arg("--vocab-size", type=int, nargs="+", default=[3000], metavar="N", help="default: 3000")
     arg("--min-frequency", type=int, default=5, help="of a token, not for unigram (default: %(default)s)")
     arg("--limit-alphabet", type=int, metavar="N",

@@ -6,7 +6,8 @@
         --train train.tsv --valid valid.tsv --seen train.tsv unlabeled.tsv.gz
 
 Students of an arm that have one size are runs of one method: their mean, standard deviation and the gain
-over the first arm are reported. Baselines, TF-IDF with logistic regression and fastText, are trained on
+over the first arm are reported. Where student.int8.pt stands beside each student.pt of the last arm of a
+size, both are compared. Baselines, TF-IDF with logistic regression and fastText, are trained on
 --train from their own packages, their settings chosen on --valid.
 
 reads   teacher.pt, any number of student.pt, the test file
@@ -61,7 +62,7 @@ from bench.table import filled
 from data.examples import read_examples
 from evaluate import assess, load_model, text_keys
 from runtime import UserError
-from student import FORMAT, SIZES, StudentError
+from student import SIZES, Student, StudentError
 
 CACHE_FORMAT = 1
 LENGTHS = ((0, 15), (16, 30), (31, 60), (61, math.inf))  # characters of a text
@@ -74,14 +75,18 @@ WORDS = {
                    "the last\nmethod over the first, paired by review. {leaks:,} of the reviews "
                    "({share:.1%}) also occur in training files; `bench/report/report.json`\nhas the "
                    "figures without them, with calibration, macro-F1 and the command. {machine}, float32.",
-           "one": "one run each", "several": "{} seeds", "by": "by length in characters", "rows": "reviews"},
+           "one": "one run each", "several": "{} seeds", "by": "by length in characters", "rows": "reviews",
+           "files": ["file", "bytes", "in int8", "accuracy", "in int8", "difference (95 %)", "reviews/s",
+                     "in int8", "ECE, T = 1", "ECE"]},
     "ko": {"header": ["", "파라미터", "바이트", "{arms}", "이득 (95 %)", "teacher와 일치", "리뷰/초",
                       "한 건 ms"],
            "text": "테스트 리뷰 {rows:,}개의 정확도({seeds}의 평균 ± 표준편차). 이득은 첫 방법에 대한 마지막 "
                    "방법의 차이를\n리뷰별로 짝지어 구했습니다. 리뷰 {leaks:,}개({share:.1%})는 학습 파일에도 "
                    "있습니다. 이를 뺀 값과 보정 오차, macro-F1, 명령은\n`bench/report/report.json`에 "
                    "있습니다. {machine}, float32.",
-           "one": "한 번 실행", "several": "시드 {}개", "by": "글자 수별", "rows": "리뷰 수"},
+           "one": "한 번 실행", "several": "시드 {}개", "by": "글자 수별", "rows": "리뷰 수",
+           "files": ["파일", "바이트", "int8", "정확도", "int8", "차이 (95 %)", "리뷰/초", "int8",
+                     "ECE, T = 1", "ECE"]},
 }
 
 
@@ -255,13 +260,20 @@ def summary(results: list[dict], teacher: dict, leaked: torch.Tensor, lengths: t
                "agreement": torch.stack(agree).double().mean().item(),
                "by_length": [share(right[(least <= lengths) & (lengths <= most)]) for least, most in LENGTHS],
                "machine": results[0]["machine"]}
-    for name in ("macro_f1", "log_loss", "ece", "texts_per_second", "ms_per_text"):
-        figures[name] = statistics.mean(result[name] for result in results)
+    for name in ("macro_f1", "log_loss", "ece", "ece_uncalibrated", "texts_per_second", "ms_per_text"):
+        if name in results[0]:
+            figures[name] = statistics.mean(result[name] for result in results)
     return figures | {name: results[0][name] for name in ("parameters", "bytes")}
 
 
 def make_report(args, tested: Tested, teacher: dict, arms: dict, others: list[dict]) -> dict:
     """All of report.json. `arms`: {arm: {size: [result]}}."""
+    def in_int8(size):
+        """The last arm's runs of a size and their files in int8, if each has one."""
+        runs = [sizes[size] for sizes in arms.values() if size in sizes][-1]
+        files = [Path(result["model"]).with_name("student.int8.pt") for result in runs]
+        return (runs, [tested.file(str(file)) for file in files]) if all(map(Path.exists, files)) else None
+
     keys, seen = text_keys(tested.examples), set()
     for file in args.seen:
         seen.update(text_keys(read_examples(file)))
@@ -276,9 +288,15 @@ def make_report(args, tested: Tested, teacher: dict, arms: dict, others: list[di
             if sizes is not first and size in first:
                 students[size][arm] |= paired_gain(*([result["right"] for result in runs[size]]
                                                      for runs in (first, sizes)))
+    files = {}
+    for size in students:
+        if pair := in_int8(size):
+            exact, rounded = (summary(results, *context) for results in pair)
+            gain = paired_gain(*([result["right"] for result in results] for results in pair))
+            files[size] = {"float32": exact, "int8": rounded | gain}
     return {"data": args.data, "rows": len(keys), "leaked_rows": int(leaked.sum()), "seen": args.seen,
             "length_rows": [int(((least <= lengths) & (lengths <= most)).sum()) for least, most in LENGTHS],
-            "arms": list(arms), "students": students, "teacher": summary([teacher], *context),
+            "arms": list(arms), "students": students, "files": files, "teacher": summary([teacher], *context),
             "baselines": {result["model"]: summary([result], *context) for result in others},
             "command": f"python -m bench.report {shlex.join(sys.argv[1:])}"}
 
@@ -328,6 +346,16 @@ def block(report: dict, language: str) -> str:
                                                            for size, by_arm in report["students"].items())]:
         shares = ["–" if value is None else f"{value:.2%}" for value in figures["by_length"]]
         lines.append(line([what, *shares]))
+    if report["files"]:
+        lines += ["", line(words["files"]), "|---|" + "---:|" * (len(words["files"]) - 1)]
+    for what, pair in report["files"].items():
+        exact, rounded = pair["float32"], pair["int8"]
+        low, high = rounded["interval"]
+        lines.append(line([
+            what.capitalize(), f"{exact['bytes']:,}", f"{rounded['bytes']:,}", score(exact), score(rounded),
+            f"{100 * rounded['gain']:+.2f} ({100 * low:+.2f} … {100 * high:+.2f})",
+            f"{exact['texts_per_second']:,.0f}", f"{rounded['texts_per_second']:,.0f}",
+            f"{exact['ece_uncalibrated']:.4f}", f"{exact['ece']:.4f}"]))
     machines = dict.fromkeys(
         f"{figures['machine']['hardware']}, {figures['machine']['threads']} threads" for figures in
         (report["teacher"], *report["baselines"].values(), *(figures for by_arm in report["students"].values()
@@ -387,9 +415,10 @@ def main(args):
     for arm, *files in args.arm:
         arms[arm] = defaultdict(list)
         for file in sorted(files):
-            config = runtime.load(file, "student", FORMAT, ("config",))["config"]
-            result = tested.file(file)
-            arms[arm][size_of(config)].append(result)
+            model = load_model(file, torch.device("cpu"))
+            if not isinstance(model, Student):
+                raise UserError(f"{file}: holds a teacher; --arm wants student.pt files")
+            arms[arm][size_of(vars(model.config))].append(tested.file(file))
     others = baselines(args, tested) if args.train else []
     report = make_report(args, tested, teacher, arms, others)
     runtime.save_together({args.out / "report.json": json.dumps(report, ensure_ascii=False, indent=1) + "\n"})

@@ -45,7 +45,7 @@ def make_kit(folder: Path) -> Path:
     (folder / "valid.tsv").write_bytes(b"\n".join([b"text\tlabel", *TABLE.split(b"\n")[5:]]))
     train_tokenizer.main(train_tokenizer.parse_args(
         ["--data", str(folder / "train.tsv"), "--output-dir", str(folder), "--vocab-size", "60",
-         "--min-frequency", "1"]))
+         "--min-frequency", "1", "--type", "wordpiece"]))
     (folder / "vocab_size_60").rename(folder / "tok")
     torch.manual_seed(0)
     tokenizer = load_tokenizer(folder / "tok", "bert")
@@ -204,7 +204,7 @@ def put(files: dict) -> None:
 FAST = "--device cpu --precision fp32"
 TRAINING = f"--epochs 1 {FAST}"
 SCRIPTS = {  # flags that come before a case's own; a later flag wins
-    "train_tokenizer": "--vocab-size 60 --min-frequency 1",
+    "train_tokenizer": "--type wordpiece --vocab-size 60 --min-frequency 1",
     "finetune_teacher": f"--train train.tsv --valid valid.tsv {TRAINING}",
     "dump_logits": f"--teacher teacher.pt --data train.tsv {FAST}",
     "distill": "--train train.tsv --logits logits.pt --valid valid.tsv --tokenizer tok --size tiny "

@@ -41,7 +41,8 @@ def files(tmp_path_factory):
     write(folder / "train.tsv", ROWS)
     write(folder / "valid.tsv", ROWS[30:54])
     flags = ["--data", folder / "train.tsv", "--output-dir", folder / "tokenizer", "--vocab-size", 150, 60]
-    train_tokenizer.main(train_tokenizer.parse_args([*map(str, flags), "--min-frequency", "1"]))
+    flags += ["--type", "wordpiece", "--min-frequency", 1]
+    train_tokenizer.main(train_tokenizer.parse_args(list(map(str, flags))))
     return folder
 
 

@@ -276,7 +276,7 @@ def kit(tmp_path_factory):
         Path(f"{name}.tsv").write_text("\n".join(["text\tlabel", *rows[:count], ""]), encoding="utf-8")
     with limits():
         run(train_tokenizer, "--data", "train.tsv", "--output-dir", ".", "--vocab-size", 60,
-            "--min-frequency", 1)
+            "--min-frequency", 1, "--type", "wordpiece")
         Path("vocab_size_60").rename("tok")
         run(finetune_teacher, *TUNE, "teacher")
         run(dump_logits, *DUMP, "train.tsv")

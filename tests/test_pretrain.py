@@ -45,7 +45,8 @@ def files(tmp_path_factory):
     write(folder / "a.tsv", ROWS[:70])
     write(folder / "b.tsv", ROWS[70:])
     flags = ["--data", folder / "a.tsv", "--output-dir", folder / "tokenizer", "--vocab-size", 100]
-    train_tokenizer.main(train_tokenizer.parse_args([*map(str, flags), "--min-frequency", "1"]))
+    flags += ["--type", "wordpiece", "--min-frequency", 1]
+    train_tokenizer.main(train_tokenizer.parse_args(list(map(str, flags))))
     return folder
 
 

@@ -137,10 +137,34 @@ def test_both_readme_files_have_the_same_figures(files):
     assert "labels alone" in english and "레이블만" in korean and "2 of the reviews (3.3%)" in english
 
 
+def test_a_student_in_int8_is_compared_with_its_exact_weights(files):
+    exact = new_student(files.root / "small/student.pt", 11, (32, 64))
+    Student.load(exact).save(files.root / "small/student.int8.pt", "int8")
+    model = Student.load(files.root / "small/student.int8.pt")
+    with torch.no_grad():
+        model.head.weight.neg_()  # so that the two differ
+    model.save(files.root / "small/student.int8.pt", "int8")
+    found = make(files, "--arm", "more", exact)
+    accuracies = [(Student.load(path).predict(files.texts).argmax(1) == files.labels).double().mean().item()
+                  for path in (exact, files.root / "small/student.int8.pt")]
+    assert list(found["files"]) == ["small"]
+    pair = found["files"]["small"]
+    assert [pair[kind]["accuracy"] for kind in ("float32", "int8")] == pytest.approx(accuracies)
+    assert pair["int8"]["gain"] == pytest.approx(accuracies[1] - accuracies[0])
+    assert accuracies[0] != accuracies[1]
+    assert pair["int8"]["bytes"] == (files.root / "small/student.int8.pt").stat().st_size
+    line = (files.root / "README.md").read_text("utf-8").split("| file |")[1].splitlines()[2]
+    assert line.startswith(f"| Small | {pair['float32']['bytes']:,} | {pair['int8']['bytes']:,} | "
+                           f"{accuracies[0]:.2%} | {accuracies[1]:.2%} | ")
+    assert line.endswith(f"| {pair['float32']['ece_uncalibrated']:.4f} | {pair['float32']['ece']:.4f} |")
+
+
 def test_wrong_use_is_one_line(files, capsys):
     with pytest.raises(SystemExit) as error:
         make(files, "--arm", "distilled", files.mini)
     assert error.value.code == 2 and "another for each" in capsys.readouterr().err
+    with pytest.raises(UserError, match=r"teacher\.pt: holds a teacher; --arm wants student\.pt"):
+        make(files, "--arm", "third", files.root / "teacher.pt")
     with pytest.raises(UserError, match=r"none\.pt: cannot read|none\.pt: no such file"):
         make(files, "--arm", "third", files.root / "none.pt")
     with pytest.raises(SystemExit):

@@ -10,6 +10,7 @@ from pathlib import Path
 
 import pytest
 import torch
+from tokenizers import Tokenizer
 
 from teacher import Teacher
 
@@ -19,7 +20,7 @@ SCRIPTS = ["train_tokenizer.py", "finetune_teacher.py", "dump_logits.py", "disti
 CORE = {"torch", "tokenizers", "numpy", "huggingface_hub", "tqdm"}
 PROJECT = {"runtime", "student", "teacher", "data", "distill", "dump_logits", "finetune_teacher", "evaluate"}
 # Optional packages, each imported inside a function where it is used.
-OPTIONAL = {"teacher.py": {"safetensors"}}
+OPTIONAL = {"teacher.py": {"safetensors"}, "student.py": {"onnx"}}
 SOURCES = [path.relative_to(ROOT) for path in [*ROOT.glob("*.py"), *ROOT.glob("data/*.py")]]
 
 
@@ -104,7 +105,7 @@ def test_the_chain_hands_every_artifact_on(chain):
     assert torch.load(folder / "logits/unlabeled.pt", weights_only=True)["logits"].shape == (200, 2)
     assert report["rows"] == 200 and report["seen_rows"] == 0
     student, teacher = report["models"]
-    vocab_size = len((folder / "tokenizer/vocab_size_800/vocab.txt").read_text("utf-8").splitlines())
+    vocab_size = Tokenizer.from_file(str(folder / "tokenizer/vocab_size_800/tokenizer.json")).get_vocab_size()
     assert student["parameters"] == vocab_size * 16 + 2 * 4 * 16 * (16 + 16 + 2) + 2 * 32 + 2
     assert student["bytes"] == (folder / "students/mini/student.pt").stat().st_size
     assert student["agreement"] == 1 and student["mcnemar_p"] == 1

@@ -3,6 +3,7 @@
 import json
 import math
 import re
+import zlib
 from pathlib import Path
 
 import pytest
@@ -145,7 +146,7 @@ def test_a_packed_tokenizer_is_the_same_and_smaller(kind):
     tokenizer = train_tokenizer.train(texts, train_tokenizer.count_words(texts), kind, 2000, 1, 1000)
     tokenizer = Tokenizer.from_str(tokenizer.to_str())  # the library rounds unigram's scores in reading
     packed = pack_tokenizer(tokenizer)
-    assert unpack_tokenizer(packed).to_str() == tokenizer.to_str()
+    assert unpack_tokenizer(packed, 2000).to_str() == tokenizer.to_str()
     if kind != "unigram":
         assert len(packed) < 0.28 * len(tokenizer.to_str().encode())
 
@@ -155,18 +156,23 @@ def test_a_tokenizer_of_other_ids_or_merges_is_kept_as_it_is():
     state = json.loads(tokenizer.to_str())
     state["model"]["vocab"]["단어9"] = 20  # a gap
     tokenizer = Tokenizer.from_str(json.dumps(state))
-    assert unpack_tokenizer(pack_tokenizer(tokenizer)).to_str() == tokenizer.to_str()
+    assert unpack_tokenizer(pack_tokenizer(tokenizer), 10).to_str() == tokenizer.to_str()
     bpe = train_tokenizer.train(["가나 가나 가다"] * 5, None, "bpe", 60, 1, 100)
     state = json.loads(bpe.to_str())
     state["model"]["merges"].reverse()  # not in the order of the ids
     bpe = Tokenizer.from_str(json.dumps(state))
     assert len(state["model"]["merges"]) > 1
-    assert unpack_tokenizer(pack_tokenizer(bpe)).to_str() == bpe.to_str()
+    assert unpack_tokenizer(pack_tokenizer(bpe), 60).to_str() == bpe.to_str()
+
+
+def test_a_tokenizer_that_unpacks_to_more_than_its_tokens_can_need_is_refused():
+    packed = zlib.compress(b" " * (2**20 + 256 * 10) + b"{}")
+    with pytest.raises(StudentError, match="its tokenizer is cut, or unpacks to more than 1,051,136 bytes"):
+        unpack_tokenizer(packed, 10)
 
 
 def test_files_of_format_1_are_read(tmp_path):
     """Before int8: float32 alone, the tokenizer's whole JSON, no temperature."""
-    import zlib
     student = new_student()
     student.save(tmp_path / "s.pt")
     artifact = torch.load(tmp_path / "s.pt", weights_only=True)

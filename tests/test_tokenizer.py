@@ -15,6 +15,7 @@ import train_tokenizer
 from train_tokenizer import SPECIAL_TOKENS
 
 KINDS = ("wordpiece", "bpe", "unigram")
+WORDPIECE = ("--type", "wordpiece")
 
 # Words of at most four characters: where several merges are equally frequent, the order in which the
 # tokenizers library takes them in a longer word differs from run to run (its issue 1794).
@@ -88,8 +89,9 @@ def test_all_files_and_both_columns_of_pairs_are_read(tmp_path, capsys):
     train_tokenizer.main(train_tokenizer.parse_args(
         ["--data", str(pairs), str(more), "--output-dir", str(tmp_path / "out"), "--text-column", "premise",
          "--text2-column", "hypothesis", "--vocab-size", "10"]))
-    vocab = (tmp_path / "out/vocab_size_10/vocab.txt").read_text().split()
-    assert sorted(vocab[5:]) == ["가", "나", "다", "라"]
+    vocab = Tokenizer.from_file(str(tmp_path / "out/vocab_size_10/tokenizer.json")).get_vocab()
+    assert sorted(vocab, key=vocab.get)[:5] == SPECIAL_TOKENS
+    assert sorted(vocab.keys() - set(SPECIAL_TOKENS)) == ["▁", "가", "나", "다", "라"]
     assert capsys.readouterr().out.startswith("20 texts\n")
 
 
@@ -107,7 +109,7 @@ def reference(tmp_path, texts, vocab_size, limit_alphabet):
 
 def test_wordpiece_has_the_vocabulary_of_the_original(tmp_path):
     """Case, accents and jamo included; what occurs less than five times forms no token of its own."""
-    theirs, ours = reference(tmp_path, REVIEWS, 3000, 1500), train(tmp_path, REVIEWS)[3000]
+    theirs, ours = reference(tmp_path, REVIEWS, 3000, 1500), train(tmp_path, REVIEWS, *WORDPIECE)[3000]
     assert ours.get_vocab().keys() == theirs.get_vocab().keys()
     for text in REVIEWS + UNSEEN:
         assert ours.encode(text).tokens == theirs.encode(text, add_special_tokens=False).tokens
@@ -126,7 +128,7 @@ def test_the_rarest_characters_are_left_out(tmp_path, vocab_size, flags, charact
     counts = [9] * 999 + [8, 7] + [6] * 498 + [5, 4] + [3] * 99
     texts = [" ".join(letter * (count > i) for letter, count in zip(letters, counts, strict=True))
              for i in range(9)]  # fmt: skip
-    tokenizer = train(tmp_path, texts, "--vocab-size", vocab_size, *flags)[vocab_size]
+    tokenizer = train(tmp_path, texts, *WORDPIECE, "--vocab-size", vocab_size, *flags)[vocab_size]
     assert tokenizer.get_vocab().keys() == {*SPECIAL_TOKENS, *letters[:characters]}
     theirs = reference(tmp_path, texts, vocab_size, characters)
     assert tokenizer.get_vocab().keys() == theirs.get_vocab().keys()
@@ -137,7 +139,7 @@ def test_the_most_frequent_words_become_tokens(tmp_path):
     words = [chr(ord("가") + i) + chr(ord("하") + i) for i in range(20)]
     texts = [word for i, word in enumerate(words) for _ in range(30 - i)]
     singles = {*SPECIAL_TOKENS, *"".join(words), *("##" + word[1] for word in words)}
-    found = train(tmp_path, texts, "--min-frequency", 15, "--vocab-size", 65, 72, 200)
+    found = train(tmp_path, texts, *WORDPIECE, "--min-frequency", 15, "--vocab-size", 65, 72, 200)
     for size, merged in ((65, 0), (72, 7), (200, 16)):
         assert found[size].get_vocab().keys() == singles | set(words[:merged])
 
@@ -172,7 +174,8 @@ def test_a_text_gets_no_special_tokens_and_a_pair_gets_one_sep_between(tmp_path,
 
 def test_printed_figures_by_hand(tmp_path, capsys):
     """12 of 가, 10 of 나, 2 of 다 and an alphabet of two: 24 tokens, two of them unknown, in 11 texts."""
-    train(tmp_path, ["가 나"] * 9 + ["가 나 다 다"] + ["가 가"], "--vocab-size", 10, "--limit-alphabet", 2)
+    train(tmp_path, ["가 나"] * 9 + ["가 나 다 다"] + ["가 가"], *WORDPIECE, "--vocab-size", 10,
+          "--limit-alphabet", 2)
     assert capsys.readouterr().out.splitlines()[:2] == [
         "11 texts",
         f"{tmp_path}/tokenizer/vocab_size_10: 7 tokens (wordpiece), 8.333% of tokens unknown, "

@@ -85,7 +85,7 @@ def prepared(tmp_path_factory):
     torch.save(torch.randn(61, 2, generator=torch.Generator().manual_seed(0)), folder / "logits.pt")
     train_tokenizer.main(train_tokenizer.parse_args(
         ["--data", str(folder / "train.tsv"), "--vocab-size", "60", "--min-frequency", "1",
-         "--output-dir", str(folder / "tokenizer")]))
+         "--output-dir", str(folder / "tokenizer"), "--type", "wordpiece"]))
     vocab = folder / "tokenizer" / "vocab_size_60" / "vocab.txt"
     config = transformers.BertConfig(
         vocab_size=len(vocab.read_text("utf-8").splitlines()), hidden_size=16, num_hidden_layers=1,

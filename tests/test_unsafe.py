@@ -357,8 +357,11 @@ def claims() -> dict:
             **{f"weights {name}": changed(model, weights={"embedding.weight": value}) for name, value in {
                 "expanded": torch.zeros(1).expand(10**6, 10**6), "sparse": weights.to_sparse(),
                 "meta": weights.to("meta"), "meta, huge": torch.empty(10**6, 10**6, device="meta"),
-                "float16": weights.half(), "float64": weights.double(), "int64": weights.long(),
+                "int8 without scales": weights.to(torch.int8), "float64": weights.double(),
+                "int64": weights.long(),
                 "not finite": weights * torch.nan, "of another shape": weights[:-1]}.items()},
+            "many weights of one storage": changed(model, weights=dict.fromkeys(
+                map(str, range(500)), torch.zeros(1000, 1000, dtype=torch.float16))),
             "an archive packed": packed,
             "an archive packed under another's table": two_tables(plain, packed),
             "a packed tokenizer": changed(model, tokenizer=bytes_),
