@@ -419,7 +419,8 @@ def main(args):
     saves, watch = runtime.Saves(args.save_every, device), runtime.Watch(device, diverged)
     runtime.barrier(device)  # every rank has seen what is there before rank 0 changes it
     sums = torch.tensor(at["sums"] if RANK == 0 else [0.0] * 4, device=device)
-    progress = runtime.Progress("pretrain", store.tokens * (args.epochs or 1), "tokens", at["tokens"])
+    total = store.tokens * args.epochs if args.epochs else None
+    progress = runtime.Progress("pretrain", total, "tokens", at["tokens"])
     if not state:
         save_last()  # from here on the folder is this run's
     if at["validated"] < 0:

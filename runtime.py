@@ -756,10 +756,11 @@ class Progress:
     """A line with rate and time left for work that lasts longer than two seconds.
 
     On a terminal the line redraws itself; into a file or pipe a plain line is printed every ten seconds.
-    `done` was done before, in an earlier run. Of several ranks, 0 alone shows it.
+    `total` is None where it is not known; `done` was done before, in an earlier run. Of several ranks, 0
+    alone shows it.
     """
 
-    def __init__(self, what: str, total: int, unit: str, done: int = 0):
+    def __init__(self, what: str, total: int | None, unit: str, done: int = 0):
         self.what, self.total, self.unit = what, total, unit
         self.done, self.before, self.shown = done, done, False
         self.start = time.perf_counter()
@@ -775,9 +776,12 @@ class Progress:
             return
         self.next = now + (0.2 if self.terminal else 10)
         rate = self.counted / (now - self.start)
-        left = max(self.total - self.done, 0) / rate if rate else 0
-        line = (f"{self.what}: {self.done:,}/{self.total:,} {self.unit} "
-                f"({self.done / max(self.total, 1):.0%}), {rate:,.0f}/s, {clock(left)} left")
+        if self.total is None:
+            line = f"{self.what}: {self.done:,} {self.unit}, {rate:,.0f}/s"
+        else:
+            left = max(self.total - self.done, 0) / rate if rate else 0
+            line = (f"{self.what}: {self.done:,}/{self.total:,} {self.unit} "
+                    f"({self.done / max(self.total, 1):.0%}), {rate:,.0f}/s, {clock(left)} left")
         if loss is not None:
             line += f", loss {loss.item() / self.done:.4f}"
         if self.terminal:

@@ -349,6 +349,17 @@ def test_by_the_clock_the_rate_rises_and_falls_to_zero(files, tmp_path, monkeypa
     assert [line["step"] for line in log_lines(tmp_path)] == [0, 20]
 
 
+def test_by_the_clock_no_end_is_pretended(monkeypatch, capsys):
+    now = [0.0]
+    monkeypatch.setattr(runtime.time, "perf_counter", lambda: now[0])
+    for total in (None, 4000):
+        progress = runtime.Progress("pretrain", total, "tokens")
+        now[0] += 3
+        progress.add(3000)
+    assert capsys.readouterr().err.splitlines() == [
+        "pretrain: 3,000 tokens, 1,000/s", "pretrain: 3,000/4,000 tokens (75%), 1,000/s, 1s left"]
+
+
 def test_two_processes_train_the_model_that_one_does(files, tmp_path):
     args = [f"--train={files / 'a.tsv'}", f"--tokenizer={files / 'tokenizer' / 'vocab_size_100'}",
             "--layers=1", "--hidden-dim=16", "--target-column=stars", "--max-tokens=200", "--device=cpu",
