@@ -35,7 +35,7 @@ def byte_count(text: str) -> int:
     number, unit = text.upper().removesuffix("B"), 1
     if number.endswith(("K", "M")):
         number, unit = number[:-1], {"K": 10**3, "M": 10**6}[number[-1]]
-    if not number.isdecimal():
+    if not number.isdecimal() or int(number) == 0:
         raise argparse.ArgumentTypeError(f"{text!r} is not a number of bytes such as 60000, 300KB or 1MB")
     return int(number) * unit
 
@@ -173,7 +173,7 @@ FORMAT, LOGITS_FORMAT = 2, 2  # of last.pt, and of what dump_logits.py writes
 # With the grid's values and the contents of the files these decide the result: a resumed run has the same.
 DECISIVE = ("epochs", "max_length", "max_tokens", "warmup", "weight_decay", "clip", "deterministic")
 WIDTHS = (8, 12, 16, 24, 32, 48, 64, 96, 128)  # of embeddings, that --budget tries
-RESERVE = 3000  # bytes
+RESERVE = 2500, 300  # bytes of a file's scores and made_by, and for each training file
 HARM = 0.001  # loss of validation accuracy by rounding that is worth an epoch more
 
 
@@ -210,14 +210,17 @@ def batch_loss(student, batch: dict, settings: dict, labels_alone: bool, device,
 def fit_temperature(logits, labels) -> float:
     """The T of least cross-entropy of logits / T: Guo et al. (2017, arXiv 1706.04599), section 4.2.
 
-    logits (N, C), labels (N,). The cross-entropy is convex in 1 / T; its slope is bisected in [0.05, 20].
+    logits (N, C), labels (N,). The cross-entropy is convex in 1 / T; its slope is bisected in [0.05, 20]. Of
+    each label 1 / (N + 2) goes to all classes, as Platt (1999) has it, lest few rows, all right, make sure.
     """
     logits = logits.double()
+    share = 1 / (len(labels) + 2)
+    target = (1 - share) * logits[torch.arange(len(labels)), labels] + share * logits.mean(1)  # (N,)
     low, high = 0.05, 20.0
     for _ in range(50):
         middle = (low * high) ** 0.5
         expected = ((middle * logits).softmax(1) * logits).sum(1)  # (N,)
-        if (expected - logits[torch.arange(len(labels)), labels]).mean() < 0:
+        if (expected - target).mean() < 0:
             low = middle
         else:
             high = middle
@@ -605,7 +608,7 @@ def train_student(settings: dict, folder: Path, tokenizer, vectors, store: Store
     saves.close()
     log.close()
     for kind in args.quantize:
-        quantize(kind, settings, folder, store, encoded_valid, data, args, device, precision)
+        quantize(kind, settings, folder, rows_used, store, encoded_valid, data, args, device, precision)
     return {"parameters": count, **at["best"], "seconds": round(at["seconds"], 1), "folder": str(folder)}
 
 
@@ -627,41 +630,42 @@ def round_weights(student, kind: str) -> None:
             weight.copy_(weight.half())
 
 
-def quantize(kind: str, settings: dict, folder: Path, store: Store, encoded_valid: Encoded,
+def quantize(kind: str, settings: dict, folder: Path, rows_used: int, store: Store, encoded_valid: Encoded,
              data: TrainingSet, args, device, precision: str) -> None:
     """Write the best student in `kind`, fine-tuned if rounding to int8 costs more than HARM on validation."""
     runtime.barrier(device)  # rank 0 may still be writing it
     student = Student.load(folder / "student.pt", device)
     scores = student.artifact["scores"]
 
-    def accuracy() -> float:
+    def judge() -> dict:
         logits = logits_in_order(student, encoded_valid, 4 * args.max_tokens, precision)
         student.config.temperature = fit_temperature(logits, data.valid_labels)
-        return (logits.argmax(1) == data.valid_labels).float().mean().item()
+        return {"valid_loss": F.cross_entropy(logits, data.valid_labels).item(),
+                "valid_accuracy": (logits.argmax(1) == data.valid_labels).float().mean().item()}
 
     exact = {name: value.clone() for name, value in student.state_dict().items()}
     round_weights(student, kind)
-    rounded, tuned = accuracy(), None
+    found, tried = judge(), ""
+    rounded = found["valid_accuracy"]
     if kind == "int8" and scores["valid_accuracy"] - rounded > HARM:
         student.load_state_dict(exact)
-        finetune_rounded(student, settings, store, args, device, precision)
-        tuned = accuracy()
-        if tuned <= rounded:
+        finetune_rounded(student, settings, rows_used, store, args, device, precision)
+        found = judge()
+        tried = f" (rounded {rounded:.2%}, then fine-tuned {found['valid_accuracy']:.2%})"
+        if found["valid_accuracy"] <= rounded:
             student.load_state_dict(exact)
             round_weights(student, kind)
-            accuracy()
-    found = max(rounded, tuned or 0)
+            found = judge()
     path = folder / f"student.{kind}.pt"
     if RANK == 0:
-        student.save(path, kind, scores=scores | {"valid_accuracy": found},
-                     made_by=student.artifact["made_by"])
-        print(f"{path}: {path.stat().st_size:,} bytes, validation accuracy {found:.2%}, float32 "
-              f"{scores['valid_accuracy']:.2%}"
-              + ("" if tuned is None else f" (rounded {rounded:.2%}, then fine-tuned {tuned:.2%})"))
+        student.save(path, kind, scores=scores | found, made_by=student.artifact["made_by"])
+        print(f"{path}: {path.stat().st_size:,} bytes, validation accuracy {found['valid_accuracy']:.2%}, "
+              f"float32 {scores['valid_accuracy']:.2%}{tried}")
     runtime.barrier(device)
 
 
-def finetune_rounded(student, settings: dict, store: Store, args, device, precision: str) -> None:
+def finetune_rounded(student, settings: dict, rows_used: int, store: Store, args, device,
+                     precision: str) -> None:
     """An epoch at a tenth of the learning rate that ends in weights of int8.
 
     Forward and backward pass have rounded weights, the step changes the exact ones: the straight-through
@@ -671,8 +675,8 @@ def finetune_rounded(student, settings: dict, store: Store, args, device, precis
     weights = list(student.parameters())
     optimizer = torch.optim.AdamW(weights, weight_decay=args.weight_decay)
     student.train()
-    batches = list(training_batches(store, args.max_tokens, (settings["seed"], args.epochs), device,
-                                    labels_alone))
+    progress = runtime.Progress("fine-tune in int8", rows_used, "texts")
+    batches = training_batches(store, args.max_tokens, (settings["seed"], args.epochs), device, labels_alone)
     for step, (window, rows) in enumerate(batches):
         runtime.seed_everything(device, settings["seed"], args.epochs, step, RANK)
         exact = [weight.detach().clone() for weight in weights]
@@ -687,9 +691,11 @@ def finetune_rounded(student, settings: dict, store: Store, args, device, precis
             for weight, value in zip(weights, exact, strict=True):
                 weight.copy_(value)
         for group in optimizer.param_groups:
-            group["lr"] = settings["lr"] / 10 * (1 - step / len(batches))
+            group["lr"] = settings["lr"] / 10 * (1 - progress.done / rows_used)
         optimizer.step()
         optimizer.zero_grad()
+        progress.add(len(rows))
+    progress.close()
     round_weights(student, "int8")
 
 
@@ -730,13 +736,13 @@ def dimensions(settings: dict) -> tuple[int, int]:
 # ---- a budget of bytes -------------------------------------------------------------------------------------
 
 
-def file_size(settings: dict, tokenizer, names: list[str], kind: str) -> int:
-    """Bytes of a student's file in precision `kind`, with RESERVE for its scores and made_by."""
+def file_size(settings: dict, tokenizer, names: list[str], files: int, kind: str) -> int:
+    """Bytes of a student's file in precision `kind`, trained on so many files."""
     config = StudentConfig(tokenizer.get_vocab_size(), len(names), *dimensions(settings),
                            settings["num_layers"], 0.0, settings["pooling"], settings["head"])
     with tempfile.TemporaryDirectory() as folder:
-        Student(config, tokenizer, names).save(Path(folder, "student.pt"), kind)
-        return Path(folder, "student.pt").stat().st_size + RESERVE
+        Student(config, tokenizer, names).save(Path(folder, "student.pt"), kind, made_by=str(names))
+        return Path(folder, "student.pt").stat().st_size + RESERVE[0] + RESERVE[1] * files
 
 
 def candidates(args, tokenizers: dict, names: list[str]) -> list[dict]:
@@ -750,7 +756,7 @@ def candidates(args, tokenizers: dict, names: list[str]) -> list[dict]:
         widest = 0
         for E in reversed(WIDTHS):
             def bytes_of(H, common=common | {"tokenizer": path, "embedding_dim": E}, tokenizer=tokenizer):
-                return file_size(common | {"hidden_dim": H}, tokenizer, names, "int8")
+                return file_size(common | {"hidden_dim": H}, tokenizer, names, len(args.train), "int8")
 
             hidden = range(8, min(4 * E, 256) + 1, 8)
             fitting = bisect.bisect_right(hidden, args.budget, key=bytes_of)
@@ -775,11 +781,12 @@ def choose(trials: list[dict], results: list[dict], tokenizers: dict, names: lis
         tokenizer = tokenizers[settings["tokenizer"]]
         rows.append({"tokenizer": settings["tokenizer"], "vocabulary": tokenizer.get_vocab_size(),
                      "embedding": settings["embedding_dim"], "hidden": settings["hidden_dim"],
-                     "int8_bytes": file_size(settings, tokenizer, names, "int8")} | result)
+                     "int8_bytes": file_size(settings, tokenizer, names, len(args.train), "int8")} | result)
     write_summary(rows, path)
     best = max(range(len(rows)), key=lambda i: (rows[i]["valid_accuracy"], -rows[i]["int8_bytes"]))
     settings, tokenizer = trials[best], tokenizers[trials[best]["tokenizer"]]
-    sizes = {kind: file_size(settings, tokenizer, names, kind) for kind in ("float32", *PRECISIONS)}
+    sizes = {kind: file_size(settings, tokenizer, names, len(args.train), kind)
+             for kind in ("float32", *PRECISIONS)}
     kind = next(kind for kind in sizes if sizes[kind] <= args.budget)
     print(f"chosen for {args.budget:,} bytes: a vocabulary of {tokenizer.get_vocab_size():,}, embedding "
           f"{settings['embedding_dim']}, hidden {settings['hidden_dim']}, the best of {len(rows)} after "

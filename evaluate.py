@@ -53,8 +53,8 @@ def parse_args(argv=None):
         p.error("--disagreements and --escalate need --logits (dump_logits.py --data FILE makes them)")
     if args.escalate is not None and not args.models:
         p.error("--escalate needs a student.pt")
-    if args.escalate is not None and not (math.isnan(args.escalate) or 0 < args.escalate <= 100):
-        p.error("--escalate is an accuracy in percent, above 0 and at most 100")
+    if args.escalate is not None and not (math.isnan(args.escalate) or 1 < args.escalate <= 100):
+        p.error("--escalate is an accuracy in percent, such as 89")
     return args
 
 
@@ -138,6 +138,7 @@ def escalation(student: dict, teacher: dict, labels: torch.Tensor, wanted: float
     for tenth in range(1, 11):
         i = min(len(ends) - 1, int(torch.searchsorted(ends, math.ceil(tenth * len(labels) / 10) - 1)))
         curve.append(point(int(ends[i])))
+    wanted -= 1e-9  # 87.2 / 100 is a little above 872 / 1000
     enough = ends[accuracy[ends] >= wanted]
     found = point(int(enough[-1])) if len(enough) else nothing if nothing[2] >= wanted else None
     return {"curve": curve, "wanted": found}
@@ -159,12 +160,12 @@ def load_model(path: str, device):
                     f"a student.pt or teacher.pt is needed")
 
 
-def read_logits(path: str, examples: Examples) -> tuple[torch.Tensor, list[str]]:
+def read_logits(path: str, examples: Examples, names: list[str] | None) -> tuple[torch.Tensor, list[str]]:
     """(N, C) logits of the rows of a file, and the names of their columns: what dump_logits.py writes, or a
-    bare tensor of any other system, whose columns are in the order of the labels."""
+    bare tensor of any other system, whose columns are as `names`, or else in the order of the labels."""
     logits = runtime.load_weights(path)
     if torch.is_tensor(logits):
-        names = label_names(set(examples.labels or ()), examples.path)
+        names = names or label_names({label for label in examples.labels or () if label}, examples.path)
     else:
         artifact = runtime.check(logits, path, "logits", LOGITS_FORMAT, ["logits", "label_names", "texts"])
         logits, names = artifact["logits"], artifact["label_names"]
@@ -172,9 +173,12 @@ def read_logits(path: str, examples: Examples) -> tuple[torch.Tensor, list[str]]
             raise UserError(f"{path}: these are logits of other texts than {examples.path}; make the right "
                             f"ones with dump_logits.py --data {examples.path}")
     if not torch.is_tensor(logits) or not isinstance(names, list) or not logits.is_floating_point() \
-            or list(logits.shape) != [len(examples), len(names)] or not logits.isfinite().all():
-        raise UserError(f"{path}: not finite logits for {len(examples)} rows and {len(names)} labels; make "
-                        f"them anew with dump_logits.py --data {examples.path}")
+            or list(logits.shape) != [len(examples), len(names)]:
+        raise UserError(f"{path}: not a row of logits for each of {len(examples)} texts and a column for "
+                        f"each of {names}; make them anew with dump_logits.py --data {examples.path}")
+    if not logits.isfinite().all():
+        raise UserError(f"{path}: the logits of row {int((~logits.isfinite().all(1)).nonzero()[0])} are not "
+                        f"finite; make them anew with dump_logits.py --data {examples.path}")
     return logits.float(), names
 
 
@@ -295,16 +299,21 @@ def write_errors(path: str, results: list[dict], examples: Examples, labels, nam
     return len(rows)
 
 
+def lower(threshold: float) -> str:
+    """Five decimals, cut rather than rounded: 0.999996 must not become 1."""
+    return f"{math.floor(threshold * 1e5) / 1e5:.5f}"
+
+
 def show_escalation(student: dict, teacher: dict, found: dict, wanted: float) -> None:
     print(f"\n{student['model']} answers where it is sure enough, {teacher['model']} the rest\n\n"
           f"{'student answers':>15}  {'threshold':>9}  {'accuracy':>8}")
     for share, threshold, accuracy in found["curve"]:
-        shown = "–" if threshold is None else f"{threshold:.4f}"
+        shown = "–" if threshold is None else lower(threshold)
         print(f"{share:15.1%}  {shown:>9}  {accuracy:8.2%}")
     if found["wanted"] is not None:
         share, threshold, accuracy = found["wanted"]
         print(f"for {wanted:.2%}: " + ("the teacher answers all" if threshold is None else
-              f"the student answers {share:.1%}, where its probability is at least {threshold:.4f}"))
+              f"the student answers {share:.1%}, where its probability is at least {lower(threshold)}"))
     elif not math.isnan(wanted):
         print(f"{wanted:.2%} is not reached at any threshold")
 
@@ -317,13 +326,15 @@ def main(args):
     for flag in ("errors", "disagreements"):
         file = getattr(args, flag)
         if file and Path(file).resolve() in read:
-            raise UserError(f"--{flag} {file} would overwrite what is read; name another file")
+            raise UserError(f"--{flag} {file} would overwrite another file of this command; name another")
         read += [Path(file).resolve()] if file else []
     models = [load_model(path, device) for path in args.models]
     if args.escalate is not None and not any(isinstance(model, Student) for model in models):
         raise UserError("--escalate needs a student.pt")
-    logits, logits_names = read_logits(args.logits, examples) if args.logits else (None, None)
-    names = models[0].label_names if models else logits_names
+    names = models[0].label_names if models else None
+    if args.logits:
+        logits, logits_names = read_logits(args.logits, examples, names)
+        names = names or logits_names
     labels = torch.tensor(examples.label_ids(names, every_row=True))
     seen = set()
     for file in args.seen:

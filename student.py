@@ -15,6 +15,7 @@ Shapes: B batch, T tokens, E embedding, H hidden, C classes.
 """
 
 import argparse
+import os
 
 
 def parse_args(argv=None):
@@ -24,6 +25,8 @@ def parse_args(argv=None):
     p.add_argument("--export-onnx", metavar="FILE", help="write FILE, and FILE.tokenizer.json beside it")
     args = p.parse_intermixed_args(argv)
     if args.student is not None and not args.student.endswith(".pt"):
+        if os.path.exists(args.student):
+            p.error(f"{args.student} is no text and no STUDENT.pt; files of texts go to standard input")
         args.text.insert(0, args.student)
         args.student = None
     if args.export_onnx and args.text:
@@ -37,7 +40,6 @@ if __name__ == "__main__":
 import itertools
 import json
 import math
-import os
 import pickletools
 import re
 import reprlib
@@ -104,8 +106,8 @@ class StudentConfig:
                                    f"[0, {self.vocab_size})")
         if not isinstance(self.dropout, (int, float)) or not 0 <= self.dropout < 1:
             raise StudentError(f"dropout is {reprlib.repr(self.dropout)}, must be in [0, 1)")
-        if not isinstance(self.temperature, (int, float)) or not 0 < self.temperature < math.inf:
-            raise StudentError(f"temperature is {reprlib.repr(self.temperature)}, must be positive")
+        if not isinstance(self.temperature, (int, float)) or not 1e-3 <= self.temperature <= 1e3:
+            raise StudentError(f"temperature is {reprlib.repr(self.temperature)}, must be in [0.001, 1000]")
         if self.pooling not in POOLINGS or self.head not in HEADS:
             raise StudentError(f"pooling {reprlib.repr(self.pooling)} must be one of {POOLINGS}, "
                                f"head {reprlib.repr(self.head)} of {HEADS}")
@@ -183,7 +185,10 @@ def to_int8(matrix):
 
 
 def pack_tokenizer(tokenizer) -> bytes:
-    """Compressed JSON without what follows from the rest: ids, and both sides of BPE's merges."""
+    """Compressed JSON without what follows from the rest: ids, and both sides of BPE's merges.
+
+    Raises StudentError where it would be more than UNPACKED.
+    """
     state = json.loads(tokenizer.to_str())
     model = state["model"]
     if isinstance(model.get("vocab"), dict):
@@ -195,7 +200,11 @@ def pack_tokenizer(tokenizer) -> bytes:
             model["vocab"] = pieces
             if merges:
                 model["merges"] = [len(left) for left, _ in merges]
-    return zlib.compress(json.dumps(state, ensure_ascii=False, separators=(",", ":")).encode(), 9)
+    text = json.dumps(state, ensure_ascii=False, separators=(",", ":")).encode()
+    if len(text) > UNPACKED[0] + UNPACKED[1] * tokenizer.get_vocab_size():
+        raise StudentError(f"the tokenizer has {len(text):,} bytes of JSON, more than {UNPACKED[0]:,} and "
+                           f"{UNPACKED[1]} for each token")
+    return zlib.compress(text, 9)
 
 
 def unpack_tokenizer(packed: bytes, tokens: int) -> Tokenizer:
@@ -206,6 +215,7 @@ def unpack_tokenizer(packed: bytes, tokens: int) -> Tokenizer:
     if not unpacking.eof:
         raise StudentError(f"its tokenizer is cut, or unpacks to more than {most:,} bytes")
     state = json.loads(text)
+    state["padding"] = state["truncation"] = None  # predict sets its own
     model = state["model"]
     if model["type"] != "Unigram" and isinstance(model["vocab"], list):
         pieces, lefts = model["vocab"], model.get("merges", [])
@@ -220,6 +230,8 @@ def write_whole(path, write) -> None:
     """Have write(file) fill a temporary file beside `path`, then rename it. Raises StudentError."""
     path = Path(path)
     partial = path.with_name(f".{path.name}.{os.getpid()}.partial")
+    if path.exists() and not path.is_file():  # a device would be replaced
+        raise StudentError(f"{path}: is no file that could be replaced")
     try:
         path.parent.mkdir(parents=True, exist_ok=True)
         with open(partial, "wb") as file:
@@ -448,10 +460,10 @@ class Student(nn.Module):
                                                    gates(a.bias_hh_l0, b.bias_hh_l0)], 1))]
             node("LSTM", x, *inputs, "lengths32", out=[f"y{i}", f"h{i}"], direction="bidirectional",
                  hidden_size=self.config.hidden_dim)  # (T, 2, B, H) and (2, B, H)
-            node("Transpose", f"y{i}", out=f"yt{i}", perm=[0, 2, 1, 3])
-            shape = constant(f"shape{i}", torch.tensor([0, 0, -1]))
-            x = node("Reshape", f"yt{i}", shape, out=f"x{i}")  # (T, B, 2H)
-        first = constant("first", torch.tensor([0]))
+            if i + 1 < len(self.layers) or self.config.pooling != "last":
+                node("Transpose", f"y{i}", out=f"yt{i}", perm=[0, 2, 1, 3])
+                shape = constant(f"shape{i}", torch.tensor([0, 0, -1]))
+                x = node("Reshape", f"yt{i}", shape, out=f"x{i}")  # (T, B, 2H)
         if self.config.pooling == "last":
             node("Transpose", f"h{len(self.layers) - 1}", out="last", perm=[1, 0, 2])
             x = node("Reshape", "last", constant("flat", torch.tensor([0, -1])), out="pooled")  # (B, 2H)
@@ -463,10 +475,9 @@ class Student(nn.Module):
             node("Unsqueeze", "range", constant("axes12", torch.tensor([1, 2])), out="steps")  # (T, 1, 1)
             node("Unsqueeze", "lengths", constant("axes02", torch.tensor([0, 2])), out="ends")  # (1, B, 1)
             node("Less", "steps", "ends", out="real")
-            low = constant("low", torch.tensor(-math.inf))
-            nought = constant("nought", torch.tensor(0.0))
+            first = constant("first", torch.tensor([0]))
             if self.config.pooling == "max":
-                node("Where", "real", x, low, out="kept")
+                node("Where", "real", x, constant("low", torch.tensor(-math.inf)), out="kept")
                 x = node("ReduceMax", "kept", first, out="pooled", keepdims=0)
             else:
                 if self.config.pooling == "mean":
@@ -476,8 +487,10 @@ class Student(nn.Module):
                 else:
                     query = constant("query", self.attention.weight.T)
                     node("MatMul", node("Tanh", x, out="squashed"), query, out="scores")
-                    node("Softmax", node("Where", "real", "scores", low, out="kept"), out="shares", axis=0)
-                node("Mul", "shares", node("Where", "real", x, nought, out="tidy"), out="weighed")
+                    node("Where", "real", "scores", constant("low", torch.tensor(-math.inf)), out="kept")
+                    node("Softmax", "kept", out="shares", axis=0)
+                node("Where", "real", x, constant("nought", torch.tensor(0.0)), out="tidy")
+                node("Mul", "shares", "tidy", out="weighed")
                 x = node("ReduceSum", "weighed", first, out="pooled", keepdims=0)
         for i, part in enumerate(self.head if self.config.head == "relu" else [self.head]):
             if isinstance(part, nn.Linear):
@@ -534,7 +547,7 @@ class Student(nn.Module):
             number = number if isinstance(number, int) else "unknown"
             raise StudentError(f"{path}: format {number}, this student.py reads 1 to {FORMAT}")
         try:
-            config, weights = StudentConfig(**artifact["config"]), artifact["weights"]
+            config, weights = StudentConfig(**artifact["config"]), dict(artifact["weights"])
             scales, packed = artifact.get("scales", {}), artifact["tokenizer"]
             tensors = [packed, *weights.values(), *scales.values()]
             if config.num_layers > len(weights) or not all(
@@ -542,19 +555,22 @@ class Student(nn.Module):
                     and value.nbytes <= value.untyped_storage().nbytes() for value in tensors) \
                     or sum(value.nbytes for value in tensors) > os.path.getsize(path):
                 raise StudentError("its config or weights claim more than the file holds")
+            if weights["embedding.weight"].shape != (config.vocab_size, config.embedding_dim):
+                raise StudentError("its embeddings are of another shape than its config")
             for name, value in weights.items():
                 scale = scales.get(name)
                 if value.dtype not in ((torch.float32, torch.float16) if scale is None else (torch.int8,)):
                     raise StudentError(f"{name} is {value.dtype}, "
                                        + ("without scales" if scale is None else "with scales"))
-                if scale is not None and (scale.dtype != torch.float16 or scale.shape != (len(value), 1)):
+                if scale is not None and (scale.dtype != torch.float16 or value.dim() != 2
+                                          or scale.shape != (len(value), 1)):
                     raise StudentError(f"{name} has scales of another type or shape")
                 weights[name] = value.float() if scale is None else value.float() * scale.float()
             if not all(value.isfinite().all() for value in weights.values()):
                 raise StudentError("its weights are not finite")
             if packed.dtype != torch.uint8:
                 raise StudentError("its tokenizer is no bytes")
-            tokenizer = unpack_tokenizer(packed.numpy().tobytes(), len(weights["embedding.weight"]))
+            tokenizer = unpack_tokenizer(packed.numpy().tobytes(), config.vocab_size)
             with torch.device("meta"):  # shapes alone: no config claims memory that the weights do not fill
                 student = cls(config, tokenizer, artifact["label_names"])
             student.load_state_dict(weights, assign=True)
@@ -571,6 +587,8 @@ def main(args):
         raise StudentError(f"{SHIPPED} is not there; name a STUDENT.pt before the texts")
     student = Student.load(args.student or SHIPPED)
     if args.export_onnx:
+        if os.path.exists(args.export_onnx) and os.path.samefile(args.export_onnx, args.student or SHIPPED):
+            raise StudentError(f"--export-onnx {args.export_onnx}: is the student itself; name another file")
         student.export_onnx(args.export_onnx)
         print(f"{args.export_onnx}: {', '.join(student.label_names)}; "
               f"tokens by {args.export_onnx}.tokenizer.json")

@@ -60,7 +60,7 @@ BERT_WORDS = pre_tokenizers.BertPreTokenizer()
 
 def train(texts: list[str], words: Counter, kind: str, vocab_size: int, min_frequency: int,
           limit_alphabet: int) -> Tokenizer:
-    """A trained tokenizer; `words` are those of the texts with their counts, for WordPiece.
+    """A trained tokenizer; `words` are those of the texts with their counts, as count_words gives them.
 
     WordPiece as the original kit's: BERT's normalisation and word splitting, case and accents kept.
     BPE and unigram split as SentencePiece does, a space being part of the token that follows it.
@@ -81,7 +81,8 @@ def train(texts: list[str], words: Counter, kind: str, vocab_size: int, min_freq
         tokenizer.pre_tokenizer = pre_tokenizers.Metaspace()
         tokenizer.decoder = decoders.Metaspace()
         if kind == "bpe":
-            trainer = trainers.BpeTrainer(**common, **limits, special_tokens=SPECIAL_TOKENS)
+            trainer = trainers.BpeTrainer(**common, **limits, special_tokens=SPECIAL_TOKENS,
+                                          initial_alphabet=alphabet(words, limit_alphabet)[0])
         else:
             trainer = trainers.UnigramTrainer(**common, special_tokens=SPECIAL_TOKENS, unk_token="[UNK]")
     try:
@@ -100,11 +101,12 @@ def train(texts: list[str], words: Counter, kind: str, vocab_size: int, min_freq
     return tokenizer
 
 
-def count_words(texts: list[str]) -> Counter:
-    """The words WordPiece splits, with their counts."""
+def count_words(texts: list[str], kind: str) -> Counter:
+    """The words that WordPiece or BPE split, with their counts."""
+    splitter = BERT_WORDS if kind == "wordpiece" else pre_tokenizers.Metaspace()
     words = Counter()
     for text in texts:
-        words.update(word for word, _ in BERT_WORDS.pre_tokenize_str(NORMALIZER.normalize_str(text)))
+        words.update(word for word, _ in splitter.pre_tokenize_str(NORMALIZER.normalize_str(text)))
     return words
 
 
@@ -137,7 +139,7 @@ def main(args):
         examples = read_examples(file, args.text_column, args.text2_column)
         texts += examples.texts + (examples.texts2 or [])
     print(f"{len(texts):,} texts")
-    words = count_words(texts) if args.type == "wordpiece" else Counter()
+    words = Counter() if args.type == "unigram" else count_words(texts, args.type)
     for vocab_size in args.vocab_size:
         limit_alphabet = args.limit_alphabet or (1000 if vocab_size <= 2000 else 1500)
         tokenizer = train(texts, words, args.type, vocab_size, args.min_frequency, limit_alphabet)

@@ -384,7 +384,8 @@ def test_errors_never_overwrite_what_is_read(case, capsys, name):
     write_tsv("seen.tsv", case[:3])
     before = Path(name).read_bytes()
     flags = ["one.pt", "two.pt", "--data", "data.tsv", "--seen", "seen.tsv", "--errors"]
-    assert refused(capsys, *flags, name) == f"--errors {name} would overwrite what is read; name another file"
+    assert refused(capsys, *flags, name) == (
+        f"--errors {name} would overwrite another file of this command; name another")
     assert Path(name).read_bytes() == before
     run(capsys, *flags, "in/new/folders.tsv")
     assert Path("in/new/folders.tsv").read_text("utf-8").startswith("model\trow\t")
@@ -397,7 +398,7 @@ def test_errors_never_overwrite_what_is_read(case, capsys, name):
      "--disagreements and --escalate need --logits (dump_logits.py --data FILE makes them)"),
     (["--data", "a.tsv", "--logits", "l.pt", "--escalate"], "--escalate needs a student.pt"),
     (["a.pt", "--data", "a.tsv", "--logits", "l.pt", "--escalate", "101"],
-     "--escalate is an accuracy in percent, above 0 and at most 100"),
+     "--escalate is an accuracy in percent, such as 89"),
     (["a.pt"], "the following arguments are required: --data"),
     (["a.pt", "--data", "a.tsv", "--json", "--markdown"], "not allowed with argument --json"),
     (["a.pt", "--data", "a.tsv", "--device", "tpu"], "argument --device: invalid choice: 'tpu'"),
@@ -443,6 +444,20 @@ def test_a_bare_tensor_has_its_columns_in_the_order_of_the_labels(case, capsys):
     out = [json.loads(run(capsys, "--data", "data.tsv", "--logits", path, "--json"))["models"][0]["accuracy"]
            for path in ("logits.pt", "bare.pt")]
     assert out[0] == out[1]
+
+
+def test_a_bare_tensor_has_the_columns_of_the_model_that_it_is_beside(case, capsys):
+    """Also where the file has not every label; a row without any is told as such."""
+    two = [row for row in case if row[1] != "mid"]
+    write_tsv("data.tsv", two)
+    probabilities = Student.load("two.pt").predict([text for text, _ in two])
+    torch.save(probabilities.log(), "bare.pt")
+    out = json.loads(run(capsys, "two.pt", "--data", "data.tsv", "--logits", "bare.pt", "--json"))
+    assert out["models"][1]["accuracy"] == out["models"][0]["accuracy"] and out["models"][1]["agreement"] == 1
+    write_tsv("data.tsv", [*case, ("말", "")])
+    torch.save(torch.zeros(61, 3), "bare.pt")
+    told = refused(capsys, "--data", "data.tsv", "--logits", "bare.pt")
+    assert told == "data.tsv:62: no label; every row needs one"
 
 
 def test_disagreements_are_the_rows_the_cached_teacher_contradicts(case, capsys):
@@ -511,10 +526,11 @@ def test_the_error_before_calibration_is_that_of_temperature_1(case, capsys):
                      "dump_logits.py --data data.tsv"),
     ({"label_names": ["a", "b", "c"]}, "logits.pt: its labels are ['a', 'b', 'c'], those of the first model "
                                        "['neg', 'pos', 'mid']; compare models of the same labels"),
-    ({"logits": torch.zeros(59, 3)}, "logits.pt: not finite logits for 60 rows and 3 labels; make them anew "
-                                     "with dump_logits.py --data data.tsv"),
-    ({"logits": torch.full((60, 3), math.nan)}, "logits.pt: not finite logits for 60 rows and 3 labels; make "
-                                                "them anew with dump_logits.py --data data.tsv"),
+    ({"logits": torch.zeros(59, 3)}, "logits.pt: not a row of logits for each of 60 texts and a column for "
+                                     "each of ['mid', 'neg', 'pos']; make them anew with dump_logits.py "
+                                     "--data data.tsv"),
+    ({"logits": torch.tensor([[0.0]] * 7 + [[math.nan]] * 53).expand(60, 3).clone()},
+     "logits.pt: the logits of row 7 are not finite; make them anew with dump_logits.py --data data.tsv"),
     ({"kind": "teacher"}, "logits.pt: holds teacher, a logits is needed"),
 ])
 def test_logits_that_do_not_belong_are_refused(case, capsys, changes, message):
@@ -527,5 +543,5 @@ def test_disagreements_never_overwrite_what_is_read_or_written(case, capsys):
     flags = ["one.pt", "--data", "data.tsv", "--logits", "logits.pt", "--errors", "e.tsv", "--disagreements"]
     for name in ("logits.pt", "./e.tsv"):
         assert refused(capsys, *flags, name) == (
-            f"--disagreements {name} would overwrite what is read; name another file")
+            f"--disagreements {name} would overwrite another file of this command; name another")
     assert not Path("e.tsv").exists()

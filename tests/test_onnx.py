@@ -69,6 +69,18 @@ def test_from_the_command_line(tmp_path):
     assert done.returncode == 2 and done.stderr.endswith("error: --export-onnx takes no texts\n")
 
 
+def test_the_student_itself_is_not_overwritten(tmp_path):
+    new_student().save(tmp_path / "s.pt")
+    before = (tmp_path / "s.pt").read_bytes()
+    command = [sys.executable, "student.py", tmp_path / "s.pt", "--export-onnx", tmp_path / "s.pt"]
+    done = subprocess.run(command, capture_output=True, text=True)
+    assert done.returncode == 2 and done.stderr == (
+        f"error: --export-onnx {tmp_path}/s.pt: is the student itself; name another file\n")
+    assert (tmp_path / "s.pt").read_bytes() == before
+    with pytest.raises(StudentError, match="/dev/null: is no file that could be replaced"):
+        new_student().export_onnx("/dev/null")
+
+
 def test_without_the_package_the_error_names_the_command(tmp_path, monkeypatch):
     monkeypatch.setitem(sys.modules, "onnx", None)
     with pytest.raises(StudentError, match=r"^ONNX needs one more package: pip install onnx$"):

@@ -3,19 +3,21 @@
 import json
 import math
 import re
+import weakref
 import zlib
 from pathlib import Path
 
 import pytest
 import torch
 import torch.nn.functional as F
-from tokenizers import Tokenizer
+from tokenizers import Tokenizer, models
 
 import distill
 import train_tokenizer
+from data import batching
 from data.examples import read_examples
 from student import SIZES, Student, StudentConfig, StudentError, pack_tokenizer, to_int8, unpack_tokenizer
-from tests.test_distill import folder, run  # noqa: F401  (folder is a fixture)
+from tests.test_distill import folder, run, windows  # noqa: F401  (two are fixtures)
 from tests.test_student import new_student, word_tokenizer
 
 ROOT = Path(__file__).parent.parent
@@ -77,7 +79,7 @@ def real_tokenizer(request):
     """3,000 tokens of Korean, or as many as the sample has."""
     texts = [text for name in ("train", "unlabeled", "valid", "test")
              for text in read_examples(SAMPLE / f"{name}.tsv").texts]
-    words = train_tokenizer.count_words(texts)
+    words = train_tokenizer.count_words(texts, request.param)
     return train_tokenizer.train(texts, words, request.param, 3000, 1, 1500)
 
 
@@ -127,6 +129,34 @@ def test_scales_that_do_not_fit_are_refused(tmp_path, scale, reason):
         Student.load(path)
 
 
+@pytest.mark.parametrize(("name", "weight"), [
+    ("head.bias", torch.ones(20_000, dtype=torch.int8)),  # times a column of scales: 1.6 GB
+    ("head.weight", torch.ones(20_000, 1, 5, dtype=torch.int8)),
+    ("embedding.weight", torch.zeros(2**40, 0)),  # would let the tokenizer unpack without end
+])
+def test_shapes_are_checked_before_memory_is_taken(tmp_path, name, weight):
+    path = tmp_path / "s.pt"
+    new_student().save(path, "int8")
+    artifact = torch.load(path, weights_only=True)
+    scales = {name: torch.ones(len(weight), 1).half()} if weight.dtype == torch.int8 else {}
+    artifact["scales"].pop(name, None)
+    change(path, weights=artifact["weights"] | {name: weight}, scales=artifact["scales"] | scales)
+    reason = "another shape than its config" if name.startswith("emb") else "scales of another type or shape"
+    with pytest.raises(StudentError, match=reason):
+        Student.load(path)
+
+
+def test_a_tokenizer_that_pads_to_millions_does_not(tmp_path):
+    state = json.loads(word_tokenizer(40).to_str())
+    state["padding"] = {"strategy": {"Fixed": 10**12}, "direction": "Right", "pad_to_multiple_of": None,
+                        "pad_id": 0, "pad_type_id": 0, "pad_token": "[PAD]"}
+    path = tmp_path / "s.pt"
+    new_student().save(path)
+    packed = zlib.compress(json.dumps(state).encode())
+    change(path, tokenizer=torch.frombuffer(bytearray(packed), dtype=torch.uint8))
+    assert Student.load(path).predict(["단어3"]).shape == (1, 3)
+
+
 def test_one_storage_cannot_stand_for_many_weights(tmp_path):
     """Each would fit the file, together they would be a hundred times as large in memory."""
     path = tmp_path / "s.pt"
@@ -143,7 +173,8 @@ def test_one_storage_cannot_stand_for_many_weights(tmp_path):
 @pytest.mark.parametrize("kind", ["wordpiece", "bpe", "unigram"])
 def test_a_packed_tokenizer_is_the_same_and_smaller(kind):
     texts = read_examples(SAMPLE / "train.tsv").texts
-    tokenizer = train_tokenizer.train(texts, train_tokenizer.count_words(texts), kind, 2000, 1, 1000)
+    words = train_tokenizer.count_words(texts, kind)
+    tokenizer = train_tokenizer.train(texts, words, kind, 2000, 1, 1000)
     tokenizer = Tokenizer.from_str(tokenizer.to_str())  # the library rounds unigram's scores in reading
     packed = pack_tokenizer(tokenizer)
     assert unpack_tokenizer(packed, 2000).to_str() == tokenizer.to_str()
@@ -157,7 +188,8 @@ def test_a_tokenizer_of_other_ids_or_merges_is_kept_as_it_is():
     state["model"]["vocab"]["단어9"] = 20  # a gap
     tokenizer = Tokenizer.from_str(json.dumps(state))
     assert unpack_tokenizer(pack_tokenizer(tokenizer), 10).to_str() == tokenizer.to_str()
-    bpe = train_tokenizer.train(["가나 가나 가다"] * 5, None, "bpe", 60, 1, 100)
+    texts = ["가나 가나 가다"] * 5
+    bpe = train_tokenizer.train(texts, train_tokenizer.count_words(texts, "bpe"), "bpe", 60, 1, 100)
     state = json.loads(bpe.to_str())
     state["model"]["merges"].reverse()  # not in the order of the ids
     bpe = Tokenizer.from_str(json.dumps(state))
@@ -169,6 +201,15 @@ def test_a_tokenizer_that_unpacks_to_more_than_its_tokens_can_need_is_refused():
     packed = zlib.compress(b" " * (2**20 + 256 * 10) + b"{}")
     with pytest.raises(StudentError, match="its tokenizer is cut, or unpacks to more than 1,051,136 bytes"):
         unpack_tokenizer(packed, 10)
+
+
+def test_a_tokenizer_that_load_would_refuse_is_not_saved(tmp_path):
+    words = {"[PAD]": 0} | {"가" * 400 + str(i): i for i in range(1, 3000)}
+    tokenizer = Tokenizer(models.WordLevel(words, "[PAD]"))
+    student = Student(StudentConfig(3000, 2, 8, 8), tokenizer, ["0", "1"])
+    with pytest.raises(StudentError, match=r"the tokenizer has [\d,]+ bytes of JSON, more than 1,048,576"):
+        student.save(tmp_path / "s.pt")
+    assert not list(tmp_path.iterdir())
 
 
 def test_files_of_format_1_are_read(tmp_path):
@@ -197,11 +238,12 @@ def test_fitted_temperature_is_where_the_cross_entropy_is_least():
     assert losses[0] == min(losses)
 
 
-@pytest.mark.parametrize(("logits", "expected"), [
-    ([[0.9, 0.0], [0.0, 0.9]], 0.05), ([[0.0, 0.9], [0.9, 0.0]], 20.0)])
-def test_all_right_and_all_wrong_end_at_the_bounds(logits, expected):
-    found = distill.fit_temperature(torch.tensor(logits), torch.tensor([0, 1]))
-    assert found == pytest.approx(expected, rel=1e-6)
+def test_few_rows_that_are_all_right_make_no_student_sure_by_hand():
+    """Of two rows' labels a quarter goes to both classes: probability 7/8, so 0.9 / T = log 7."""
+    logits = torch.tensor([[0.9, 0.0], [0.0, 0.9]])
+    found = distill.fit_temperature(logits, torch.tensor([0, 1]))
+    assert found == pytest.approx(0.9 / math.log(7), rel=1e-6)
+    assert distill.fit_temperature(logits, torch.tensor([1, 0])) == pytest.approx(20, rel=1e-6)  # all wrong
 
 
 def test_predict_divides_by_the_temperature(tmp_path):
@@ -210,8 +252,8 @@ def test_predict_divides_by_the_temperature(tmp_path):
     student.config.temperature = 4.0
     warm = student.predict(["단어2 단어3"])
     torch.testing.assert_close(warm, (cool.log() / 4).softmax(1), rtol=1e-5, atol=0)
-    for wrong in (0.0, -1.0, math.inf, math.nan, "1", None):
-        with pytest.raises(StudentError, match=r"temperature is .*, must be positive"):
+    for wrong in (0.0, -1.0, 1e-320, 10**400, math.inf, math.nan, "1", None):
+        with pytest.raises(StudentError, match=r"temperature is .*, must be in"):
             new_student(temperature=wrong)
 
 
@@ -248,6 +290,25 @@ def test_quantize_writes_the_best_student_rounded(folder, capsys):  # noqa: F811
         before = exact.artifact["scores"]["valid_accuracy"]
         assert f"{path}: {path.stat().st_size:,} bytes, validation accuracy " \
                f"{scores['valid_accuracy']:.2%}, float32 {before:.2%}" in out
+
+
+def test_fine_tuning_holds_one_window_at_a_time(folder, windows, monkeypatch):  # noqa: F811
+    monkeypatch.setattr(distill, "HARM", -1.0)
+    made, seen, loss, read = [], [], distill.batch_loss, batching.Store._read
+
+    def recorded(student, batch, *args):
+        seen.append(sum(window() is not None for window in made))
+        return loss(student, batch, *args)
+
+    def remembered(self, blocks):
+        window = read(self, blocks)
+        made.append(weakref.ref(window))
+        return window
+
+    monkeypatch.setattr(batching.Store, "_read", remembered)
+    monkeypatch.setattr(distill, "batch_loss", recorded)
+    run("--train", "train.tsv", "--alpha", "1", "--quantize", "int8")
+    assert len(windows) >= 4 * 3 and max(seen) <= 2  # three epochs and another, of three windows or more
 
 
 def test_where_rounding_harms_an_epoch_under_rounding_helps(folder, monkeypatch, capsys):  # noqa: F811
@@ -331,6 +392,16 @@ def test_budget_trains_the_best_trial_and_its_file_fits(folder, capsys):  # noqa
         distill.main(distill.parse_args(flags))
 
 
+def test_many_classes_and_files_are_reckoned_with(folder):  # noqa: F811
+    names = [f"분류이름_아주_긴_카테고리_{i:03d}" for i in range(60)]
+    for name, rows in (("train", 120), ("valid", 60)):
+        lines = ["text\tlabel", *(f"좋다 {i}\t{names[i % 60]}" for i in range(rows))]
+        Path(f"{name}.tsv").write_text("\n".join([*lines, ""]), encoding="utf-8")
+    run_budget("40KB", *["train.tsv"] * 8)
+    file, = Path("students/budget_40000").glob("student.*.pt")
+    assert file.stat().st_size <= 40_000
+
+
 def test_a_wide_budget_takes_float32(folder, capsys):  # noqa: F811
     run_budget("50MB")
     assert "embedding 128, hidden 256, the best of 1 after 1 of 1 epochs; float32, the finest" \
@@ -349,8 +420,8 @@ def test_candidates_are_the_widest_that_fit(folder):  # noqa: F811
     assert [H for _, H in shapes] == sorted({H for _, H in shapes})  # narrower in one, wider in the other
     for settings in found:
         wider = settings | {"hidden_dim": settings["hidden_dim"] + 8}
-        assert distill.file_size(settings, tokenizer, ["0", "1"], "int8") <= 30000
-        assert distill.file_size(wider, tokenizer, ["0", "1"], "int8") > 30000 \
+        assert distill.file_size(settings, tokenizer, ["0", "1"], 1, "int8") <= 30000
+        assert distill.file_size(wider, tokenizer, ["0", "1"], 1, "int8") > 30000 \
             or wider["hidden_dim"] > min(256, 4 * wider["embedding_dim"])
 
 
@@ -361,15 +432,16 @@ def test_a_budget_too_small_is_told_with_the_least_that_would_do(folder):  # noq
     assert not Path("students").exists()
 
 
-def run_budget(budget):
+def run_budget(budget, *more):
     distill.main(distill.parse_args([
-        "--valid", "valid.tsv", "--train", "train.tsv", "--alpha", "1", "--tokenizer",
+        "--valid", "valid.tsv", "--train", "train.tsv", *more, "--alpha", "1", "--tokenizer",
         "tokenizer/vocab_size_60", "--epochs", "1", "--budget", budget, "--device", "cpu", "--precision",
         "fp32"]))
 
 
 @pytest.mark.parametrize(("flags", "message"), [
     (["--budget", "many"], "argument --budget: 'many' is not a number of bytes such as 60000, 300KB or 1MB"),
+    (["--budget", "0KB"], "argument --budget: '0KB' is not a number of bytes"),
     (["--budget", "-5"], "argument --budget: '-5' is not a number"),
     (["--budget", "9KB", "--size", "tiny"], "--budget searches for itself; give no --size"),
     (["--budget", "9KB", "--hidden-dim", "8"], "--budget searches for itself; give no --hidden-dim"),

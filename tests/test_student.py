@@ -290,6 +290,10 @@ def test_student_py_and_student_pt_work_in_an_empty_folder(tmp_path):
     refused = script("nothing.pt", "단어2")
     assert refused.returncode == 2
     assert refused.stderr == "error: nothing.pt: cannot read (No such file or directory)\n"
+    (tmp_path / "students").mkdir()
+    refused = script("students", "단어2")  # a slip, not a text
+    assert refused.returncode == 2 and refused.stderr.endswith(
+        "error: students is no text and no STUDENT.pt; files of texts go to standard input\n")
 
 
 def test_predict_refuses_one_string():

@@ -68,14 +68,16 @@ def test_one_run_for_several_sizes_equals_a_run_for_each(tmp_path):
         assert alone[size].to_str() == together[size].to_str()
 
 
+@pytest.mark.parametrize("limit", [150, 1500])
 @pytest.mark.parametrize("kind", ["wordpiece", "bpe"])
-def test_another_process_writes_the_same_bytes(tmp_path, kind):
+def test_another_process_writes_the_same_bytes(tmp_path, kind, limit):
     """Unigram alone numbers equally frequent tokens anew in each run (tokenizers 0.23). A hundred words that
-    occur equally often, so that ties decide which of them become tokens."""
+    occur equally often, so that ties decide which of them, and of their characters, become tokens."""
     words = [f"{chr(0xAC00 + 37 * i)}{chr(0xB000 + 53 * i)}{chr(0xC000 + 11 * i)}" for i in range(100)]
     (tmp_path / "ties.tsv").write_text("\n".join(["text", *words * 6]), encoding="utf-8")
     for out in ("one", "two", "three"):
-        flags = ["--data", "ties.tsv", "--type", kind, "--vocab-size", "350", "--output-dir", out]
+        flags = ["--data", "ties.tsv", "--type", kind, "--vocab-size", "350", "--output-dir", out,
+                 "--limit-alphabet", str(limit)]
         subprocess.run([sys.executable, train_tokenizer.__file__, *flags], cwd=tmp_path, check=True,
                        capture_output=True)
     one, two, three = ((tmp_path / out / "vocab_size_350/tokenizer.json").read_bytes()
