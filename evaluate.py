@@ -172,7 +172,10 @@ def read_logits(path: str, examples: Examples, names: list[str] | None) -> tuple
         if artifact["texts"] != examples.fingerprint():
             raise UserError(f"{path}: these are logits of other texts than {examples.path}; make the right "
                             f"ones with dump_logits.py --data {examples.path}")
-    if not torch.is_tensor(logits) or not isinstance(names, list) or not logits.is_floating_point() \
+    if not isinstance(names, list) or not all(isinstance(name, str) for name in names):
+        raise UserError(f"{path}: damaged, its label_names are no names; make it anew with dump_logits.py "
+                        f"--data {examples.path}")
+    if not torch.is_tensor(logits) or not logits.is_floating_point() \
             or list(logits.shape) != [len(examples), len(names)]:
         raise UserError(f"{path}: not a row of logits for each of {len(examples)} texts and a column for "
                         f"each of {names}; make them anew with dump_logits.py --data {examples.path}")
@@ -184,7 +187,7 @@ def read_logits(path: str, examples: Examples, names: list[str] | None) -> tuple
 
 def columns_of(path: str, names: list[str], wanted: list[str]) -> list[int]:
     """Where the columns `wanted` stand among `names`."""
-    if sorted(map(str, names)) != sorted(wanted):
+    if sorted(names) != sorted(wanted):
         raise UserError(f"{path}: its labels are {names}, those of the first model {wanted}; "
                         f"compare models of the same labels")
     return [names.index(name) for name in wanted]

@@ -194,7 +194,7 @@ def mutate_values(rng, artifact) -> dict:
 
 
 def edit_tokenizer(artifact, edit) -> None:
-    """Call edit(the value of the tokenizer's JSON), which is packed in a student.pt."""
+    """Call edit(the value of the tokenizer's JSON), which a student.pt has packed, as a list of pieces."""
     tokenizer = artifact["tokenizer"]
     packed = torch.is_tensor(tokenizer)
     value = json.loads(zlib.decompress(bytes(tokenizer.tolist())) if packed else tokenizer)
@@ -281,6 +281,7 @@ def kit(tmp_path_factory):
         run(finetune_teacher, *TUNE, "teacher")
         run(dump_logits, *DUMP, "train.tsv")
         run(distill, *DISTIL, "students")
+        Student.load("students/tiny/student.pt").save("students/tiny/student.int8.pt", "int8")
         stopped(patch, 3, finetune_teacher, *TUNE, "half/teacher")  # at the first epoch's last.pt
         stopped(patch, 2, distill, *DISTIL, "half/students")
         stopped(patch, 2, dump_logits, *DUMP, "train.tsv", "--output-dir", "half/logits")  # plan.pt, a part
@@ -351,6 +352,12 @@ def read_training_set(data):
     assert found.logits[0].values.shape == (12, 2) and sorted(found.label_names) == ["0", "1"]
 
 
+def evaluate_logits(data):
+    in_copy_of("logits", "train.pt", data)
+    run(evaluate, "--data", "train.tsv", "--logits", "work/train.pt", "--disagreements", "work/doubtful.tsv")
+    assert Path("work/doubtful.tsv").read_text("utf-8").startswith("model\trow\t")
+
+
 def append_to_logits(data):
     in_copy_of("logits", "train.pt", data).rename("work/more.pt")
     run(dump_logits, *DUMP, "more.tsv", "--output-dir", "work", "--append")
@@ -389,8 +396,10 @@ def load_published(data):
 
 LOADERS = {  # what is loaded: (the file, what loads it, examples of `make test`)
     "student.pt": ("students/tiny/student.pt", load_student, 100),
+    "student.int8.pt": ("students/tiny/student.int8.pt", load_student, 80),
     "teacher.pt": ("teacher/teacher.pt", load_teacher, 100),
     "logits, by distill.py": ("logits/train.pt", read_training_set, 100),
+    "logits, by evaluate.py": ("logits/train.pt", evaluate_logits, 60),
     "logits, by --append": ("logits/train.pt", append_to_logits, 30),
     "logits, by --check": ("logits/train.pt", check_logits, 30),
     "plan.pt of a dump": ("half/logits/.train.shards/plan.pt", resume_dump("plan.pt"), 40),
@@ -432,7 +441,8 @@ FOUND = {  # by fuzzing, each once ended in a traceback, a second line, a hang, 
         put("kind", "student\n"), put("config", "pad_id", True), put("config", "hidden_dim", nested(60)),
         put("label_names", nested(60)), put("tokenizer", torch.ones(1, dtype=torch.uint8).expand(10**10)),
         put("weights", "embedding.weight", torch.ones(3, device="meta")),
-        tokenizer_with("model", "vocab", "[UNK]", 10**6), tokenizer_with("model", "unk_token", "x")],
+        tokenizer_with("model", "vocab", {"[PAD]": 0, "[UNK]": 10**6}),
+        tokenizer_with("model", "unk_token", "x")],
     "teacher.pt": [
         put("config", "layer_norm_eps", [1]), put("config", "pad_id", 10**6),
         put("config", "hidden_dropout", "x"), put("config", "hidden_size", 2**62), put("max_length", 5.5),
@@ -442,6 +452,7 @@ FOUND = {  # by fuzzing, each once ended in a traceback, a second line, a hang, 
     "logits, by distill.py": [
         put("teachers", [{"weights": torch.ones(2)}]), put("teacher_files", [torch.ones(2)]),
         put("x", nested(60)), lambda artifact: artifact.update(texts="x", logits=torch.tensor(1.0))],
+    "logits, by evaluate.py": [put("label_names", [torch.ones(12, 2), "1"])],
     "logits, by --append": [
         put("teachers", [1]), put("teachers", 7), put("logits", torch.ones(12, 3)), put("precision", 7)],
     "logits, by --check": [put("teachers", ["x"]), put("precision", None)],
