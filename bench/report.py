@@ -27,7 +27,7 @@ def parse_args(argv=None):
     arg = p.add_argument
     arg("--arm", action="append", required=True, nargs="+", metavar=("NAME", "STUDENT.pt"),
         help="a method and its students; several times, the first is what gains are over")
-    arg("--teacher", required=True, metavar="FILE", help="teacher.pt")
+    arg("--teacher", required=True, nargs="+", metavar="FILE", help="teacher.pt; of several also the mean")
     arg("--data", required=True, metavar="FILE", help="the labelled test file")
     arg("--seen", nargs="+", default=[], metavar="FILE", help="training files, for the audit of leaks")
     arg("--train", metavar="FILE", help="labelled file to train the baselines on")
@@ -67,7 +67,7 @@ from student import SIZES, Student, StudentError
 CACHE_FORMAT = 1
 LENGTHS = ((0, 15), (16, 30), (31, 60), (61, math.inf))  # characters of a text
 KOREAN = {"labels alone": "레이블만", "distilled": "증류", "distilled, more text": "증류, 텍스트 추가",
-          "more text, BPE": "텍스트 추가, BPE", "TF-IDF, logistic regression": "TF-IDF, 로지스틱 회귀"}
+          "mean of the teachers": "teacher들의 평균", "TF-IDF, logistic regression": "TF-IDF, 로지스틱 회귀"}
 WORDS = {
     "en": {"header": ["", "parameters", "bytes", "{arms}", "gain (95 %)", "agrees with teacher", "reviews/s",
                       "ms for one"],
@@ -118,6 +118,21 @@ class Tested:
         digest = hashlib.sha256(Path(path).read_bytes()).hexdigest()
         return self(path, digest, lambda: assess(path, load_model(path, torch.device("cpu")), self.examples,
                                                  self.labels, self.names))
+
+
+class Mean:
+    """What assess() asks of a model: teachers whose logits are averaged, as dump_logits.py averages them."""
+
+    def __init__(self, paths: list[str]):
+        self.models = [load_model(path, torch.device("cpu")) for path in paths]
+        self.label_names = self.models[0].label_names
+
+    def predict(self, texts, texts2=None):
+        logs = [model.predict(texts, texts2).clamp(min=1e-30).log() for model in self.models]
+        return torch.stack(logs).mean(0).softmax(1)  # a row's constant between log p and logits drops out
+
+    def parameters(self):
+        return itertools.chain.from_iterable(model.parameters() for model in self.models)
 
 
 # ---- baselines, each from its own package ------------------------------------------------------------------
@@ -266,8 +281,11 @@ def summary(results: list[dict], teacher: dict, leaked: torch.Tensor, lengths: t
     return figures | {name: results[0][name] for name in ("parameters", "bytes")}
 
 
-def make_report(args, tested: Tested, teacher: dict, arms: dict, others: list[dict]) -> dict:
-    """All of report.json. `arms`: {arm: {size: [result]}}."""
+def make_report(args, tested: Tested, teachers: dict, arms: dict, others: list[dict]) -> dict:
+    """All of report.json. `teachers`: {name: result}, the last is the one that taught; `arms`: {arm: {size:
+    [result]}}."""
+    teacher = list(teachers.values())[-1]
+
     def in_int8(size):
         """The last arm's runs of a size and their files in int8, if each has one."""
         runs = [sizes[size] for sizes in arms.values() if size in sizes][-1]
@@ -296,7 +314,8 @@ def make_report(args, tested: Tested, teacher: dict, arms: dict, others: list[di
             files[size] = {"float32": exact, "int8": rounded | gain}
     return {"data": args.data, "rows": len(keys), "leaked_rows": int(leaked.sum()), "seen": args.seen,
             "length_rows": [int(((least <= lengths) & (lengths <= most)).sum()) for least, most in LENGTHS],
-            "arms": list(arms), "students": students, "files": files, "teacher": summary([teacher], *context),
+            "arms": list(arms), "students": students, "files": files,
+            "teachers": {name: summary([result], *context) for name, result in teachers.items()},
             "baselines": {result["model"]: summary([result], *context) for result in others},
             "command": f"python -m bench.report {shlex.join(sys.argv[1:])}"}
 
@@ -332,7 +351,7 @@ def block(report: dict, language: str) -> str:
     header = [cell for title in words["header"]
               for cell in (map(name, arms) if title == "{arms}" else [title])]
     lines = [line(header), "|---|" + "---:|" * (len(header) - 1)]
-    for what, figures in [("teacher", report["teacher"]), *report["baselines"].items()]:
+    for what, figures in [*report["teachers"].items(), *report["baselines"].items()]:
         cells = [score(figures)] + ["–"] * (len(arms) - 1)
         lines.append(line([name(what), *size(figures), *cells, *rest(figures)]))
     for what, by_arm in report["students"].items():
@@ -342,10 +361,10 @@ def block(report: dict, language: str) -> str:
     spans = [f"{least}–{most}" if most < math.inf else f"{least}+" for least, most in LENGTHS]
     lines += ["", line([words["by"], *spans]), "|---|" + "---:|" * len(spans),
               line([words["rows"], *(f"{rows:,}" for rows in report["length_rows"])])]
-    for what, figures in [("teacher", report["teacher"]), *((size.capitalize(), list(by_arm.values())[-1])
-                                                           for size, by_arm in report["students"].items())]:
+    students = [(size.capitalize(), list(by_arm.values())[-1]) for size, by_arm in report["students"].items()]
+    for what, figures in [list(report["teachers"].items())[-1], *students]:
         shares = ["–" if value is None else f"{value:.2%}" for value in figures["by_length"]]
-        lines.append(line([what, *shares]))
+        lines.append(line([name(what), *shares]))
     if report["files"]:
         lines += ["", line(words["files"]), "|---|" + "---:|" * (len(words["files"]) - 1)]
     for what, pair in report["files"].items():
@@ -357,9 +376,9 @@ def block(report: dict, language: str) -> str:
             f"{exact['texts_per_second']:,.0f}", f"{rounded['texts_per_second']:,.0f}",
             f"{exact['ece_uncalibrated']:.4f}", f"{exact['ece']:.4f}"]))
     machines = dict.fromkeys(
-        f"{figures['machine']['hardware']}, {figures['machine']['threads']} threads" for figures in
-        (report["teacher"], *report["baselines"].values(), *(figures for by_arm in report["students"].values()
-                                                             for figures in by_arm.values())))
+        f"{figures['machine']['hardware']}, {figures['machine']['threads']} threads"
+        for group in (report["teachers"], report["baselines"], *report["students"].values())
+        for figures in group.values())
     runs = {len(figures["runs"]) for by_arm in report["students"].values() for figures in by_arm.values()}
     text = words["text"].format(
         rows=report["rows"], leaks=report["leaked_rows"], share=report["leaked_rows"] / report["rows"],
@@ -388,8 +407,8 @@ def draw(report: dict, path: Path) -> None:
         last = list(by_arm.values())[-1]
         axes.annotate(size.capitalize(), (last["bytes"], 100 * last["accuracy"]), (0, 8),
                       textcoords="offset points", ha="center")
-    others = [("teacher", report["teacher"]), *report["baselines"].items()]
-    for (what, figures), marker in zip(others, "*sD^v", strict=False):
+    others = [*report["teachers"].items(), *report["baselines"].items()]
+    for (what, figures), marker in zip(others, itertools.cycle("*sD^vPX")):
         axes.plot(figures["bytes"], 100 * figures["accuracy"], marker, color="black", label=what)
     axes.set(xscale="log", xlabel="bytes of the file",
              ylabel=f"accuracy on {report['rows']:,} test reviews, %")
@@ -408,9 +427,17 @@ def main(args):
             raise UserError(str(error).removeprefix("error: ")) from None
     args.out.mkdir(parents=True, exist_ok=True)
     examples = read_examples(args.data)
-    names = load_model(args.teacher, torch.device("cpu")).label_names
+    names = load_model(args.teacher[0], torch.device("cpu")).label_names
     tested = Tested(args.out / "tested.pt", examples, names)
-    teacher = tested.file(args.teacher)
+    several = len(args.teacher) > 1
+    teachers = {f"teacher {i + 1}" if several else "teacher": tested.file(path)
+                for i, path in enumerate(args.teacher)}
+    if several:
+        identity = " ".join(hashlib.sha256(Path(path).read_bytes()).hexdigest() for path in args.teacher)
+        mean = tested("mean of the teachers", f"mean {identity}", lambda: assess(
+            args.teacher[0], Mean(args.teacher), examples, tested.labels, names))
+        teachers["mean of the teachers"] = mean | {"bytes": sum(
+            result["bytes"] for result in teachers.values())}
     arms = {}
     for arm, *files in args.arm:
         arms[arm] = defaultdict(list)
@@ -420,7 +447,7 @@ def main(args):
                 raise UserError(f"{file}: holds a teacher; --arm wants student.pt files")
             arms[arm][size_of(vars(model.config))].append(tested.file(file))
     others = baselines(args, tested) if args.train else []
-    report = make_report(args, tested, teacher, arms, others)
+    report = make_report(args, tested, teachers, arms, others)
     runtime.save_together({args.out / "report.json": json.dumps(report, ensure_ascii=False, indent=1) + "\n"})
     draw(report, args.out / "accuracy.png")
     print(block(report, "en"))

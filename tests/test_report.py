@@ -110,7 +110,8 @@ def test_the_report_says_what_the_models_answer(files):
     assert found["students"]["mini"]["distilled"]["accuracies"] == [right[files.mini].double().mean().item()]
     assert list(found["students"]) == ["mini", "tiny"]
     assert "gain" not in found["students"]["mini"]["distilled"]  # no labels alone of that size
-    assert found["teacher"]["accuracy"] == pytest.approx((answers == files.labels).double().mean().item())
+    assert found["teachers"]["teacher"]["accuracy"] == pytest.approx(
+        (answers == files.labels).double().mean().item())
     assert found["leaked_rows"] == 2 and found["rows"] == 60 and sum(found["length_rows"]) == 60
 
 
@@ -118,7 +119,7 @@ def test_each_model_is_tested_once(files, monkeypatch):
     first = make(files)
     monkeypatch.setattr(report, "assess", None)
     again = make(files)
-    assert again["students"] == first["students"] and again["teacher"] == first["teacher"]
+    assert again["students"] == first["students"] and again["teachers"] == first["teachers"]
     new_student(files.root / "taught/mini.pt", 10, (16, 16))  # another student in the same place
     with pytest.raises(TypeError):
         make(files)
@@ -135,6 +136,26 @@ def test_both_readme_files_have_the_same_figures(files):
         assert f"**{100 * tiny['gain']:+.2f}**" in line and f"{tiny['parameters']:,}" in line
         assert text.count("\n| Mini |") == 2 and "old" not in text
     assert "labels alone" in english and "레이블만" in korean and "2 of the reviews (3.3%)" in english
+
+
+def test_several_teachers_are_judged_alone_and_as_the_mean_of_their_logits(files):
+    other = Teacher.load(files.root / "teacher.pt")
+    with torch.no_grad():
+        for weight in other.parameters():
+            weight.add_(torch.randn(weight.shape, generator=torch.Generator().manual_seed(3)))
+    other.save(files.root / "other.pt", scores={}, epoch=1, made_by={})
+    found = make(files, "--teacher", files.root / "teacher.pt", files.root / "other.pt")["teachers"]
+    p, q = (Teacher.load(files.root / name).predict(files.texts) for name in ("teacher.pt", "other.pt"))
+    odds = (p[:, 1] / p[:, 0]).log() + (q[:, 1] / q[:, 0]).log()
+    mean = ((odds > 0) == files.labels).double().mean().item()
+    one, two = ((x.argmax(1) == files.labels).double().mean().item() for x in (p, q))
+    assert {name: figures["accuracy"] for name, figures in found.items()} == pytest.approx(
+        {"teacher 1": one, "teacher 2": two, "mean of the teachers": mean})
+    assert found["mean of the teachers"]["bytes"] == sum(
+        (files.root / name).stat().st_size for name in ("teacher.pt", "other.pt"))
+    mean = report.Mean([str(files.root / name) for name in ("teacher.pt", "other.pt")]).predict(files.texts)
+    torch.testing.assert_close(mean[:, 1], (odds / 2).sigmoid(), rtol=1e-4, atol=1e-6)
+    assert (p - q).abs().max() > 0.05
 
 
 def test_a_student_in_int8_is_compared_with_its_exact_weights(files):
