@@ -1,0 +1,54 @@
+"""The shipped students: what their card states is so, and student.py uses one when none is named."""
+
+import shutil
+import subprocess
+import sys
+from pathlib import Path
+
+import pytest
+import torch
+
+from data.examples import read_examples
+from student import Student
+
+ROOT = Path(__file__).parent.parent
+MOST = {"base": 450_000, "small": 190_000, "tiny": 60_000}
+
+
+def card() -> dict:
+    """{name: cells} of the table in models/README.md."""
+    lines = (ROOT / "models/README.md").read_text("utf-8").splitlines()
+    rows = [[cell.strip() for cell in line.strip("|").split("|")] for line in lines if line.startswith("| ")]
+    return {row[0].strip("`").removesuffix(".pt"): dict(zip(rows[0], row, strict=True)) for row in rows[1:]}
+
+
+@pytest.mark.parametrize("name", MOST)
+def test_a_shipped_student_is_as_its_card_states(name):
+    path, row = ROOT / f"models/{name}.pt", card()[name]
+    student = Student.load(path)
+    assert student.artifact["precision"] == "int8" and student.label_names == ["0", "1"]
+    assert f"{path.stat().st_size:,}" == row["bytes"] and path.stat().st_size <= MOST[name]
+    assert f"{sum(weight.numel() for weight in student.parameters()):,}" == row["parameters"]
+    examples = read_examples(ROOT / "data/sample/test.tsv")
+    labels = torch.tensor(examples.label_ids(student.label_names))
+    right = int((student.predict(examples.texts).argmax(1) == labels).sum())
+    stated = int(row["right of the 500 in `data/sample/test.tsv`"])
+    assert abs(right - stated) <= 1  # other processors round otherwise
+
+
+def test_without_a_student_the_shipped_base_answers(tmp_path):
+    def answer(*args, script=ROOT / "student.py", **options):
+        return subprocess.run([sys.executable, script, *args], capture_output=True, encoding="utf-8",
+                              cwd=tmp_path, **options)
+
+    texts = ["이 영화 진짜 재밌다", "돈이 아깝다"]
+    done = answer(*texts)
+    assert done.returncode == 0, done.stderr
+    assert [line.split("\t")[0] for line in done.stdout.splitlines()] == ["1", "0"]
+    assert done.stdout == answer(ROOT / "models/base.pt", *texts).stdout
+    assert done.stdout == answer(input="\n".join(texts)).stdout
+    shutil.copy(ROOT / "student.py", tmp_path)
+    done = answer("재밌다", script="student.py")
+    assert done.returncode == 2
+    assert done.stderr == (f"error: {tmp_path}/models/base.pt is not there; "
+                           f"name a STUDENT.pt before the texts\n")
