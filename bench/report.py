@@ -398,11 +398,15 @@ def draw(report: dict, path: Path) -> None:
     matplotlib.use("Agg")
     from matplotlib import pyplot
 
-    figure, axes = pyplot.subplots(figsize=(8, 5), layout="constrained")
+    figure, axes = pyplot.subplots(figsize=(10, 5), layout="constrained")
     for arm in report["arms"]:
         points = [by_arm[arm] for by_arm in report["students"].values() if arm in by_arm]
         axes.errorbar([point["bytes"] for point in points], [100 * point["accuracy"] for point in points],
                       yerr=[100 * (point["sd"] or 0) for point in points], marker="o", capsize=3, label=arm)
+    if report["files"]:
+        points = [pair["int8"] for pair in report["files"].values()]
+        axes.plot([point["bytes"] for point in points], [100 * point["accuracy"] for point in points],
+                  "o", color="black", fillstyle="none", label="the last of a size, in int8")
     for size, by_arm in report["students"].items():
         last = list(by_arm.values())[-1]
         axes.annotate(size.capitalize(), (last["bytes"], 100 * last["accuracy"]), (0, 8),
@@ -414,7 +418,7 @@ def draw(report: dict, path: Path) -> None:
              ylabel=f"accuracy on {report['rows']:,} test reviews, %")
     axes.margins(0.05, 0.1)
     axes.grid(alpha=0.3)
-    axes.legend(loc="lower right")
+    axes.legend(loc="center left", bbox_to_anchor=(1, 0.5))
     figure.savefig(path, dpi=150, metadata={"Software": None})
 
 
