@@ -295,7 +295,7 @@ def test_quantize_writes_the_best_student_rounded(folder, capsys):  # noqa: F811
 def test_fine_tuning_holds_one_window_at_a_time(folder, windows, monkeypatch):  # noqa: F811
     monkeypatch.setattr(distill, "HARM", -1.0)
     def alive():
-        return sum(isinstance(thing, batching.Encoded) for thing in gc.get_objects())
+        return sum(type(thing) is batching.Encoded for thing in gc.get_objects())
 
     gc.collect()
     seen, loss, others = [], distill.batch_loss, alive()  # others: of tests before this one
