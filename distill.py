@@ -470,6 +470,13 @@ def principal_components(vectors, dim: int):
     return centred @ axes.flip(1)[:, :dim][:, kept] / variances.flip(0)[:dim][kept].sqrt()
 
 
+def judge(student, encoded_valid: Encoded, data: TrainingSet, args, precision: str, progress=None) -> tuple:
+    """Logits (N, C) of the validation rows, and their scores."""
+    logits = logits_in_order(student, encoded_valid, 4 * args.max_tokens, precision, progress)
+    return logits, {"valid_loss": F.cross_entropy(logits, data.valid_labels).item(),
+                    "valid_accuracy": (logits.argmax(1) == data.valid_labels).float().mean().item()}
+
+
 def train_student(settings: dict, folder: Path, tokenizer, vectors, store: Store, encoded_valid: Encoded,
                   data: TrainingSet, args, device) -> dict:
     """Train one student, write it to `folder`, return its row of the summary. `settings` has GRID's keys,
@@ -585,10 +592,9 @@ def train_student(settings: dict, folder: Path, tokenizer, vectors, store: Store
         train_loss = runtime.sum_of(total_loss) / rows_used
 
         progress_valid = runtime.Progress("validate", len(encoded_valid), "texts")
-        logits = logits_in_order(student, encoded_valid, 4 * args.max_tokens, precision, progress_valid)
+        logits, scores = judge(student, encoded_valid, data, args, precision, progress_valid)
         progress_valid.close()
-        accuracy = (logits.argmax(1) == data.valid_labels).float().mean().item()
-        scores = {"valid_loss": F.cross_entropy(logits, data.valid_labels).item(), "valid_accuracy": accuracy}
+        accuracy = scores["valid_accuracy"]
         if not np.isfinite(scores["valid_loss"]):
             raise UserError(f"epoch {epoch + 1}: the validation loss is not finite; lower --lr"
                             + (f" ({best_file} is the best before)" if at["best"] else ""))
@@ -637,25 +643,24 @@ def quantize(kind: str, settings: dict, folder: Path, rows_used: int, store: Sto
     student = Student.load(folder / "student.pt", device)
     scores = student.artifact["scores"]
 
-    def judge() -> dict:
-        logits = logits_in_order(student, encoded_valid, 4 * args.max_tokens, precision)
+    def calibrate() -> dict:
+        logits, scores = judge(student, encoded_valid, data, args, precision)
         student.config.temperature = fit_temperature(logits, data.valid_labels)
-        return {"valid_loss": F.cross_entropy(logits, data.valid_labels).item(),
-                "valid_accuracy": (logits.argmax(1) == data.valid_labels).float().mean().item()}
+        return scores
 
     exact = {name: value.clone() for name, value in student.state_dict().items()}
     round_weights(student, kind)
-    found, tried = judge(), ""
+    found, tried = calibrate(), ""
     rounded = found["valid_accuracy"]
     if kind == "int8" and scores["valid_accuracy"] - rounded > HARM:
         student.load_state_dict(exact)
         finetune_rounded(student, settings, rows_used, store, args, device, precision)
-        found = judge()
+        found = calibrate()
         tried = f" (rounded {rounded:.2%}, then fine-tuned {found['valid_accuracy']:.2%})"
         if found["valid_accuracy"] <= rounded:
             student.load_state_dict(exact)
             round_weights(student, kind)
-            found = judge()
+            found = calibrate()
     path = folder / f"student.{kind}.pt"
     if RANK == 0:
         student.save(path, kind, scores=scores | found, made_by=student.artifact["made_by"])
