@@ -336,9 +336,15 @@ def dump_command(data: str, path: str, teachers: list[str], args, half: bool = F
 
 @functools.cache
 def teacher_fingerprints(path: str) -> dict:
-    from teacher import Teacher
+    from teacher import load_model
 
-    return Teacher.load(path).fingerprints()
+    return load_model(path).fingerprints()
+
+
+def is_student(path: str) -> bool:
+    """Whether a teacher is itself a student: no embeddings to start from."""
+    artifact = runtime.load_weights(path, mmap=True)
+    return isinstance(artifact, dict) and artifact.get("kind") == "student"
 
 
 def check_teachers(logits: Logits, args, remake: str) -> None:
@@ -410,7 +416,8 @@ def read_training_set(args) -> TrainingSet:
         "--logits": " ".join(runtime.fingerprint(item.values) for item in logits),
     }
     known = args.teacher or [file for item in logits for file in item.teacher_files or ()]
-    teacher = next((file for file in known if args.teacher or os.path.isfile(file)), None) if logits else None
+    known = [file for file in known if args.teacher or os.path.isfile(file)] if logits else []
+    teacher = next((file for file in known if not is_student(file)), None)
     if len(set(args.embeddings)) > 1 and teacher is None:
         raise UserError("--embeddings: there is no teacher.pt to start from; name it with --teacher")
     return TrainingSet(files, columns, logits, teacher, names, valid, valid_labels, fingerprints)

@@ -2,12 +2,13 @@
 
     python dump_logits.py --teacher teacher/teacher.pt --data data/nsmc/train.tsv   # -> logits/train.pt
     python dump_logits.py --teacher a.pt b.pt --data train.tsv unlabeled.tsv.gz     # mean of two teachers
+    python dump_logits.py --teacher a.pt students/base/student.pt …     # a student may teach as well
     python dump_logits.py … --resume                                    # go on after an interruption
     python dump_logits.py … --append                                    # the file grew: its new rows alone
     python dump_logits.py … --check 100                                 # 100 random rows again, and compare
     torchrun --nproc_per_node 2 dump_logits.py …                        # several processes
 
-reads   teacher.pt (several: their logits are averaged), files with a text column; labels are not needed
+reads   teacher.pt or student.pt (several: their logits are averaged), files with a text column
 writes  OUTPUT_DIR/NAME.pt for each data file NAME.tsv: logits (N, C), fingerprints of texts and teachers;
         until it is whole, finished parts are in OUTPUT_DIR/.NAME.shards
 next    python distill.py --train data/nsmc/train.tsv --logits logits/train.pt --valid data/nsmc/valid.tsv …
@@ -20,7 +21,8 @@ def parse_args(argv=None):
     p = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     arg = p.add_argument
     # artifacts
-    arg("--teacher", required=True, nargs="+", metavar="FILE", help="teacher.pt; several are averaged")
+    arg("--teacher", required=True, nargs="+", metavar="FILE",
+        help="teacher.pt or student.pt; of several the mean")
     arg("--data", required=True, nargs="+", metavar="FILE", help="texts (.tsv .csv .jsonl, also .gz)")
     arg("--output-dir", default="logits", metavar="DIR", help="default: %(default)s")
     arg("--dtype", default="float32", choices=["float32", "float16"],
@@ -64,7 +66,7 @@ import runtime
 from data.batching import logits_in_order, token_batches
 from data.examples import Survey, fingerprint_of_first, read_again, stem, stream_examples, survey
 from runtime import UserError
-from teacher import Teacher
+from teacher import Assistant, Teacher, load_model
 
 FORMAT = 2
 SHARD = 4  # rows of a part, saved when it is finished, for each of --max-tokens: about 100 batches
@@ -85,9 +87,9 @@ def shards_of(path: Path) -> Path:
     return path.with_name(f".{path.stem}.shards")
 
 
-def load_teachers(paths: list[str], device) -> list[Teacher]:
-    """Teachers whose logits can be averaged: they have the same classes in the same order."""
-    teachers = [Teacher.load(path).to(device) for path in paths]
+def load_teachers(paths: list[str], device) -> list[Teacher | Assistant]:
+    """Models whose logits can be averaged: they have the same classes in the same order."""
+    teachers = [load_model(path, device) for path in paths]
     for path, teacher in zip(paths, teachers, strict=True):
         if teacher.label_names != teachers[0].label_names:
             raise UserError(f"{path}: labels {teacher.label_names} differ from {teachers[0].label_names} of "
@@ -95,7 +97,7 @@ def load_teachers(paths: list[str], device) -> list[Teacher]:
     return teachers
 
 
-def choose_precision(teacher: Teacher, file: Survey, columns: tuple, args, device) -> str:
+def choose_precision(teacher: Teacher | Assistant, file: Survey, columns: tuple, args, device) -> str:
     """By a trial on the longest of the file's first rows."""
     part = next(stream_examples(file.path, *columns))
     encoded = teacher.encode(part.texts, part.texts2).to(device)
@@ -104,7 +106,7 @@ def choose_precision(teacher: Teacher, file: Survey, columns: tuple, args, devic
         return runtime.pick_precision(args.precision, device, lambda: teacher(**encoded.batch(longest)))
 
 
-def mean_logits(teachers: list[Teacher], texts, texts2, precision: str, args, device, progress=None):
+def mean_logits(teachers: list, texts, texts2, precision: str, args, device, progress=None):
     """(N, C) float32: the mean of the teachers' logits."""
     logits = 0
     for teacher in teachers:
@@ -142,7 +144,7 @@ def refuse_others(path: Path, made: dict, now: dict, args) -> None:
         differences_of(now["teachers"]) | {name: now[name] for name in now if name != "teachers"})
 
 
-def begin(file: Survey, columns: tuple, teachers: list[Teacher], path: Path, folder: Path, args, device):
+def begin(file: Survey, columns: tuple, teachers: list, path: Path, folder: Path, args, device):
     """(logits that are there, number of rows they are, plan): what dump() has to go on from.
 
     The plan is None when the file is whole.
@@ -195,7 +197,7 @@ def begin(file: Survey, columns: tuple, teachers: list[Teacher], path: Path, fol
     return old, first, plan
 
 
-def dump(file: Survey, columns: tuple, teachers: list[Teacher], path: Path, args, device) -> None:
+def dump(file: Survey, columns: tuple, teachers: list, path: Path, args, device) -> None:
     """Write the logits of a file, going on from the shards that an earlier run finished."""
     folder = shards_of(path)
     old, first, plan = begin(file, columns, teachers, path, folder, args, device)
@@ -257,7 +259,7 @@ def dump(file: Survey, columns: tuple, teachers: list[Teacher], path: Path, args
         print(f"{path}: logits of {len(logits):,} rows, {path.stat().st_size:,} bytes")
 
 
-def check(file: Survey, columns: tuple, teachers: list[Teacher], path: Path, args, device) -> None:
+def check(file: Survey, columns: tuple, teachers: list, path: Path, args, device) -> None:
     """Compute args.check random rows of a logits file again. A UserError names the first that differs.
 
     Rows in another batch are rounded otherwise: float32 logits may differ by 0.001 (1 + their size), bf16

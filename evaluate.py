@@ -72,8 +72,8 @@ import torch.nn.functional as F
 import runtime
 from data.examples import Examples, label_names, read_examples
 from runtime import UserError
-from student import Student, StudentError
-from teacher import Teacher
+from student import Student
+from teacher import load_model
 
 LOGITS_FORMAT = 2  # of what dump_logits.py writes
 CHUNK = 8192  # texts between two steps of the progress line
@@ -145,19 +145,6 @@ def escalation(student: dict, teacher: dict, labels: torch.Tensor, wanted: float
 
 
 # ---- models ------------------------------------------------------------------------------------------------
-
-
-def load_model(path: str, device):
-    """A Student or a Teacher, whichever the file holds."""
-    artifact = runtime.load_weights(path)
-    kind = artifact.get("kind") if isinstance(artifact, dict) else None
-    kind = kind if isinstance(kind, str) else None
-    if kind == "student":
-        return Student.load(path, device)
-    if kind == "teacher":
-        return Teacher.from_artifact(artifact, path).to(device)
-    raise UserError(f"{path}: holds {kind or 'something that is not of this kit'}; "
-                    f"a student.pt or teacher.pt is needed")
 
 
 def read_logits(path: str, examples: Examples, names: list[str] | None) -> tuple[torch.Tensor, list[str]]:
@@ -392,4 +379,4 @@ def main(args):
 
 
 if __name__ == "__main__":
-    runtime.run(main, ARGS, errors=(StudentError,))
+    runtime.run(main, ARGS)

@@ -28,6 +28,7 @@ from torch import nn
 import runtime
 from data.batching import Encoded, encode, logits_in_order
 from runtime import UserError
+from student import Student, StudentError
 
 FORMAT = 1
 ACTIVATIONS = {
@@ -248,16 +249,7 @@ class Teacher(nn.Module):
         return torch.stack([weight[i].mean(0) if i else weight.mean(0) for i in ids])
 
     def fingerprints(self) -> dict:
-        """All that decides the logits of a text: SHA-256 of config and weights and of the tokenizer, and the
-        maximum length."""
-        digest = hashlib.sha256(json.dumps(asdict(self.config), sort_keys=True).encode())
-        for name, tensor in sorted(self.state_dict().items()):
-            digest.update(name.encode())
-            digest.update(tensor.detach().cpu().contiguous().numpy().data)
-        self.tokenizer.no_padding()  # what encode sets on the tokenizer is not part of the teacher
-        self.tokenizer.no_truncation()
-        return {"weights": digest.hexdigest(), "tokenizer": runtime.fingerprint(self.tokenizer.to_str()),
-                "max_length": self.max_length}
+        return fingerprints(self, self.max_length)
 
     def save(self, path, **extra) -> None:
         """Write teacher.pt; `extra` are further plain values such as scores."""
@@ -298,6 +290,49 @@ class Teacher(nn.Module):
             reason = " ".join(str(error).split())[:200]
             raise UserError(f"{path}: not a usable teacher ({reason}); make it anew") from None
         return teacher.eval()
+
+
+class Assistant(Student):
+    """A student that teaches smaller ones, alone or averaged with teachers of its own: the teacher assistant
+    of Mirzadeh et al. (2020, arXiv 1902.03393)."""
+
+    def encode(self, texts, texts2=None, progress=None) -> Encoded:
+        """As Teacher.encode."""
+        config = self.config
+        return encode(self.tokenizer, texts, texts2, config.max_length, config.pad_id, config.blank_id,
+                      progress=progress)
+
+    def fingerprints(self) -> dict:
+        return fingerprints(self, self.config.max_length)
+
+
+def fingerprints(model: Teacher | Assistant, max_length: int) -> dict:
+    """All that decides the logits of a text: SHA-256 of config and weights and of the tokenizer, and the
+    maximum length."""
+    digest = hashlib.sha256(json.dumps(asdict(model.config), sort_keys=True).encode())
+    for name, tensor in sorted(model.state_dict().items()):
+        digest.update(name.encode())
+        digest.update(tensor.detach().cpu().contiguous().numpy().data)
+    model.tokenizer.no_padding()  # what encode sets on the tokenizer is not part of the model
+    model.tokenizer.no_truncation()
+    return {"weights": digest.hexdigest(), "tokenizer": runtime.fingerprint(model.tokenizer.to_str()),
+            "max_length": max_length}
+
+
+def load_model(path, device="cpu") -> Teacher | Assistant:
+    """The model of a teacher.pt or student.pt. Raises UserError."""
+    artifact = runtime.load_weights(path)
+    kind = artifact.get("kind") if isinstance(artifact, dict) else None
+    kind = kind if isinstance(kind, str) else None
+    if kind == "teacher":
+        return Teacher.from_artifact(artifact, path).to(device)
+    if kind != "student":
+        raise UserError(f"{path}: holds {kind or 'something that is not of this kit'}; "
+                        f"a student.pt or teacher.pt is needed")
+    try:
+        return Assistant.load(path, device)
+    except StudentError as error:
+        raise UserError(str(error)) from None
 
 
 class MaskedLM(Teacher):

@@ -27,7 +27,8 @@ def parse_args(argv=None):
     arg = p.add_argument
     arg("--arm", action="append", required=True, nargs="+", metavar=("NAME", "STUDENT.pt"),
         help="a method and its students; several times, the first is what gains are over")
-    arg("--teacher", required=True, nargs="+", metavar="FILE", help="teacher.pt; of several also the mean")
+    arg("--teacher", required=True, nargs="+", metavar="FILE",
+        help="teacher.pt or student.pt; of several also the mean")
     arg("--data", required=True, metavar="FILE", help="the labelled test file")
     arg("--seen", nargs="+", default=[], metavar="FILE", help="training files, for the audit of leaks")
     arg("--train", metavar="FILE", help="labelled file to train the baselines on")
@@ -60,9 +61,10 @@ import torch
 import runtime
 from bench.table import filled
 from data.examples import read_examples
-from evaluate import assess, load_model, text_keys
+from evaluate import assess, text_keys
 from runtime import UserError
 from student import SIZES, Student, StudentError
+from teacher import load_model
 
 CACHE_FORMAT = 1
 LENGTHS = ((0, 15), (16, 30), (31, 60), (61, math.inf))  # characters of a text
@@ -116,20 +118,23 @@ class Tested:
 
     def file(self, path: str) -> dict:
         digest = hashlib.sha256(Path(path).read_bytes()).hexdigest()
-        return self(path, digest, lambda: assess(path, load_model(path, torch.device("cpu")), self.examples,
-                                                 self.labels, self.names))
+        return self(path, digest, lambda: assess(path, load_model(path), self.examples, self.labels,
+                                                 self.names))
 
 
 class Mean:
     """What assess() asks of a model: teachers whose logits are averaged, as dump_logits.py averages them."""
 
     def __init__(self, paths: list[str]):
-        self.models = [load_model(path, torch.device("cpu")) for path in paths]
+        self.models = [load_model(path) for path in paths]
         self.label_names = self.models[0].label_names
 
     def predict(self, texts, texts2=None):
-        logs = [model.predict(texts, texts2).clamp(min=1e-30).log() for model in self.models]
-        return torch.stack(logs).mean(0).softmax(1)  # a row's constant between log p and logits drops out
+        logits = 0
+        for model in self.models:  # but for a constant of each row, which drops out
+            temperature = getattr(model.config, "temperature", 1)  # a student's probabilities are calibrated
+            logits += temperature / len(self.models) * model.predict(texts, texts2).clamp(min=1e-30).log()
+        return logits.softmax(1)
 
     def parameters(self):
         return itertools.chain.from_iterable(model.parameters() for model in self.models)
@@ -431,11 +436,13 @@ def main(args):
             raise UserError(str(error).removeprefix("error: ")) from None
     args.out.mkdir(parents=True, exist_ok=True)
     examples = read_examples(args.data)
-    names = load_model(args.teacher[0], torch.device("cpu")).label_names
+    models = [load_model(path) for path in args.teacher]
+    names = models[0].label_names
     tested = Tested(args.out / "tested.pt", examples, names)
-    several = len(args.teacher) > 1
-    teachers = {f"teacher {i + 1}" if several else "teacher": tested.file(path)
-                for i, path in enumerate(args.teacher)}
+    several, teachers = len(models) > 1, {}
+    for i, (path, model) in enumerate(zip(args.teacher, models, strict=True), 1):
+        size = f" ({size_of(vars(model.config))})" if isinstance(model, Student) else ""
+        teachers[f"teacher {i}{size}" if several else "teacher"] = tested.file(path)
     if several:
         identity = " ".join(hashlib.sha256(Path(path).read_bytes()).hexdigest() for path in args.teacher)
         mean = tested("mean of the teachers", f"mean {identity}", lambda: assess(
@@ -446,7 +453,7 @@ def main(args):
     for arm, *files in args.arm:
         arms[arm] = defaultdict(list)
         for file in sorted(files):
-            model = load_model(file, torch.device("cpu"))
+            model = load_model(file)
             if not isinstance(model, Student):
                 raise UserError(f"{file}: holds a teacher; --arm wants student.pt files")
             arms[arm][size_of(vars(model.config))].append(tested.file(file))

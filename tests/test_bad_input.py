@@ -617,8 +617,13 @@ CASES = {
         {"a.pt": weight_of("teacher.pt", "head_out.bias", 1e6)},
         "error: train.tsv:2: the logits of this row are not finite in float16; try --dtype float32 "
         "--precision fp32"),
-    "a student for a teacher": ("dump_logits", "--teacher student.pt", {},
-        "error: student.pt: holds student, a teacher is needed"),
+    "logits for a teacher": ("dump_logits", "--teacher logits.pt", {},
+        "error: logits.pt: holds logits; a student.pt or teacher.pt is needed"),
+    "a damaged student for a teacher": ("dump_logits", "--teacher a.pt", {"a.pt": cut("student.pt")},
+        f"error: a.pt: {NOT_PT} (its end is missing)"),
+    "a student for a teacher of other classes": ("dump_logits", "--teacher swapped.pt student.pt", {},
+        "error: student.pt: labels ['0', '1'] differ from ['1', '0'] of swapped.pt; averaged teachers need "
+        "the same labels in the same order"),
     "text for a teacher": ("dump_logits", "--teacher train.tsv", {},
         "error: train.tsv: not a .pt file that can be loaded safely (…"),
     "a cut teacher": ("dump_logits", "--teacher a.pt", {"a.pt": cut("teacher.pt", 0.9)},
@@ -630,7 +635,7 @@ CASES = {
     "a teacher with a kind of two": (
         "dump_logits", "--teacher a.pt",
         {"a.pt": changed("teacher.pt", kind=torch.zeros(2))},
-        "error: a.pt: holds something that is not of this kit, a teacher is needed"),
+        "error: a.pt: holds something that is not of this kit; a student.pt or teacher.pt is needed"),
     "a teacher without maximum length": (
         "dump_logits", "--teacher a.pt",
         {"a.pt": changed("teacher.pt", max_length=None)},

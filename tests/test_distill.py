@@ -606,6 +606,34 @@ def test_a_named_teacher_is_compared_and_one_that_is_gone_is_not(taught, capsys)
     run(*taught, "--teacher", "kept.pt", "--overwrite")  # what dump_logits.py read is then not looked at
 
 
+def test_a_student_teaches_beside_its_teacher(taught, capsys):
+    """Its own logits, before calibration; the next student's embeddings still come from the Transformer."""
+    run(*taught)
+    student, teacher = Student.load("students/tiny/student.pt"), Teacher.load("t.pt")
+    student.config.temperature = 3.0
+    student.save("assistant.pt")
+    run_dump("--teacher", "assistant.pt", "t.pt", "--data", "train.tsv", "unlabeled.tsv", "--overwrite")
+    made = torch.load("logits/train.pt", weights_only=True)
+    texts = [line.split("\t")[0] for line in Path("train.tsv").read_text("utf-8").splitlines()[1:]]
+    expected = []
+    for text in texts:  # one at a time, nothing padded
+        ids = [torch.tensor([model.tokenizer.encode(text).ids]) for model in (student, teacher)]
+        with torch.no_grad():
+            expected.append((student(ids[0]) + teacher(ids[1], torch.tensor([ids[1].size(1)])))[0] / 2)
+    torch.testing.assert_close(made["logits"], torch.stack(expected), rtol=0, atol=1e-5)
+    run_dump("--teacher", "assistant.pt", "t.pt", "--data", "train.tsv", "--check", "5")
+    capsys.readouterr()
+    run(*taught, "--output-dir", "next")
+    assert "embeddings from t.pt" in capsys.readouterr().out
+    with torch.no_grad():
+        student.head.bias += 1
+    student.save("assistant.pt")
+    assert "by another teacher than assistant.pt now is (other weights)" in refused(*taught, "--overwrite")
+    run_dump("--teacher", "assistant.pt", "--data", "train.tsv", "unlabeled.tsv", "--overwrite")
+    run(*taught, "--output-dir", "alone")
+    assert "embeddings from" not in capsys.readouterr().out
+
+
 def test_teachers_are_found_from_whatever_folder_distill_runs_in(taught, tmp_path, monkeypatch):
     write_teacher("u.pt", 2)
     (tmp_path / "elsewhere").mkdir()

@@ -158,6 +158,20 @@ def test_several_teachers_are_judged_alone_and_as_the_mean_of_their_logits(files
     assert (p - q).abs().max() > 0.05
 
 
+def test_a_student_among_the_teachers_counts_with_its_logits_before_calibration(files):
+    path = new_student(files.root / "assistant.pt", 11, (32, 64))
+    student = Student.load(path)
+    exact = student.predict(files.texts)
+    student.config.temperature = 4.0
+    student.save(path)
+    found = make(files, "--teacher", files.root / "teacher.pt", path)["teachers"]
+    assert list(found) == ["teacher 1", "teacher 2 (small)", "mean of the teachers"]
+    teacher = Teacher.load(files.root / "teacher.pt").predict(files.texts)
+    odds = (teacher[:, 1] / teacher[:, 0]).log() + (exact[:, 1] / exact[:, 0]).log()
+    mean = report.Mean([str(files.root / "teacher.pt"), str(path)]).predict(files.texts)
+    torch.testing.assert_close(mean[:, 1], (odds / 2).sigmoid(), rtol=1e-4, atol=1e-6)
+
+
 def test_a_student_in_int8_is_compared_with_its_exact_weights(files):
     exact = new_student(files.root / "small/student.pt", 11, (32, 64))
     Student.load(exact).save(files.root / "small/student.int8.pt", "int8")
