@@ -7,7 +7,7 @@
 
 Students of an arm that have one size are runs of one method: their mean, standard deviation and the gain
 over the first arm are reported. Where student.int8.pt stands beside each student.pt of the last arm of a
-size, both are compared. Baselines, TF-IDF with logistic regression and fastText, are trained on
+size, both are compared. Baselines, TF-IDF with logistic regression, fastText and model2vec, are trained on
 --train from their own packages, their settings chosen on --valid.
 
 reads   teacher.pt, any number of student.pt, the test file
@@ -64,7 +64,7 @@ from data.examples import read_examples
 from evaluate import assess, text_keys
 from runtime import UserError
 from student import SIZES, Student, StudentError
-from teacher import load_model
+from teacher import Teacher, load_model
 
 CACHE_FORMAT = 1
 LENGTHS = ((0, 15), (16, 30), (31, 60), (61, math.inf))  # characters of a text
@@ -95,6 +95,10 @@ WORDS = {
 # ---- what each model answered ------------------------------------------------------------------------------
 
 
+def digest(path: str) -> str:
+    return hashlib.sha256(Path(path).read_bytes()).hexdigest()
+
+
 class Tested:
     """Figures and probabilities (N, C) of models on the test file, kept in a file: each is run once."""
 
@@ -117,9 +121,8 @@ class Tested:
         return result
 
     def file(self, path: str) -> dict:
-        digest = hashlib.sha256(Path(path).read_bytes()).hexdigest()
-        return self(path, digest, lambda: assess(path, load_model(path), self.examples, self.labels,
-                                                 self.names))
+        return self(path, digest(path), lambda: assess(path, load_model(path), self.examples, self.labels,
+                                                       self.names))
 
 
 class Mean:
@@ -154,7 +157,7 @@ class Baseline:
         return [torch.empty(self.numbers, device="meta")]
 
 
-def tf_idf(train, valid, names: list[str], folder: Path) -> tuple[str, Baseline]:
+def tf_idf(train, valid, names: list[str], args) -> tuple[str, Baseline]:
     """Logistic regression on TF-IDF of character n-grams, weak or strong regularisation as --valid likes."""
     import pickle
 
@@ -173,21 +176,21 @@ def tf_idf(train, valid, names: list[str], folder: Path) -> tuple[str, Baseline]
         if best is None or score > best[0]:
             best = score, model
     model = best[1]
-    path = folder / "tf-idf.pkl"
+    path = args.out / "tf-idf.pkl"
     path.write_bytes(pickle.dumps(model))
     columns = [list(model.classes_).index(name) for name in names]
     return str(path), Baseline(lambda texts: model.predict_proba(texts)[:, columns], names,
                                model[-1].coef_.size + model[-1].intercept_.size)
 
 
-def fast_text(train, valid, names: list[str], folder: Path) -> tuple[str, Baseline]:
+def fast_text(train, valid, names: list[str], args) -> tuple[str, Baseline]:
     """fastText with words, pairs of them, and n-grams of characters as --valid likes."""
     import fasttext
 
     def lines(texts):  # fastText wants a text to be one line
         return [" ".join(text.split()) for text in texts]
 
-    data = folder / "fasttext.txt"
+    data = args.out / "fasttext.txt"
     runtime.save_together({data: "".join(f"__label__{names.index(label)} {text}\n" for text, label in zip(
         lines(train.texts), train.labels, strict=True))})
     fasttext.FastText.eprint = lambda *_: None
@@ -208,13 +211,45 @@ def fast_text(train, valid, names: list[str], folder: Path) -> tuple[str, Baseli
         print(f"fastText, word pairs, characters {least}-{most}: validation accuracy {score:.2%}")
         if best is None or score > best[0]:
             best = score, model
-    model, path = best[1], folder / "fasttext.bin"
+    model, path = best[1], args.out / "fasttext.bin"
     model.save_model(str(path))
     return str(path), Baseline(lambda texts: classify(model, texts), names,
                                model.get_input_matrix().size + model.get_output_matrix().size)
 
 
-BASELINES = {"TF-IDF, logistic regression": tf_idf, "fastText": fast_text}
+def static_embeddings(train, valid, names: list[str], args) -> tuple[str, Baseline]:
+    """model2vec: a vector for each of the teacher's tokens, as its encoder has it alone, averaged over a text
+    and trained on, with no or one hidden layer as --valid likes."""
+    from model2vec import StaticModel
+    from model2vec.train import StaticModelForClassification
+
+    teacher = next(model for model in map(load_model, args.teacher) if isinstance(model, Teacher))
+    tokenizer = teacher.tokenizer
+    tokenizer.no_truncation()
+    tokenizer.no_padding()
+    alone = torch.arange(tokenizer.get_vocab_size())[:, None]
+    first, last = tokenizer.encode("").ids  # [CLS] and [SEP], or what the family calls them
+    before, after = torch.full_like(alone, first), torch.full_like(alone, last)
+    with torch.inference_mode():
+        vectors = [teacher.encoder(ids, torch.full((len(ids),), 3), None).mean(1)
+                   for ids in torch.cat([before, alone, after], 1).split(1024)]
+    static, best = StaticModel(torch.cat(vectors).numpy(), tokenizer), None
+    for layers in (0, 1):
+        model = StaticModelForClassification.from_static_model(model=static, n_layers=layers)
+        model.fit(train.texts, train.labels, X_val=valid.texts, y_val=valid.labels)
+        score = statistics.mean(
+            one == other for one, other in zip(model.predict(valid.texts), valid.labels, strict=True))
+        print(f"model2vec, {layers} hidden layers: validation accuracy {score:.2%}")
+        if best is None or score > best[0]:
+            best = score, model
+    model, path = best[1], args.out / "model2vec.pt"
+    torch.save(model.state_dict(), path)
+    columns = [list(model.classes_).index(name) for name in names]
+    return str(path), Baseline(lambda texts: model.predict_proba(texts)[:, columns], names,
+                               sum(p.numel() for p in model.parameters() if p.is_floating_point()))
+
+
+BASELINES = {"TF-IDF, logistic regression": tf_idf, "fastText": fast_text, "model2vec": static_embeddings}
 
 
 def baselines(args, tested: Tested) -> list[dict]:
@@ -229,11 +264,12 @@ def baselines(args, tested: Tested) -> list[dict]:
     results = []
     for name, train_it in BASELINES.items():
         def run(train_it=train_it):
-            path, model = train_it(train, valid, tested.names, args.out)
+            path, model = train_it(train, valid, tested.names, args)
             return assess(path, model, tested.examples, tested.labels, tested.names)
 
+        teachers = " ".join(map(digest, args.teacher)) if train_it is static_embeddings else ""
         try:
-            results.append(tested(name, f"{name} {identity}", run))
+            results.append(tested(name, f"{name} {identity} {teachers}".rstrip(), run))
         except ImportError as error:
             raise UserError(f"{name}: {error}; pip install -r bench/requirements.txt") from None
     return results
@@ -444,7 +480,7 @@ def main(args):
         size = f" ({size_of(vars(model.config))})" if isinstance(model, Student) else ""
         teachers[f"teacher {i}{size}" if several else "teacher"] = tested.file(path)
     if several:
-        identity = " ".join(hashlib.sha256(Path(path).read_bytes()).hexdigest() for path in args.teacher)
+        identity = " ".join(map(digest, args.teacher))
         mean = tested("mean of the teachers", f"mean {identity}", lambda: assess(
             args.teacher[0], Mean(args.teacher), examples, tested.labels, names))
         teachers["mean of the teachers"] = mean | {"bytes": sum(
