@@ -10,8 +10,8 @@
     torchrun --nproc_per_node 2 distill.py …                              # several processes, one result
 
 reads   training files, for each the logits that dump_logits.py (or any (N, C) tensor) gives its rows,
-        a labelled validation file, a folder with tokenizer.json; teacher.pt, if it is there: it must be the
-        one that made the logits, and the student's embeddings start from its own
+        a labelled validation file, a folder with tokenizer.json; the teachers, if they are there: they must
+        be those that made the logits, and the student's embeddings start from the first teacher.pt's
 writes  OUTPUT_DIR/NAME/student.pt (best epoch), last.pt (for --resume), log.jsonl; with --quantize also
         student.int8.pt or student.float16.pt; for a grid also OUTPUT_DIR/summary.tsv; Ctrl-C saves before
         it stops
@@ -52,7 +52,7 @@ def parse_args(argv=None):
     arg("--train", required=True, nargs="+", metavar="FILE", help="texts; a label column may be there or not")
     arg("--logits", nargs="+", metavar="FILE", help="logits of each --train file, in the same order")
     arg("--teacher", nargs="+", metavar="FILE",
-        help="teacher.pt that the logits are of; default: the files dump_logits.py read, if still there")
+        help="those that the logits are of; default: the files dump_logits.py read, if still there")
     arg("--valid", required=True, metavar="FILE", help="labelled texts that choose the best epoch")
     arg("--text-column", metavar="NAME", help="default: text or document")
     arg("--text2-column", metavar="NAME", help="second text of a pair; default: text2 if there")
@@ -419,7 +419,12 @@ def read_training_set(args) -> TrainingSet:
     known = [file for file in known if args.teacher or os.path.isfile(file)] if logits else []
     teacher = next((file for file in known if not is_student(file)), None)
     if len(set(args.embeddings)) > 1 and teacher is None:
-        raise UserError("--embeddings: there is no teacher.pt to start from; name it with --teacher")
+        raise UserError("--embeddings: " + (
+            "students taught alone, who have none to start from; give one value" if known else
+            "there is no teacher.pt to start from; name it with --teacher"))
+    if known and teacher is None and "teacher" in args.embeddings:
+        print("warning: a student that teaches has no embeddings to start from; they start at random",
+              file=sys.stderr)
     return TrainingSet(files, columns, logits, teacher, names, valid, valid_labels, fingerprints)
 
 
@@ -848,7 +853,8 @@ def main(args):
     made = [folder / name for folder in folders
             for name in ("last.pt", "student.pt", *rounded_files(PRECISIONS))]
     made += [summary] if summary else []
-    runtime.refuse_to_read_and_write([*args.train, args.valid, *(args.logits or ())], [
+    teachers = args.teacher or {file for item in data.logits for file in item.teacher_files or ()}
+    runtime.refuse_to_read_and_write([*args.train, args.valid, *(args.logits or ()), *teachers], [
         *made, *(folder / name for folder in folders for name in ("log.jsonl", "diverged.tsv"))])
     if not (args.resume or args.overwrite):
         runtime.refuse_to_overwrite(*made)

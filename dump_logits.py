@@ -8,7 +8,8 @@
     python dump_logits.py … --check 100                                 # 100 random rows again, and compare
     torchrun --nproc_per_node 2 dump_logits.py …                        # several processes
 
-reads   teacher.pt or student.pt (several: their logits are averaged), files with a text column
+reads   teacher.pt or student.pt (several: their logits are averaged); files with a text column, labels are
+        not needed
 writes  OUTPUT_DIR/NAME.pt for each data file NAME.tsv: logits (N, C), fingerprints of texts and teachers;
         until it is whole, finished parts are in OUTPUT_DIR/.NAME.shards
 next    python distill.py --train data/nsmc/train.tsv --logits logits/train.pt --valid data/nsmc/valid.tsv …
@@ -97,13 +98,16 @@ def load_teachers(paths: list[str], device) -> list[Teacher | Assistant]:
     return teachers
 
 
-def choose_precision(teacher: Teacher | Assistant, file: Survey, columns: tuple, args, device) -> str:
-    """By a trial on the longest of the file's first rows."""
+def choose_precision(teachers: list, file: Survey, columns: tuple, args, device) -> str:
+    """By a trial of all teachers on the longest of the file's first rows."""
     part = next(stream_examples(file.path, *columns))
-    encoded = teacher.encode(part.texts, part.texts2).to(device)
-    longest = token_batches(encoded.lengths, args.max_tokens)[0]
+    batches = []
+    for teacher in teachers:
+        encoded = teacher.encode(part.texts, part.texts2).to(device)
+        batches.append(encoded.batch(token_batches(encoded.lengths, args.max_tokens)[0]))
     with torch.inference_mode():
-        return runtime.pick_precision(args.precision, device, lambda: teacher(**encoded.batch(longest)))
+        return runtime.pick_precision(args.precision, device, lambda: [
+            teacher(**batch) for teacher, batch in zip(teachers, batches, strict=True)])
 
 
 def mean_logits(teachers: list, texts, texts2, precision: str, args, device, progress=None):
@@ -191,7 +195,7 @@ def begin(file: Survey, columns: tuple, teachers: list, path: Path, folder: Path
         for part in folder.glob("[0-9]*.pt"):  # not the plan, which may be a mark, before there is a new one
             part.unlink()
     plan = {"kind": "logits-plan", "format": FORMAT, **now, "first": first,
-            "precision": precision or choose_precision(teachers[0], file, columns, args, device)}
+            "precision": precision or choose_precision(teachers, file, columns, args, device)}
     runtime.save(plan, plan_file)
     runtime.barrier(device)  # no rank looks for parts before the earlier ones are gone
     return old, first, plan

@@ -323,7 +323,7 @@ def load_model(path, device="cpu") -> Teacher | Assistant:
     """The model of a teacher.pt or student.pt. Raises UserError."""
     artifact = runtime.load_weights(path)
     kind = artifact.get("kind") if isinstance(artifact, dict) else None
-    kind = kind if isinstance(kind, str) else None
+    kind = kind if isinstance(kind, str) and kind.isprintable() else None
     if kind == "teacher":
         return Teacher.from_artifact(artifact, path).to(device)
     if kind != "student":

@@ -10,7 +10,7 @@ over the first arm are reported. Where student.int8.pt stands beside each studen
 size, both are compared. Baselines, TF-IDF with logistic regression, fastText and model2vec, are trained on
 --train from their own packages, their settings chosen on --valid.
 
-reads   teacher.pt, any number of student.pt, the test file
+reads   teacher.pt (or students that taught), any number of student.pt, the test file
 writes  OUT/report.json, OUT/accuracy.png (accuracy against bytes), and in README.md and README.ko.md the
         lines between <!-- report --> and <!-- /report -->. OUT/tested.pt keeps what each model answered: a
         model that is in it is not run on the test file again
@@ -61,6 +61,7 @@ import torch
 import runtime
 from bench.table import filled
 from data.examples import read_examples
+from dump_logits import load_teachers
 from evaluate import assess, text_keys
 from runtime import UserError
 from student import SIZES, Student, StudentError
@@ -129,7 +130,7 @@ class Mean:
     """What assess() asks of a model: teachers whose logits are averaged, as dump_logits.py averages them."""
 
     def __init__(self, paths: list[str]):
-        self.models = [load_model(path) for path in paths]
+        self.models = load_teachers(paths, torch.device("cpu"))
         self.label_names = self.models[0].label_names
 
     def predict(self, texts, texts2=None):
@@ -243,7 +244,7 @@ def static_embeddings(train, valid, names: list[str], args) -> tuple[str, Baseli
         if best is None or score > best[0]:
             best = score, model
     model, path = best[1], args.out / "model2vec.pt"
-    torch.save(model.state_dict(), path)
+    torch.save({"weights": model.state_dict(), "tokenizer": tokenizer.to_str()}, path)
     columns = [list(model.classes_).index(name) for name in names]
     return str(path), Baseline(lambda texts: model.predict_proba(texts)[:, columns], names,
                                sum(p.numel() for p in model.parameters() if p.is_floating_point()))
@@ -472,8 +473,11 @@ def main(args):
             raise UserError(str(error).removeprefix("error: ")) from None
     args.out.mkdir(parents=True, exist_ok=True)
     examples = read_examples(args.data)
-    models = [load_model(path) for path in args.teacher]
+    models = load_teachers(args.teacher, torch.device("cpu"))
     names = models[0].label_names
+    if args.train and not any(isinstance(model, Teacher) for model in models):
+        raise UserError("--teacher: the baseline model2vec starts from a teacher.pt; name one, or leave out "
+                        "--train and --valid")
     tested = Tested(args.out / "tested.pt", examples, names)
     several, teachers = len(models) > 1, {}
     for i, (path, model) in enumerate(zip(args.teacher, models, strict=True), 1):

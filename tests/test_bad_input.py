@@ -619,6 +619,9 @@ CASES = {
         "--precision fp32"),
     "logits for a teacher": ("dump_logits", "--teacher logits.pt", {},
         "error: logits.pt: holds logits; a student.pt or teacher.pt is needed"),
+    "a kind with a line end for a teacher": (
+        "dump_logits", "--teacher a.pt", {"a.pt": changed("teacher.pt", kind="x\n\x1by")},
+        "error: a.pt: holds something that is not of this kit; a student.pt or teacher.pt is needed"),
     "a damaged student for a teacher": ("dump_logits", "--teacher a.pt", {"a.pt": cut("student.pt")},
         f"error: a.pt: {NOT_PT} (its end is missing)"),
     "a student for a teacher of other classes": ("dump_logits", "--teacher swapped.pt student.pt", {},

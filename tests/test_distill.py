@@ -631,7 +631,28 @@ def test_a_student_teaches_beside_its_teacher(taught, capsys):
     assert "by another teacher than assistant.pt now is (other weights)" in refused(*taught, "--overwrite")
     run_dump("--teacher", "assistant.pt", "--data", "train.tsv", "unlabeled.tsv", "--overwrite")
     run(*taught, "--output-dir", "alone")
-    assert "embeddings from" not in capsys.readouterr().out
+    printed = capsys.readouterr()
+    assert "embeddings from" not in printed.out and "start at random" in printed.err
+    assert "students taught alone" in refused(*taught, "--embeddings", "teacher", "random", "--overwrite")
+
+
+@pytest.mark.parametrize("path, flags", [
+    ("students/tiny/student.pt", []), ("students/tiny-seed1/student.pt", ["--seed", "0", "1"]),
+    ("students/budget_90000/student.pt", ["--budget", "90KB"]),
+])
+def test_a_student_that_teaches_is_not_overwritten(taught, monkeypatch, path, flags):
+    run(*taught, "--output-dir", "first")
+    Path(path).parent.mkdir(parents=True)
+    shutil.copy("first/tiny/student.pt", path)
+    before = Path(path).read_bytes()
+    run_dump("--teacher", "t.pt", path, "--data", "train.tsv", "unlabeled.tsv", "--overwrite")
+    if "--budget" in flags:
+        size = COMMON.index("--size")
+        monkeypatch.setitem(globals(), "COMMON", COMMON[:size] + COMMON[size + 2 :])
+    for more in ([], ["--teacher", "t.pt", path]):
+        assert refused(*taught, "--overwrite", *flags, *more) == (
+            f"{path}: is read, and would be overwritten; give another --output-dir")
+        assert Path(path).read_bytes() == before
 
 
 def test_teachers_are_found_from_whatever_folder_distill_runs_in(taught, tmp_path, monkeypatch):

@@ -170,6 +170,12 @@ def test_a_student_among_the_teachers_counts_with_its_logits_before_calibration(
     odds = (teacher[:, 1] / teacher[:, 0]).log() + (exact[:, 1] / exact[:, 0]).log()
     mean = report.Mean([str(files.root / "teacher.pt"), str(path)]).predict(files.texts)
     torch.testing.assert_close(mean[:, 1], (odds / 2).sigmoid(), rtol=1e-4, atol=1e-6)
+    with pytest.raises(UserError, match="model2vec starts from a teacher"):
+        make(files, "--teacher", path, "--train", files.root / "test.tsv", "--valid", files.root / "test.tsv")
+    student.label_names = student.label_names[::-1]
+    student.save(path)
+    with pytest.raises(UserError, match="need the same labels in the same order"):
+        make(files, "--teacher", files.root / "teacher.pt", path)
 
 
 def test_a_student_in_int8_is_compared_with_its_exact_weights(files):
