@@ -420,7 +420,7 @@ def read_training_set(args) -> TrainingSet:
     teacher = next((file for file in known if not is_student(file)), None)
     if len(set(args.embeddings)) > 1 and teacher is None:
         raise UserError("--embeddings: " + (
-            "students taught alone, who have none to start from; give one value" if known else
+            "the teachers are students, which have none to start from; give one value" if known else
             "there is no teacher.pt to start from; name it with --teacher"))
     if known and teacher is None and "teacher" in args.embeddings:
         print("warning: a student that teaches has no embeddings to start from; they start at random",

@@ -633,7 +633,7 @@ def test_a_student_teaches_beside_its_teacher(taught, capsys):
     run(*taught, "--output-dir", "alone")
     printed = capsys.readouterr()
     assert "embeddings from" not in printed.out and "start at random" in printed.err
-    assert "students taught alone" in refused(*taught, "--embeddings", "teacher", "random", "--overwrite")
+    assert "the teachers are students, which have none" in refused(*taught, "--embeddings", "teacher", "random", "--overwrite")
 
 
 @pytest.mark.parametrize("path, flags", [
