@@ -420,8 +420,8 @@ def read_training_set(args) -> TrainingSet:
     teacher = next((file for file in known if not is_student(file)), None)
     if len(set(args.embeddings)) > 1 and teacher is None:
         raise UserError("--embeddings: " + (
-            "the teachers are students, which have none to start from; give one value" if known else
-            "there is no teacher.pt to start from; name it with --teacher"))
+            "the teachers are students, which have none to start from; give one value" if known
+            else "there is no teacher.pt to start from; name it with --teacher"))
     if known and teacher is None and "teacher" in args.embeddings:
         print("warning: a student that teaches has no embeddings to start from; they start at random",
               file=sys.stderr)

@@ -633,7 +633,8 @@ def test_a_student_teaches_beside_its_teacher(taught, capsys):
     run(*taught, "--output-dir", "alone")
     printed = capsys.readouterr()
     assert "embeddings from" not in printed.out and "start at random" in printed.err
-    assert "the teachers are students, which have none" in refused(*taught, "--embeddings", "teacher", "random", "--overwrite")
+    message = refused(*taught, "--embeddings", "teacher", "random", "--overwrite")
+    assert "the teachers are students, which have none" in message
 
 
 @pytest.mark.parametrize("path, flags", [
