@@ -17,6 +17,7 @@ def parse_args(argv=None):
     # artifacts
     arg("--data", required=True, nargs="+", metavar="FILE", help="texts (.tsv .csv .jsonl, also .gz)")
     arg("--output-dir", default="tokenizer", metavar="DIR", help="default: %(default)s")
+    arg("--overwrite", action="store_true", help="even if another tokenizer is there already")
     arg("--text-column", metavar="NAME", help="default: text or document")
     arg("--text2-column", metavar="NAME", help="second text of a pair; default: text2 if there")
     # vocabulary
@@ -124,12 +125,20 @@ def alphabet(words: Counter, limit: int) -> tuple[list[str], list[str]]:
     return sorted(kept), sorted(kept & {character for word in words for character in word[1:]})
 
 
-def save(tokenizer: Tokenizer, folder: Path, kind: str) -> None:
-    """tokenizer.json, and vocab.txt (a token a line, by id) for WordPiece; each whole or not at all."""
+def save(tokenizer: Tokenizer, folder: Path, kind: str, overwrite: bool) -> None:
+    """tokenizer.json, and vocab.txt (a token a line, by id) for WordPiece; each whole or not at all.
+
+    Students and logits may depend on a tokenizer that is there: only the same one is written without being
+    told to. Raises UserError.
+    """
     files = {"tokenizer.json": tokenizer.to_str(pretty=True)}
     if kind == "wordpiece":
         vocab = tokenizer.get_vocab()
         files["vocab.txt"] = "".join(f"{token}\n" for token in sorted(vocab, key=vocab.get))
+    for name, text in files.items():
+        if (folder / name).is_file() and not overwrite and (folder / name).read_bytes() != text.encode():
+            raise UserError(f"{folder / name}: is there already and is another one; --overwrite replaces it, "
+                            f"another --output-dir keeps both")
     runtime.save_together({folder / name: text for name, text in files.items()})
 
 
@@ -144,7 +153,7 @@ def main(args):
         limit_alphabet = args.limit_alphabet or (1000 if vocab_size <= 2000 else 1500)
         tokenizer = train(texts, words, args.type, vocab_size, args.min_frequency, limit_alphabet)
         folder = Path(args.output_dir, f"vocab_size_{vocab_size}")
-        save(tokenizer, folder, args.type)
+        save(tokenizer, folder, args.type, args.overwrite)
 
         unknown = tokenizer.token_to_id("[UNK]")
         encoded = encode(tokenizer, texts, None, max_length=1_000_000, pad_id=0, blank_id=0)

@@ -421,7 +421,7 @@ def material(args, folder: str, teacher: bool, small_head: bool = False) -> Mate
     names = sorted({label for _, label in rows + valid})
     tokenizer = Path(args.tokenizer) if args.tokenizer else folder / "tokenizer" / "vocab_size_3000"
     if not args.tokenizer:
-        call(train_tokenizer, "--data", args.train, "--output-dir", folder / "tokenizer")
+        call(train_tokenizer, "--data", args.train, "--output-dir", folder / "tokenizer", "--overwrite")
     rows = list(itertools.islice(itertools.cycle(rows), args.rows))
     texts, labels = [text for text, _ in rows], [names.index(label) for _, label in rows]
     made = Material(folder, folder / "train.tsv", folder / "valid.tsv", texts, labels, names, tokenizer)

@@ -795,8 +795,12 @@ CASES = {
         "error: tiny: cannot write there (Is a directory); give another --output-dir"),
     "a folder where last.pt goes": ("distill", "--output-dir . --resume", {"tiny/last.pt": folder},
         "error: tiny/last.pt: cannot read (Is a directory)"),
+    "another tokenizer is there": (
+        "train_tokenizer", "--data train.tsv --output-dir .", {"vocab_size_60/tokenizer.json": b"{}"},
+        "error: vocab_size_60/tokenizer.json: is there already and is another one; --overwrite replaces it, "
+        "another --output-dir keeps both"),
     "a folder where tokenizer.json goes": (
-        "train_tokenizer", "--data train.tsv --output-dir .",
+        "train_tokenizer", "--data train.tsv --output-dir . --overwrite",
         {"vocab_size_60/tokenizer.json": folder, "vocab_size_60/vocab.txt": b"old"},
         "error: vocab_size_60/tokenizer.json: cannot write (Is a directory); nothing was changed"),
     "a folder where a split goes": (

@@ -85,6 +85,24 @@ def test_another_process_writes_the_same_bytes(tmp_path, kind, limit):
     assert one == two == three
 
 
+@pytest.mark.parametrize("kind", ["wordpiece", "bpe"])
+def test_another_tokenizer_is_replaced_only_when_told_to(tmp_path, kind):
+    def run(texts, *more):
+        write(tmp_path / "a.tsv", texts * 5)
+        train_tokenizer.main(train_tokenizer.parse_args([
+            "--data", str(tmp_path / "a.tsv"), "--output-dir", str(tmp_path), "--vocab-size", "20", "--type",
+            kind, *more]))
+        return {path.name: path.read_bytes() for path in (tmp_path / "vocab_size_20").iterdir()}
+
+    first = run(["가 나"])
+    assert run(["가 나"]) == first
+    with pytest.raises(runtime.UserError, match="is there already and is another one; --overwrite replaces it"):
+        run(["다 라"])
+    assert {path.name: path.read_bytes() for path in (tmp_path / "vocab_size_20").iterdir()} == first
+    second = run(["다 라"], "--overwrite")
+    assert first.keys() == second.keys() and all(first[name] != second[name] for name in first)
+
+
 def test_all_files_and_both_columns_of_pairs_are_read(tmp_path, capsys):
     pairs = write(tmp_path / "pairs.tsv", ["가\t나"] * 5, "premise\thypothesis")
     more = write(tmp_path / "more.tsv.gz", ["다\t라"] * 5, "hypothesis\tpremise")
