@@ -96,7 +96,7 @@ def test_another_tokenizer_is_replaced_only_when_told_to(tmp_path, kind):
 
     first = run(["가 나"])
     assert run(["가 나"]) == first
-    with pytest.raises(runtime.UserError, match="is there already and is another one; --overwrite replaces it"):
+    with pytest.raises(runtime.UserError, match="is there already and is another one; --over"):
         run(["다 라"])
     assert {path.name: path.read_bytes() for path in (tmp_path / "vocab_size_20").iterdir()} == first
     second = run(["다 라"], "--overwrite")
