@@ -167,7 +167,7 @@ from data.examples import (
     survey,
 )
 from runtime import RANK, WORLD, UserError
-from student import SIZES, Student, StudentConfig, StudentError, to_int8
+from student import SIZES, Student, StudentConfig, StudentError, largest_id, to_int8
 
 FORMAT, LOGITS_FORMAT = 2, 2  # of last.pt, and of what dump_logits.py writes
 # With the grid's values and the contents of the files these decide the result: a resumed run has the same.
@@ -459,6 +459,12 @@ def read_tokenizer(folder: str) -> Tokenizer:
     for token in ("[PAD]", "[UNK]"):
         if tokenizer.token_to_id(token) is None:
             raise UserError(f"{path}: the tokenizer has no {token}; make one with train_tokenizer.py")
+    try:
+        gaps = largest_id(tokenizer) >= tokenizer.get_vocab_size()
+    except StudentError as error:
+        raise UserError(f"{path}: {error}; make one with train_tokenizer.py") from None
+    if gaps:
+        raise UserError(f"{path}: there are gaps between its ids; make one with train_tokenizer.py")
     return tokenizer
 
 

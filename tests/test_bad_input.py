@@ -182,6 +182,13 @@ def tokenizer_without(token):
     return write
 
 
+def tokenizer_with_gaps(path):
+    state = json.loads(Path("tok/tokenizer.json").read_text(encoding="utf-8"))
+    vocab = state["model"]["vocab"]
+    vocab[max(vocab, key=vocab.get)] += 7
+    path.write_text(json.dumps(state), encoding="utf-8")
+
+
 def folder(path):
     path.mkdir()
 
@@ -689,6 +696,8 @@ CASES = {
         "invalid start byte)"),
     "a tokenizer without [PAD]": ("distill", "--tokenizer a.json", {"a.json": tokenizer_without("[PAD]")},
         "error: a.json: the tokenizer has no [PAD]; make one with train_tokenizer.py"),
+    "a tokenizer with gaps": ("distill", "--tokenizer a.json", {"a.json": tokenizer_with_gaps},
+        "error: a.json: there are gaps between its ids; make one with train_tokenizer.py"),
     "a tokenizer without [UNK]": ("distill", "--tokenizer a.json", {"a.json": tokenizer_without("[UNK]")},
         "error: a.json: the tokenizer has no [UNK]; make one with train_tokenizer.py"),
     "a tokenizer without [CLS]": (
@@ -1156,7 +1165,7 @@ def test_a_full_disk_leaves_the_old_file(good, script, error, here, monkeypatch,
 
 
 @pytest.mark.parametrize("script, flags, fails_at, message", [
-    ("train_tokenizer", "--data valid.tsv --output-dir .", 2,  # tokenizer.json could be written
+    ("train_tokenizer", "--data valid.tsv --output-dir . --overwrite", 2,  # tokenizer.json could be written
      "error: vocab_size_60/vocab.txt: cannot write (No space left on device); nothing was changed"),
     ("evaluate", "student.pt --errors errors.tsv", 1,
      "error: errors.tsv: cannot write (No space left on device); nothing was changed"),
