@@ -1193,7 +1193,7 @@ FULL = {  # bytes that a file may have, flags, the file that would have more
     "finetune_teacher": (8192, f"{SCRATCH} --output-dir . --overwrite", "last.pt"),
     "dump_logits": (8192, "--data a.tsv --output-dir . --overwrite", ".a.shards/000000.pt"),
     "distill": (8192, "--output-dir . --overwrite", "tiny/last.pt"),
-    "train_tokenizer": (1024, "--data train.tsv --output-dir .", "vocab_size_60/tokenizer.json"),
+    "train_tokenizer": (1024, "--data train.tsv --output-dir . --overwrite", "vocab_size_60/tokenizer.json"),
 }
 
 
