@@ -859,7 +859,8 @@ def main(args):
     made = [folder / name for folder in folders
             for name in ("last.pt", "student.pt", *rounded_files(PRECISIONS))]
     made += [summary] if summary else []
-    teachers = args.teacher or {file for item in data.logits for file in item.teacher_files or ()}
+    teachers = args.teacher or {file for item in data.logits for file in item.teacher_files or ()
+                                if "\0" not in file}  # of a name with a NUL there is no file
     runtime.refuse_to_read_and_write([*args.train, args.valid, *(args.logits or ()), *teachers], [
         *made, *(folder / name for folder in folders for name in ("log.jsonl", "diverged.tsv"))])
     if not (args.resume or args.overwrite):

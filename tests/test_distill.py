@@ -765,7 +765,7 @@ def test_resume_with_another_tokenizer_of_the_same_name_is_refused(folder):
     flags = ["--train", "train.tsv", "--logits", "train.pt"]
     run(*flags)
     train_tokenizer.main(train_tokenizer.parse_args(
-        ["--data", "unlabeled.tsv", "--vocab-size", "60", "--min-frequency", "9"]))
+        ["--data", "unlabeled.tsv", "--vocab-size", "60", "--min-frequency", "9", "--overwrite"]))
     with pytest.raises(UserError, match="other values of the tokenizer; use those"):
         run(*flags, "--resume")
 
