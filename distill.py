@@ -249,7 +249,8 @@ class TrainingSet:
     files: list[Survey]
     columns: tuple  # names of the columns, as read_examples takes them
     logits: list[Logits]  # of each file; none when labels alone teach
-    teacher: str | None  # teacher.pt that they are of, if it is there
+    teachers: list[str]  # files that they are of, there or not
+    teacher: str | None  # the first teacher.pt of them that is there
     label_names: list[str]
     valid: Examples
     valid_labels: torch.Tensor  # (N,)
@@ -415,8 +416,9 @@ def read_training_set(args) -> TrainingSet:
         "the names of the labels": str(names),
         "--logits": " ".join(runtime.fingerprint(item.values) for item in logits),
     }
-    known = args.teacher or [file for item in logits for file in item.teacher_files or ()]
-    known = [file for file in known if args.teacher or os.path.isfile(file)] if logits else []
+    teachers = args.teacher or [file for item in logits for file in item.teacher_files or ()
+                                if "\0" not in file]  # of a name with a NUL there is no file
+    known = [file for file in teachers if args.teacher or os.path.isfile(file)] if logits else []
     teacher = next((file for file in known if not is_student(file)), None)
     if len(set(args.embeddings)) > 1 and teacher is None:
         raise UserError("--embeddings: " + (
@@ -425,7 +427,7 @@ def read_training_set(args) -> TrainingSet:
     if known and teacher is None and "teacher" in args.embeddings:
         print("warning: a student that teaches has no embeddings to start from; they start at random",
               file=sys.stderr)
-    return TrainingSet(files, columns, logits, teacher, names, valid, valid_labels, fingerprints)
+    return TrainingSet(files, columns, logits, teachers, teacher, names, valid, valid_labels, fingerprints)
 
 
 def encode_training_set(data: TrainingSet, tokenizer, args, device) -> tuple[Store, Encoded]:
@@ -859,9 +861,7 @@ def main(args):
     made = [folder / name for folder in folders
             for name in ("last.pt", "student.pt", *rounded_files(PRECISIONS))]
     made += [summary] if summary else []
-    teachers = args.teacher or {file for item in data.logits for file in item.teacher_files or ()
-                                if "\0" not in file}  # of a name with a NUL there is no file
-    runtime.refuse_to_read_and_write([*args.train, args.valid, *(args.logits or ()), *teachers], [
+    runtime.refuse_to_read_and_write([*args.train, args.valid, *(args.logits or ()), *data.teachers], [
         *made, *(folder / name for folder in folders for name in ("log.jsonl", "diverged.tsv"))])
     if not (args.resume or args.overwrite):
         runtime.refuse_to_overwrite(*made)

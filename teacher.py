@@ -28,7 +28,7 @@ from torch import nn
 import runtime
 from data.batching import Encoded, encode, logits_in_order
 from runtime import UserError
-from student import Student, StudentError
+from student import Student, StudentError, largest_id
 
 FORMAT = 1
 ACTIVATIONS = {
@@ -194,9 +194,9 @@ class Teacher(nn.Module):
     def __init__(self, config: TeacherConfig, tokenizer: Tokenizer, label_names: list[str], max_length: int):
         super().__init__()
         try:  # the size of a vocabulary tells too little: its ids may have gaps
-            size = 1 + max([*tokenizer.get_vocab().values(), *tokenizer.encode("가", "\U0010ffff").ids])
-        except Exception as error:  # the tokenizers library's: its own unknown token is missing
-            raise UserError(f"the tokenizer cannot be used ({error})") from None
+            size = 1 + largest_id(tokenizer)
+        except StudentError as error:
+            raise UserError(str(error)) from None
         if size > config.vocab_size:
             raise UserError(f"the tokenizer has {size} tokens, the model embeds only "
                             f"{config.vocab_size}; they do not belong together")

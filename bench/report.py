@@ -64,7 +64,7 @@ from data.examples import read_examples
 from dump_logits import load_teachers
 from evaluate import assess, text_keys
 from runtime import UserError
-from student import SIZES, Student, StudentError
+from student import SIZES, Student
 from teacher import Teacher, load_model
 
 CACHE_FORMAT = 1
@@ -130,9 +130,8 @@ class Tested:
 class Mean:
     """What assess() asks of a model: teachers whose logits are averaged, as dump_logits.py averages them."""
 
-    def __init__(self, paths: list[str]):
-        self.models = load_teachers(paths, torch.device("cpu"))
-        self.label_names = self.models[0].label_names
+    def __init__(self, models: list):
+        self.models, self.label_names = models, models[0].label_names
 
     def predict(self, texts, texts2=None):
         logits = 0
@@ -487,7 +486,7 @@ def main(args):
     if several:
         identity = " ".join(map(digest, args.teacher))
         mean = tested("mean of the teachers", f"mean {identity}", lambda: assess(
-            args.teacher[0], Mean(args.teacher), examples, tested.labels, names))
+            args.teacher[0], Mean(models), examples, tested.labels, names))
         teachers["mean of the teachers"] = mean | {"bytes": sum(
             result["bytes"] for result in teachers.values())}
     arms = {}
@@ -509,4 +508,4 @@ def main(args):
 
 
 if __name__ == "__main__":
-    runtime.run(main, ARGS, errors=(StudentError, OSError))
+    runtime.run(main, ARGS, errors=(OSError,))

@@ -12,7 +12,7 @@ from bench import report
 from bench.report import paired_gain, size_of, summary
 from runtime import UserError
 from student import Student, StudentConfig
-from teacher import Teacher, TeacherConfig
+from teacher import Teacher, TeacherConfig, load_model
 
 NAMES = ["나쁨", "좋음"]
 WORDS = ["[PAD]", "[UNK]", "[CLS]", "[SEP]", "좋다", "싫다", "영화", "배우"]
@@ -153,7 +153,8 @@ def test_several_teachers_are_judged_alone_and_as_the_mean_of_their_logits(files
         {"teacher 1": one, "teacher 2": two, "mean of the teachers": mean})
     assert found["mean of the teachers"]["bytes"] == sum(
         (files.root / name).stat().st_size for name in ("teacher.pt", "other.pt"))
-    mean = report.Mean([str(files.root / name) for name in ("teacher.pt", "other.pt")]).predict(files.texts)
+    models = [load_model(files.root / name) for name in ("teacher.pt", "other.pt")]
+    mean = report.Mean(models).predict(files.texts)
     torch.testing.assert_close(mean[:, 1], (odds / 2).sigmoid(), rtol=1e-4, atol=1e-6)
     assert (p - q).abs().max() > 0.05
 
@@ -168,7 +169,7 @@ def test_a_student_among_the_teachers_counts_with_its_logits_before_calibration(
     assert list(found) == ["teacher 1", "teacher 2 (small)", "mean of the teachers"]
     teacher = Teacher.load(files.root / "teacher.pt").predict(files.texts)
     odds = (teacher[:, 1] / teacher[:, 0]).log() + (exact[:, 1] / exact[:, 0]).log()
-    mean = report.Mean([str(files.root / "teacher.pt"), str(path)]).predict(files.texts)
+    mean = report.Mean([load_model(files.root / "teacher.pt"), load_model(path)]).predict(files.texts)
     torch.testing.assert_close(mean[:, 1], (odds / 2).sigmoid(), rtol=1e-4, atol=1e-6)
     with pytest.raises(UserError, match="model2vec starts from a teacher"):
         make(files, "--teacher", path, "--train", files.root / "test.tsv", "--valid", files.root / "test.tsv")
