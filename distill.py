@@ -172,7 +172,7 @@ from student import SIZES, Student, StudentConfig, StudentError, largest_id, to_
 FORMAT, LOGITS_FORMAT = 2, 2  # of last.pt, and of what dump_logits.py writes
 # With the grid's values and the contents of the files these decide the result: a resumed run has the same.
 DECISIVE = ("epochs", "max_length", "max_tokens", "warmup", "weight_decay", "clip", "deterministic")
-WIDTHS = (8, 12, 16, 24, 32, 48, 64, 96, 128)  # of embeddings, that --budget tries
+WIDTHS = (3, 4, 6, 8, 12, 16, 24, 32, 48, 64, 96, 128)  # of embeddings, that --budget tries
 RESERVE = 2500, 300  # bytes of a file's scores and made_by, and for each training file
 HARM = 0.001  # loss of validation accuracy by rounding that is worth an epoch more
 
@@ -783,7 +783,7 @@ def candidates(args, tokenizers: dict, names: list[str]) -> list[dict]:
             def bytes_of(H, common=common | {"tokenizer": path, "embedding_dim": E}, tokenizer=tokenizer):
                 return file_size(common | {"hidden_dim": H}, tokenizer, names, len(args.train), "int8")
 
-            hidden = range(8, min(4 * E, 256) + 1, 8)
+            hidden = range(8, min(12 * E, 256) + 1, 8)  # narrow embeddings suit large vocabularies
             fitting = bisect.bisect_right(hidden, args.budget, key=bytes_of)
             if not fitting:
                 smallest = min(bytes_of(8), smallest or bytes_of(8))

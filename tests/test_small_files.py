@@ -417,11 +417,12 @@ def test_candidates_are_the_widest_that_fit(folder):  # noqa: F811
     shapes = [(settings["embedding_dim"], settings["hidden_dim"]) for settings in found]
     assert len(shapes) > 1 and shapes == sorted(shapes, reverse=True)
     assert [H for _, H in shapes] == sorted({H for _, H in shapes})  # narrower in one, wider in the other
+    assert any(H > 4 * E for E, H in shapes)  # a large vocabulary is best with narrow embeddings
     for settings in found:
         wider = settings | {"hidden_dim": settings["hidden_dim"] + 8}
         assert distill.file_size(settings, tokenizer, ["0", "1"], 1, "int8") <= 30000
         assert distill.file_size(wider, tokenizer, ["0", "1"], 1, "int8") > 30000 \
-            or wider["hidden_dim"] > min(256, 4 * wider["embedding_dim"])
+            or wider["hidden_dim"] > min(256, 12 * wider["embedding_dim"])
 
 
 def test_a_budget_too_small_is_told_with_the_least_that_would_do(folder):  # noqa: F811
