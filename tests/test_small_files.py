@@ -412,7 +412,7 @@ def test_a_wide_budget_takes_float32(folder, capsys):  # noqa: F811
 def test_candidates_are_the_widest_that_fit(folder):  # noqa: F811
     tokenizer = distill.read_tokenizer("tokenizer/vocab_size_60")
     args = distill.parse_args(["--valid", "v", "--train", "t", "--alpha", "1", "--tokenizer", "a", "--budget",
-                               "30000"])
+                               "60000"])
     found = distill.candidates(args, {"a": tokenizer}, ["0", "1"])
     shapes = [(settings["embedding_dim"], settings["hidden_dim"]) for settings in found]
     assert len(shapes) > 1 and shapes == sorted(shapes, reverse=True)
@@ -420,8 +420,8 @@ def test_candidates_are_the_widest_that_fit(folder):  # noqa: F811
     assert any(H > 4 * E for E, H in shapes)  # a large vocabulary is best with narrow embeddings
     for settings in found:
         wider = settings | {"hidden_dim": settings["hidden_dim"] + 8}
-        assert distill.file_size(settings, tokenizer, ["0", "1"], 1, "int8") <= 30000
-        assert distill.file_size(wider, tokenizer, ["0", "1"], 1, "int8") > 30000 \
+        assert distill.file_size(settings, tokenizer, ["0", "1"], 1, "int8") <= 60000
+        assert distill.file_size(wider, tokenizer, ["0", "1"], 1, "int8") > 60000 \
             or wider["hidden_dim"] > min(256, 12 * wider["embedding_dim"])
 
 
