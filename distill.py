@@ -143,10 +143,8 @@ import bisect
 import functools
 import itertools
 import os
-import shlex
 import sys
 import tempfile
-from dataclasses import dataclass
 from pathlib import Path
 
 import numpy as np
@@ -156,20 +154,11 @@ from tokenizers import Tokenizer
 
 import runtime
 from data.batching import Encoded, Store, encode, logits_in_order, training_batches
-from data.examples import (
-    Examples,
-    Survey,
-    fingerprint_of_first,
-    label_names,
-    read_again,
-    read_examples,
-    stem,
-    survey,
-)
+from data.training import TrainingSet, encode_training_set, read_training_set
 from runtime import RANK, WORLD, UserError
 from student import SIZES, Student, StudentConfig, StudentError, largest_id, to_int8
 
-FORMAT, LOGITS_FORMAT = 2, 2  # of last.pt, and of what dump_logits.py writes
+FORMAT = 2  # of last.pt
 # With the grid's values and the contents of the files these decide the result: a resumed run has the same.
 DECISIVE = ("epochs", "max_length", "max_tokens", "warmup", "weight_decay", "clip", "deterministic")
 WIDTHS = (3, 4, 6, 8, 12, 16, 24, 32, 48, 64, 96, 128)  # of embeddings, that --budget tries
@@ -177,7 +166,8 @@ RESERVE = 2500, 300  # bytes of a file's scores and made_by, and for each traini
 HARM = 0.001  # loss of validation accuracy by rounding that is worth an epoch more
 
 
-def distill_loss(student_logits, teacher_logits, labels, alpha: float, temperature: float, kind: str = "mse"):
+def distill_loss(student_logits, teacher_logits, labels, alpha: float, temperature: float = 2.0,
+                 kind: str = "mse"):
     """The method: mean over rows of alpha · CE(label) + (1 − alpha) · soft; without label (-1) all soft.
 
     mse  soft = ‖teacher − student‖², Tang et al. (2019, arXiv 1903.12136), section 3.2
@@ -227,227 +217,7 @@ def fit_temperature(logits, labels) -> float:
     return 1 / middle
 
 
-# ---- data --------------------------------------------------------------------------------------------------
-
-
-@dataclass
-class Logits:
-    """The logits (N, C) of a training file, still on disk, and what their file says of them."""
-
-    path: str
-    stat: os.stat_result
-    values: torch.Tensor
-    label_names: list[str] | None = None  # None for a bare tensor
-    teachers: list[dict] | None = None
-    teacher_files: list[str] | None = None
-
-
-@dataclass
-class TrainingSet:
-    """What the students of a grid share: files, their logits, names and the order of classes."""
-
-    files: list[Survey]
-    columns: tuple  # names of the columns, as read_examples takes them
-    logits: list[Logits]  # of each file; none when labels alone teach
-    teachers: list[str]  # files that they are of, there or not
-    teacher: str | None  # the first teacher.pt of them that is there
-    label_names: list[str]
-    valid: Examples
-    valid_labels: torch.Tensor  # (N,)
-    fingerprints: dict[str, str]
-
-    @property
-    def rows(self) -> int:
-        return sum(file.rows for file in self.files)
-
-    @property
-    def labelled(self) -> int:
-        return sum(file.labelled for file in self.files)
-
-    def name_row(self, number: int) -> tuple[str, int]:
-        """(file, row in it) of a row of all files together."""
-        for file in self.files:
-            if number < file.rows:
-                return file.path, number
-            number -= file.rows
-        raise IndexError(number)
-
-
-def read_logits(path: str, file: Survey, columns: tuple, args, others: dict) -> Logits:
-    """Logits of the rows of `file`: what dump_logits.py writes, or a bare (N, C) tensor of any other system.
-
-    Logits of other texts, or of a teacher that has changed since, are refused: they would train a student
-    that looks fine and is wrong. `others`: {fingerprint: path} of the other training files.
-    """
-    artifact = runtime.load_weights(path, mmap=True)
-    known = artifact.get("teacher_files") if isinstance(artifact, dict) else None
-    known = known if list_of(str, known) else None
-    if known:  # they are relative to the logits
-        known = [os.path.relpath(Path(path).parent / teacher) for teacher in known]
-    dtype = artifact.get("dtype") if isinstance(artifact, dict) else None
-    remake = "make the right ones: " + dump_command(
-        file.path, path, args.teacher or known or ["TEACHER.pt"], args, dtype == "float16")
-    if torch.is_tensor(artifact):
-        logits = Logits(path, os.stat(path), artifact.detach())
-    else:
-        artifact = runtime.check(artifact, path, "logits", LOGITS_FORMAT)
-        names, teachers = artifact.get("label_names"), artifact.get("teachers")
-        if not torch.is_tensor(artifact.get("logits")) or not artifact["logits"].dim() \
-                or not list_of(str, names) or not list_of(dict, teachers) or not list_of(str, known):
-            raise UserError(f"{path}: damaged, no logits, label_names or teachers in it; {remake}")
-        if isinstance(artifact.get("texts"), str) and artifact["texts"] in others:
-            raise UserError(f"{path}: these are logits of {others[artifact['texts']]}, not of {file.path}; "
-                            f"give --logits in the order of --train")
-        if artifact.get("texts") != file.fingerprint:
-            if artifact.get("texts") == fingerprint_of_first(len(artifact["logits"]), file.path, *columns):
-                remake = remake.replace("make the right ones", "it has grown, add the new rows")
-                remake = remake.replace("--overwrite", "--append")
-            raise UserError(f"{path}: these are logits of other texts than {file.path}; {remake}")
-        logits = Logits(path, os.stat(path), artifact["logits"], names, teachers, known)
-        check_teachers(logits, args, remake)
-    values = logits.values
-    if values.dim() != 2 or len(values) != file.rows or not values.is_floating_point():
-        raise UserError(f"{path}: {list(values.shape)} {values.dtype} where {file.path} has "
-                        f"{file.rows} rows: a float tensor (rows, classes) is needed; {remake}")
-    for start in range(0, len(values), 2**20):
-        finite = values[start : start + 2**20].float().isfinite().all(1)  # as they will be used
-        if not finite.all():
-            row = start + int((~finite).nonzero()[0])
-            raise UserError(f"{path}: the logits of row {row} are not finite; {remake}")
-    return logits
-
-
-def list_of(kind: type, value) -> bool:
-    return isinstance(value, list) and all(isinstance(item, kind) for item in value)
-
-
-def dump_command(data: str, path: str, teachers: list[str], args, half: bool = False) -> str:
-    """The command that makes the logits of `data` anew in place of `path`."""
-    written = Path(path).parent / f"{stem(data)}.pt"
-    words = ["--teacher", *teachers, "--data", data, "--output-dir", str(written.parent)]
-    words += ["--dtype", "float16"] if half else []
-    for name in ("text_column", "text2_column", "label_column"):
-        if getattr(args, name) is not None:
-            words += [f"--{name.replace('_', '-')}", getattr(args, name)]
-    command = f"python dump_logits.py {shlex.join(words)}"
-    if written == Path(path):
-        return f"{command} --overwrite"
-    return f"{command}, and give --logits {shlex.quote(str(written))}"
-
-
-@functools.cache
-def teacher_fingerprints(path: str) -> dict:
-    from teacher import load_model
-
-    return load_model(path).fingerprints()
-
-
-def is_student(path: str) -> bool:
-    """Whether a teacher is itself a student: no embeddings to start from."""
-    artifact = runtime.load_weights(path, mmap=True)
-    return isinstance(artifact, dict) and artifact.get("kind") == "student"
-
-
-def check_teachers(logits: Logits, args, remake: str) -> None:
-    """Compare the teachers that made the logits with --teacher, or with what their files now hold."""
-    if args.teacher and len(args.teacher) != len(logits.teachers):
-        raise UserError(f"{logits.path}: is the mean of {len(logits.teachers)} teachers, --teacher names "
-                        f"{len(args.teacher)}; {remake}")
-    for file, made_by in zip(args.teacher or logits.teacher_files, logits.teachers, strict=False):
-        if not args.teacher and not os.path.isfile(file):
-            print(f"warning: {logits.path}: its teacher {file} is not there any more and cannot be compared; "
-                  f"name it with --teacher", file=sys.stderr)
-        else:
-            try:
-                now = teacher_fingerprints(file)
-            except UserError as error:
-                if args.teacher:
-                    raise
-                raise UserError(f"{logits.path}: its teacher cannot be compared ({error}); name it with "
-                                f"--teacher") from None
-            differing = [name for name in now if str(made_by.get(name)) != str(now[name])]
-            if differing:
-                raise UserError(f"{logits.path}: was made by another teacher than {file} now is (other "
-                                f"{' and '.join(differing)}); {remake}, or name the teacher they are of "
-                                f"with --teacher")
-
-
-def read_training_set(args) -> TrainingSet:
-    """Everything that can be wrong with the files is told here, before any work."""
-    columns = args.text_column, args.text2_column, args.label_column
-    files = [survey(file, *columns) for file in args.train]
-    valid = read_examples(args.valid, *columns)
-    pairs = {args.valid: valid.texts2 is not None} | {file.path: file.pairs for file in files}
-    if len(set(pairs.values())) > 1:
-        raise UserError(f"{min(pairs, key=lambda path: not pairs[path])} has a column text2 and "
-                        f"{min(pairs, key=pairs.get)} has not; all or none must be pairs")
-    logits, names = [], None
-    for path, file in zip(args.logits or (), files, strict=False):
-        others = {other.fingerprint: other.path for other in files if other.fingerprint != file.fingerprint}
-        logits.append(read_logits(path, file, columns, args, others))
-        first, new = logits[0], logits[-1]
-        names = names or new.label_names
-        if new.values.size(1) != first.values.size(1) or (new.label_names and new.label_names != names):
-            raise UserError(f"{path}: its classes are not those of the other logits; "
-                            f"one teacher for all files")
-        if new.teachers and first.teachers and str(new.teachers) != str(first.teachers):
-            raise UserError(f"{path}: is of other teachers than {first.path}; one for all files: "
-                            + dump_command(file.path, path, args.teacher or first.teacher_files, args))
-    if names is None:
-        labels = set.union({label for label in valid.labels or () if label}, *(file.labels for file in files))
-        names = label_names(labels, ", ".join([*args.train, args.valid]))
-    if logits and logits[0].values.size(1) != len(names):
-        raise UserError(f"{logits[0].path}: {logits[0].values.size(1)} classes, but the labels are {names}: "
-                        f"a column for each is needed, in this order")
-    valid_labels = torch.tensor(valid.label_ids(names, every_row=True))
-    for file in files:
-        file.refuse_other_labels(names, *columns)
-    if 1 in args.alpha and not any(file.labelled for file in files):
-        raise UserError("--alpha 1 trains on labels alone, but no --train file has any")
-    for file in files:
-        if file.fingerprint == valid.fingerprint():
-            print(f"warning: {args.valid} has the texts of {file.path}: it cannot tell which epoch is best",
-                  file=sys.stderr)
-    fingerprints = {
-        "the texts of --train": " ".join(file.fingerprint for file in files),
-        "the texts of --valid": valid.fingerprint(),
-        "the labels of --train": " ".join(file.label_fingerprint for file in files),
-        "the labels of --valid": runtime.fingerprint(valid_labels),
-        "the names of the labels": str(names),
-        "--logits": " ".join(runtime.fingerprint(item.values) for item in logits),
-    }
-    teachers = args.teacher or [file for item in logits for file in item.teacher_files or ()
-                                if "\0" not in file]  # of a name with a NUL there is no file
-    known = [file for file in teachers if args.teacher or os.path.isfile(file)] if logits else []
-    teacher = next((file for file in known if not is_student(file)), None)
-    if len(set(args.embeddings)) > 1 and teacher is None:
-        raise UserError("--embeddings: " + (
-            "the teachers are students, which have none to start from; give one value" if known
-            else "there is no teacher.pt to start from; name it with --teacher"))
-    if known and teacher is None and "teacher" in args.embeddings:
-        print("warning: a student that teaches has no embeddings to start from; they start at random",
-              file=sys.stderr)
-    return TrainingSet(files, columns, logits, teachers, teacher, names, valid, valid_labels, fingerprints)
-
-
-def encode_training_set(data: TrainingSet, tokenizer, args, device) -> tuple[Store, Encoded]:
-    """The rows of all training files with their labels and logits, and those of the validation file."""
-    ids = tokenizer.token_to_id("[PAD]"), tokenizer.token_to_id("[UNK]")
-    store = Store(Path(args.output_dir))
-    progress = runtime.Progress("encode", data.rows + len(data.valid), "texts")
-    for file, logits in itertools.zip_longest(data.files, data.logits):
-        row = 0
-        for part in read_again(file, *data.columns):
-            encoded = encode(tokenizer, part.texts, part.texts2, args.max_length, *ids, progress=progress)
-            encoded.columns["labels"] = torch.tensor(part.label_ids(data.label_names))  # -1 without label
-            if logits is not None:
-                runtime.unchanged(logits.path, logits.stat)  # a mapped file that shrinks kills the process
-                encoded.columns["teacher_logits"] = logits.values[row : row + len(part)].float()
-            store.append(encoded)
-            row += len(part)
-    valid = encode(tokenizer, data.valid.texts, data.valid.texts2, args.max_length, *ids, progress=progress)
-    progress.close()
-    return store, valid.to(device)
+# ---- tokenizer and embeddings ----------------------------------------------------------------------------
 
 
 def read_tokenizer(folder: str) -> Tokenizer:
@@ -470,12 +240,32 @@ def read_tokenizer(folder: str) -> Tokenizer:
     return tokenizer
 
 
+def check_embeddings(data: TrainingSet, args) -> None:
+    """Whether there is a teacher whose embeddings the students could start from."""
+    if data.teacher:
+        return
+    students = bool(data.logits) and any(map(os.path.isfile, data.teachers))
+    if len(set(args.embeddings)) > 1:
+        raise UserError("--embeddings: " + (
+            "the teachers are students, which have none to start from; give one value" if students
+            else "there is no teacher.pt to start from; name it with --teacher"))
+    if students and "teacher" in args.embeddings:
+        print("warning: a student that teaches has no embeddings to start from; they start at random",
+              file=sys.stderr)
+
+
 def teacher_embeddings(path: str, tokenizer) -> torch.Tensor:
     """(V, E) where the teacher has the tokens of the student's tokenizer, in the order of their ids."""
     from teacher import Teacher
 
     vocab = tokenizer.get_vocab()
     return Teacher.load(path).embeddings_of(sorted(vocab, key=vocab.get))
+
+
+def encoder(tokenizer, args):
+    """(texts, texts2, progress) -> their token ids, as a student reads them."""
+    pad_id, blank_id = tokenizer.token_to_id("[PAD]"), tokenizer.token_to_id("[UNK]")
+    return functools.partial(encode, tokenizer, max_length=args.max_length, pad_id=pad_id, blank_id=blank_id)
 
 
 # ---- one student -------------------------------------------------------------------------------------------
@@ -843,6 +633,9 @@ def main(args):
     output_dir = Path(args.output_dir)
     jobs = [] if args.budget else [(output_dir / name, settings) for name, settings in grid_settings(args)]
     data = read_training_set(args)
+    if 1 in args.alpha and not data.labelled:
+        raise UserError("--alpha 1 trains on labels alone, but no --train file has any")
+    check_embeddings(data, args)
     tokenizers = {path: read_tokenizer(path) for path in args.tokenizer}
     if args.budget:
         output_dir = output_dir / f"budget_{args.budget}"
@@ -876,8 +669,8 @@ def main(args):
         if path not in encoded:
             encoded.clear()
             vectors = teacher_embeddings(data.teacher, tokenizers[path]) if data.teacher else None
-            encoded[path] = (tokenizers[path], vectors,
-                             *encode_training_set(data, tokenizers[path], args, device))
+            store, valid = encode_training_set(data, encoder(tokenizers[path], args), args.output_dir)
+            encoded[path] = tokenizers[path], vectors, store, valid.to(device)
             if not args.budget and path == args.tokenizer[-1]:
                 data.logits.clear()  # the store has them: the mapped files need not stay in memory
         changed = argparse.Namespace(**vars(args) | changes)

@@ -4,9 +4,12 @@
         --checkpoint monologg/koelectra-small-v3-discriminator            # a hub id, or a folder
     python finetune_teacher.py --train … --valid … --scratch 2,128,4 --tokenizer tokenizer/vocab_size_3000
     python finetune_teacher.py … --resume                                 # go on after an interruption
+    python finetune_teacher.py --train train.tsv more.tsv --logits logits/train.pt logits/more.pt …
+                                                                          # taught by others, as a student is
     torchrun --nproc_per_node 2 finetune_teacher.py …                     # several processes, one result
 
-reads   train and validation files (columns text, label), a published checkpoint
+reads   train and validation files (columns text, label), a published checkpoint; with --logits for each
+        training file what dump_logits.py (or any (N, C) tensor) gives its rows, which then need no label
 writes  OUTPUT_DIR/teacher.pt (best epoch), last.pt (for --resume), log.jsonl; Ctrl-C saves before it stops
 next    python dump_logits.py --teacher teacher/teacher.pt --data data/nsmc/train.tsv
 """
@@ -18,7 +21,12 @@ def parse_args(argv=None):
     p = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     arg = p.add_argument
     # data
-    arg("--train", required=True, metavar="FILE", help="labelled texts (.tsv .csv .jsonl, also .gz)")
+    arg("--train", required=True, nargs="+", metavar="FILE",
+        help="labelled texts (.tsv .csv .jsonl, also .gz)")
+    arg("--logits", nargs="+", metavar="FILE",
+        help="to learn from other models: their logits of each --train file, in the same order")
+    arg("--teacher", nargs="+", metavar="FILE",
+        help="those that the logits are of; default: the files dump_logits.py read, if still there")
     arg("--valid", required=True, metavar="FILE", help="labelled texts that choose the best epoch")
     arg("--text-column", metavar="NAME", help="default: text or document")
     arg("--text2-column", metavar="NAME", help="second text of a pair; default: text2 if there")
@@ -33,6 +41,9 @@ def parse_args(argv=None):
     again.add_argument("--overwrite", action="store_true", help="start anew where an earlier run's files are")
     arg("--save-every", type=float, default=10, metavar="MINUTES",
         help="what a kill may cost; also saved after each epoch (default: %(default)g)")
+    # method
+    arg("--alpha", type=float, default=0.1, metavar="A",
+        help="with --logits: weight of the labels (default: %(default)s)")
     # optimisation
     arg("--epochs", type=int, default=3,
         help="0 keeps the checkpoint's own head as it is (default: %(default)s)")
@@ -63,6 +74,11 @@ def parse_args(argv=None):
         p.error("--epochs must be at least 0, --max-length 3, --max-tokens and --accumulate 1")
     if args.checkpoint and args.tokenizer:
         p.error("--tokenizer is for --scratch; a checkpoint brings its own")
+    if args.logits is not None and len(args.logits) != len(args.train):
+        p.error(f"{len(args.train)} --train files but {len(args.logits)} --logits; "
+                f"give one for each, in order")
+    if not 0 <= args.alpha <= 1:
+        p.error("--alpha must be in [0, 1]")
     for name, value in vars(args).items():
         if isinstance(value, (int, float)) and not abs(value) < 2**31:  # NaN is not below anything
             p.error(f"--{name.replace('_', '-')} is {value}, must be finite and below {2**31}")
@@ -89,15 +105,16 @@ import torch
 import torch.nn.functional as F
 
 import runtime
-from data.batching import Store, logits_in_order, training_batches
-from data.examples import label_names, read_again, read_examples, survey
+from data.batching import logits_in_order, training_batches
+from data.training import encode_training_set, read_training_set
+from distill import distill_loss
 from runtime import RANK, WORLD, UserError
 from teacher import Teacher, TeacherConfig, bert_template, load_checkpoint, load_tokenizer
 
 FORMAT = 2  # of last.pt
 # With the contents of the files these decide the result: a resumed run must have the same.
 DECISIVE = ("epochs", "max_length", "max_tokens", "accumulate", "lr", "layer_decay", "warmup",
-            "weight_decay", "clip", "seed", "scratch", "deterministic")
+            "weight_decay", "clip", "alpha", "seed", "scratch", "deterministic")
 
 
 def parameter_groups(teacher: Teacher, lr: float, layer_decay: float, weight_decay: float) -> list[dict]:
@@ -154,14 +171,8 @@ def main(args):
     last, best_file = output / "last.pt", output / "teacher.pt"
 
     # data
-    columns = args.text_column, args.text2_column, args.label_column
-    train, valid = survey(args.train, *columns), read_examples(args.valid, *columns)
-    if train.pairs != (valid.texts2 is not None):
-        raise UserError(f"{args.train} and {args.valid}: one has a column text2 and the other has not")
-    if valid.fingerprint() == train.fingerprint:
-        print(f"warning: {args.valid} has the texts of {args.train}: it cannot tell which epoch is best",
-              file=sys.stderr)
-    names = label_names(train.labels, args.train)
+    data = read_training_set(args)
+    names = data.label_names
 
     # model
     if args.scratch:
@@ -174,30 +185,28 @@ def main(args):
         raise UserError("--epochs 0 keeps a fine-tuned checkpoint as it is, this head is new: train it")
     start = teacher.fingerprints()
     teacher.to(device)
-    names = teacher.label_names  # a published head may bring its own order
-    valid_labels = torch.tensor(valid.label_ids(names, every_row=True))
+    if teacher.label_names != names:  # a published head may bring its own order
+        data.reorder(teacher.label_names)
+    labels_alone = args.logits is None
+    rows_used = data.labelled if labels_alone else data.rows
     count = sum(p.numel() for p in teacher.parameters())
-    print(f"{teacher.config.family}, {count:,} parameters, labels {names}; {train.rows:,} training rows, "
-          f"{len(valid):,} for validation")
+    print(f"{teacher.config.family}, {count:,} parameters, labels {data.label_names}; {data.rows:,} training "
+          f"rows, {data.labelled:,} of them labelled; {len(data.valid):,} for validation")
     runtime.lock(output / ".lock", last.name, best_file.name, "diverged.tsv")
-    runtime.refuse_to_read_and_write([args.train, args.valid], [
+    runtime.refuse_to_read_and_write([*args.train, args.valid, *(args.logits or ()), *data.teachers], [
         last, best_file, output / "log.jsonl", output / "diverged.tsv"])
     if not (args.resume or args.overwrite):
         runtime.refuse_to_overwrite(last, best_file)
     if args.overwrite:
         runtime.mark_replaced(last)
-    store = Store(output)
-    progress = runtime.Progress("encode", train.rows + len(valid), "texts")
-    for part in read_again(train, *columns):
-        encoded = teacher.encode(part.texts, part.texts2, progress)
-        encoded.columns["labels"] = torch.tensor(part.label_ids(names))  # (N,), -1 without label
-        store.append(encoded)
-    encoded_valid = teacher.encode(valid.texts, valid.texts2, progress).to(device)
-    progress.close()
+    store, encoded_valid = encode_training_set(data, teacher.encode, output)
+    encoded_valid = encoded_valid.to(device)
+    data.logits.clear()  # the store has them: the mapped files need not stay in memory
 
     window = next(store.windows(device))
     trial = window.batch(np.argsort(window.lengths)[-64:])
     del window
+    trial.pop("teacher_logits", None)
     trial_labels = trial.pop("labels").clamp(min=0)
 
     def trial_step():
@@ -209,10 +218,7 @@ def main(args):
                                   fused=device.type in ("cpu", "cuda"))
 
     # resume
-    made_by = runtime.made_by({name: getattr(args, name) for name in DECISIVE}, {
-        "the texts of --train": train.fingerprint, "the texts of --valid": valid.fingerprint(),
-        "the labels of --train": train.label_fingerprint,
-        "the labels of --valid": runtime.fingerprint(valid_labels), "the names of the labels": str(names),
+    made_by = runtime.made_by({name: getattr(args, name) for name in DECISIVE}, data.fingerprints | {
         "the weights at the start": start["weights"], "the tokenizer": start["tokenizer"],
     })
     at = {"epoch": 0, "step": 0, "rows": 0, "loss": 0.0, "best": {}, "log": ""}
@@ -231,16 +237,17 @@ def main(args):
                       "made_by": made_by}, last)
 
     def evaluate() -> dict:
-        progress = runtime.Progress("validate", len(valid), "texts")
+        progress = runtime.Progress("validate", len(data.valid), "texts")
         logits = logits_in_order(teacher, encoded_valid, 4 * args.max_tokens, precision, progress)
         progress.close()
-        accuracy = (logits.argmax(1) == valid_labels).float().mean().item()
-        return {"valid_loss": F.cross_entropy(logits, valid_labels).item(), "valid_accuracy": accuracy}
+        accuracy = (logits.argmax(1) == data.valid_labels).float().mean().item()
+        return {"valid_loss": F.cross_entropy(logits, data.valid_labels).item(), "valid_accuracy": accuracy}
 
     def diverged(epoch, step, group):
         rows = np.sort(np.concatenate([window.numbers[rows] for window, rows in group]))
+        rows = [data.name_row(row) for row in rows]
         runtime.save_together({output / "diverged.tsv":
-                            "file\trow\n" + "".join(f"{args.train}\t{row}\n" for row in rows)})
+                            "file\trow\n" + "".join(f"{file}\t{row}\n" for file, row in rows)})
         raise UserError(f"epoch {epoch + 1}, step {step + 1}: loss or gradient is not finite; its "
                         f"{len(rows)} rows are in {output / 'diverged.tsv'}; lower --lr"
                         + (f" ({best_file} is the best before)" if at["best"] else ""))
@@ -255,8 +262,8 @@ def main(args):
         teacher.train()
         rows_done = at["rows"]
         total_loss = torch.tensor(at["loss"] if RANK == 0 else 0.0, device=device)
-        progress = runtime.Progress(f"epoch {epoch + 1}/{args.epochs}", train.labelled, "texts", rows_done)
-        batches = training_batches(store, args.max_tokens, (args.seed, epoch), device, labelled=True)
+        progress = runtime.Progress(f"epoch {epoch + 1}/{args.epochs}", rows_used, "texts", rows_done)
+        batches = training_batches(store, args.max_tokens, (args.seed, epoch), device, labels_alone)
         for step, group in islice(enumerate(grouped(batches, args.accumulate)), at["step"], None):
             runtime.seed_everything(device, args.seed, epoch, step, RANK)
             rows_in_step = sum(len(rows) for _, rows in group)
@@ -265,13 +272,13 @@ def main(args):
                 if not len(mine):
                     continue
                 batch = window.batch(mine)
-                labels = batch.pop("labels")
+                labels, teacher_logits = batch.pop("labels"), batch.pop("teacher_logits", None)
                 with runtime.autocast(device, precision):
                     logits = teacher(**batch)  # (B, C)
-                loss = F.cross_entropy(logits.float(), labels, reduction="sum")
+                loss = distill_loss(logits.float(), teacher_logits, labels, args.alpha) * len(mine)
                 (loss / rows_in_step).backward()
                 total_loss += loss.detach()
-            done = (epoch + (rows_done + rows_in_step / 2) / train.labelled) / args.epochs  # in (0, 1)
+            done = (epoch + (rows_done + rows_in_step / 2) / rows_used) / args.epochs  # in (0, 1)
             scale = min(done / max(args.warmup, 1e-9), (1 - done) / (1 - args.warmup))
             for parameters in optimizer.param_groups:
                 parameters["lr"] = parameters["peak"] * scale
@@ -288,7 +295,7 @@ def main(args):
                 saves.done()
         watch.finish()
         seconds = progress.close()
-        train_loss = runtime.sum_of(total_loss) / train.labelled
+        train_loss = runtime.sum_of(total_loss) / rows_used
 
         scores = evaluate()
         if not np.isfinite(scores["valid_loss"]):

@@ -228,8 +228,9 @@ def run(script: str, flags: str, monkeypatch, given: bytes = b"") -> int:
     monkeypatch.setattr(sys, "argv", argv)
     monkeypatch.setattr(sys, "stdin", io.TextIOWrapper(io.BytesIO(given)))
     try:
+        for module in ("data.training", "data.prepare"):  # as a new process imports them
+            monkeypatch.delitem(sys.modules, module, raising=False)
         if script == "data.prepare":
-            monkeypatch.delitem(sys.modules, script, raising=False)
             runpy.run_module(script, run_name="__main__")
         else:
             runpy.run_path(str(ROOT / f"{script}.py"), run_name="__main__")
@@ -415,7 +416,7 @@ CASES = {
     "pairs and single texts": (
         "finetune_teacher", f"{SCRATCH} --valid a.tsv",
         {"a.tsv": b"text\ttext2\tlabel\na\tb\t1\n"},
-        "error: train.tsv and a.tsv: one has a column text2 and the other has not"),
+        "error: a.tsv has a column text2 and train.tsv has not; all or none must be pairs"),
     "pairs and single texts for a student": (
         "distill", "--valid a.tsv",
         {"a.tsv": b"text\ttext2\tlabel\na\tb\t1\n"},

@@ -18,7 +18,7 @@ import distill
 import dump_logits
 import runtime
 import train_tokenizer
-from data import batching
+from data import batching, training
 from data.examples import read_again, read_examples, survey
 from distill import distill_loss
 from runtime import UserError
@@ -82,7 +82,7 @@ COMMON = ["--valid", "valid.tsv", "--tokenizer", "tokenizer/vocab_size_60", "--s
 
 
 def run(*flags):
-    distill.teacher_fingerprints.cache_clear()  # of an earlier process
+    training.teacher_fingerprints.cache_clear()  # of an earlier process
     distill.main(distill.parse_args([*COMMON, *flags]))
 
 
@@ -445,7 +445,7 @@ def test_logits_of_another_file_are_refused(folder):
 
 def read_logits(path, *flags):
     args = distill.parse_args([*COMMON, "--train", "train.tsv", "--logits", path, *flags])
-    return distill.read_logits(path, survey("train.tsv"), (None, None, None), args, {})
+    return training.read_logits(path, survey("train.tsv"), (None, None, None), args, {})
 
 
 @pytest.mark.parametrize("requires_grad", [False, True])  # the output of a model that nobody detached
@@ -708,12 +708,15 @@ def test_logits_that_are_replaced_while_they_are_read_are_refused(taught, monkey
     assert not Path("students/tiny/student.pt").exists()
 
 
-def test_label_names_are_those_of_all_files(folder):
+def test_label_names_are_those_of_all_training_files_and_with_bare_logits_of_validation(folder):
     for name, labels in (("a", ["3", "3"]), ("b", None), ("c", ["20", ""]), ("v", ["100", "3"])):
         data = "text\n글\n말\n" if labels is None else "text\tlabel\n" + "".join(f"글\t{x}\n" for x in labels)
         (folder / f"{name}.tsv").write_text(data, encoding="utf-8")
-    flags = ["--train", "a.tsv", "b.tsv", "c.tsv", "--alpha", "1", "--valid", "v.tsv", "--tokenizer", "t"]
-    data = distill.read_training_set(distill.parse_args(flags))
+        torch.save(torch.zeros(2, 3), f"{name}.pt")
+    flags = ["--train", "a.tsv", "b.tsv", "c.tsv", "--valid", "v.tsv", "--tokenizer", "t"]
+    with pytest.raises(UserError, match=r"^v\.tsv:2: label '100' is none of \['3', '20'\];"):
+        training.read_training_set(distill.parse_args([*flags, "--alpha", "1"]))
+    data = training.read_training_set(distill.parse_args([*flags, "--logits", "a.pt", "b.pt", "c.pt"]))
     assert data.label_names == ["3", "20", "100"]
     assert (data.rows, data.labelled, data.valid_labels.tolist()) == (6, 3, [2, 0])
 
@@ -735,8 +738,10 @@ def test_unlabelled_rows_are_left_out_of_a_run_on_labels_alone(folder, capsys):
     run("--train", "train.tsv", "unlabeled.tsv", "--alpha", "1")
     assert "students/tiny: " in (output := capsys.readouterr().out)
     assert "300 rows, labels alone" in output
-    with pytest.raises(UserError, match="--alpha 1 trains on labels alone, but no --train file has any"):
+    with pytest.raises(UserError, match=r"^unlabeled\.tsv: no row has a label; a classifier needs"):
         run("--train", "unlabeled.tsv", "--alpha", "1", "--overwrite")
+    with pytest.raises(UserError, match="--alpha 1 trains on labels alone, but no --train file has any"):
+        run("--train", "unlabeled.tsv", "--logits", "unlabeled.pt", "--alpha", "1", "0", "--overwrite")
 
 
 @pytest.mark.parametrize("flags, message", [

@@ -430,21 +430,27 @@ def test_rows_without_label_are_left_out_of_training(files, tmp_path):
     assert log_lines(tmp_path / "all")[-1]["train_loss"] == log_lines(tmp_path / "some")[-1]["train_loss"]
 
 
-def test_no_epochs_keep_the_head_of_a_finetuned_checkpoint(files, tmp_path, capsys):
-    vocab = (files / "tokenizer" / "vocab_size_150" / "vocab.txt").read_text(encoding="utf-8")
-    config = transformers.BertConfig(
-        vocab_size=150, hidden_size=16, num_hidden_layers=2, num_attention_heads=2, intermediate_size=24,
-        max_position_embeddings=40, initializer_range=0.4, num_labels=2)
-    torch.manual_seed(5)
-    model = transformers.BertForSequenceClassification(config).eval()
-    model.save_pretrained(tmp_path / "published")
-    (tmp_path / "published" / "vocab.txt").write_text(vocab, encoding="utf-8")
-    settings = {"do_lower_case": False, "strip_accents": False}
-    (tmp_path / "published" / "tokenizer_config.json").write_text(json.dumps(settings))
+SETTINGS = {"do_lower_case": False, "strip_accents": False}  # of a published tokenizer
 
+
+def published(files, folder, **config):
+    """A fine-tuned BERT of the transformers package, with its folder."""
+    vocab = (files / "tokenizer" / "vocab_size_150" / "vocab.txt").read_text(encoding="utf-8")
+    torch.manual_seed(5)
+    model = transformers.BertForSequenceClassification(transformers.BertConfig(
+        vocab_size=150, hidden_size=16, num_hidden_layers=2, num_attention_heads=2, intermediate_size=24,
+        max_position_embeddings=40, initializer_range=0.4, num_labels=2, **config)).eval()
+    model.save_pretrained(folder)
+    (folder / "vocab.txt").write_text(vocab, encoding="utf-8")
+    (folder / "tokenizer_config.json").write_text(json.dumps(SETTINGS))
+    return model
+
+
+def test_no_epochs_keep_the_head_of_a_finetuned_checkpoint(files, tmp_path, capsys):
+    model = published(files, tmp_path / "published")
     finetune(files, tmp_path, scratch=None, tokenizer=None, checkpoint=tmp_path / "published", epochs=0)
     teacher = Teacher.load(tmp_path / "teacher.pt")
-    tokenizer = transformers.BertTokenizerFast.from_pretrained(tmp_path / "published", **settings)
+    tokenizer = transformers.BertTokenizerFast.from_pretrained(tmp_path / "published", **SETTINGS)
     texts = [text for text, _ in ROWS]
     with torch.no_grad():
         expected = model(**tokenizer(texts, padding=True, return_tensors="pt")).logits
@@ -455,6 +461,82 @@ def test_no_epochs_keep_the_head_of_a_finetuned_checkpoint(files, tmp_path, caps
     assert 0 < correct < 24
     assert f"accuracy {correct / 24:.2%}" in capsys.readouterr().out
     assert read(tmp_path / "teacher.pt")["scores"]["valid_accuracy"] == pytest.approx(correct / 24)
+
+
+def learn(files, tmp_path, *more, **flags):
+    """Ten labelled rows and ten without labels, and bare logits of both, on a published head that has the
+    classes in the other order. (The model, texts, labels, logits) as one table."""
+    model = published(files, tmp_path / "published", id2label=dict(enumerate(NAMES[::-1])),
+                      hidden_dropout_prob=0, attention_probs_dropout_prob=0)
+    write(tmp_path / "a.tsv", ROWS[:10])
+    write(tmp_path / "b.tsv", [(text,) for text, _ in ROWS[10:20]], "text")
+    logits = 3 * torch.randn(20, 2, generator=torch.Generator().manual_seed(1))
+    for i, name in enumerate("ab"):
+        torch.save(logits[10 * i : 10 * i + 10].clone(), tmp_path / f"{name}.pt")
+    flags |= {"scratch": None, "tokenizer": None, "checkpoint": tmp_path / "published", "max_tokens": 10_000}
+    finetune(files, tmp_path / "out", "--train", *(str(tmp_path / f"{name}.tsv") for name in "ab"),
+             "--logits", *(str(tmp_path / f"{name}.pt") for name in "ab"), *more, **flags)
+    return model, [text for text, _ in ROWS[:20]], [label for _, label in ROWS[:10]], logits
+
+
+@pytest.mark.parametrize("alpha", [None, 0, 0.4])
+def test_a_teacher_learns_logits_of_others_as_a_student_does(files, tmp_path, alpha):
+    """The loss of the one step of an epoch against a hand computation from the published model: squared
+    distance of the logits, and `alpha` of cross-entropy where there is a label."""
+    model, texts, labels, logits = learn(files, tmp_path, epochs=1, lr=1e-30, alpha=alpha)
+    alpha = 0.1 if alpha is None else alpha
+    tokenizer = transformers.BertTokenizerFast.from_pretrained(tmp_path / "published", **SETTINGS)
+    with torch.no_grad():
+        found = model(**tokenizer(texts, padding=True, return_tensors="pt")).logits.flip(1)  # as NAMES
+    soft = (found - logits).square().sum(1)
+    right = found[range(10), [NAMES.index(label) for label in labels]]
+    hard = found[:10].logsumexp(1) - right
+    expected = ((alpha * hard + (1 - alpha) * soft[:10]).sum() + soft[10:].sum()) / 20
+    assert log_lines(tmp_path / "out")[0]["train_loss"] == pytest.approx(expected.item(), rel=1e-5)
+
+
+def test_a_teacher_comes_to_have_the_logits_that_it_learns(files, tmp_path):
+    _, texts, _, logits = learn(files, tmp_path, epochs=150, lr=0.02, alpha=0, warmup=0.02)
+    last = read(tmp_path / "out" / "last.pt")["weights"]
+    teacher = Teacher.load(tmp_path / "out" / "teacher.pt")
+    teacher.load_state_dict(last)  # teacher.pt is the best on validation
+    assert teacher.label_names == NAMES[::-1]
+    found = torch.stack([alone(teacher, text) for text in texts]).flip(1)
+    assert (found - logits).abs().max() < 0.5 < logits.std()
+
+
+def test_a_resumed_teacher_must_have_the_same_logits(files, tmp_path):
+    learn(files, tmp_path, epochs=1)
+    learn(files, tmp_path, "--resume", epochs=1)
+    torch.save(torch.randn(10, 2), tmp_path / "other.pt")
+    flags = ["--resume", "--logits", str(tmp_path / "a.pt"), str(tmp_path / "other.pt")]
+    refused(lambda: learn(files, tmp_path, *flags, epochs=1), "last.pt", "--logits")
+
+
+def test_logits_of_other_texts_or_teachers_do_not_teach_a_teacher(files, tmp_path):
+    teacher, others = tmp_path / "t.pt", tmp_path / "moved.pt"
+    new_teacher(files, teacher, 1)
+    a, b = write(tmp_path / "a.tsv", ROWS[:20]), write(tmp_path / "b.tsv", ROWS[20:40])
+    dump([teacher], [a, b], tmp_path)
+
+    def told(logits, message, *more):
+        flags = ["--train", str(a), "--logits", str(tmp_path / logits), *more]
+        refused(lambda: finetune(files, tmp_path, *flags), message)
+
+    told("b.pt", rf"b\.pt: these are logits of other texts than {a}; .* --teacher \S*t\.pt --data {a}")
+    new_teacher(files, teacher, 2)
+    told("a.pt", r"a\.pt: was made by another teacher than \S*t\.pt now is")
+    told("a.pt", r"moved\.pt: cannot read", "--teacher", str(others))
+
+
+def test_a_teacher_is_not_written_over_one_of_those_it_learns_from(files, tmp_path):
+    new_teacher(files, tmp_path / "teacher.pt", 1)
+    before = (tmp_path / "teacher.pt").read_bytes()
+    data = [write(tmp_path / "a.tsv", ROWS)]
+    dump([tmp_path / "teacher.pt"], data, tmp_path)
+    flags = ["--train", str(data[0]), "--logits", str(tmp_path / "a.pt"), "--overwrite"]
+    refused(lambda: finetune(files, tmp_path, *flags), r"teacher\.pt")
+    assert (tmp_path / "teacher.pt").read_bytes() == before
 
 
 @pytest.mark.parametrize("scratch", [
@@ -473,7 +555,8 @@ def test_a_tokenizer_folder_that_is_none_is_refused(files, tmp_path):
     ({"scratch": None}, "--checkpoint or --scratch"), ({"checkpoint": "x"}, "--checkpoint or --scratch"),
     ({"tokenizer": None}, "--tokenizer"), ({"epochs": -1}, "--epochs"), ({"max_length": 2}, "--max-length"),
     ({"lr": 0}, "--lr"), ({"layer_decay": 1.5}, "--layer-decay"), ({"warmup": 1}, "--warmup"),
-    ({"accumulate": 0}, "--accumulate"),
+    ({"accumulate": 0}, "--accumulate"), ({"alpha": 1.1}, "--alpha must be in [0, 1]"),
+    ({"alpha": "nan"}, "--alpha must be"),
 ])
 def test_wrong_flags_end_with_usage(files, tmp_path, capsys, flags, named):
     with pytest.raises(SystemExit) as error:

@@ -32,7 +32,7 @@ import evaluate
 import finetune_teacher
 import runtime
 import train_tokenizer
-from data import prepare
+from data import prepare, training
 from data.examples import read_examples, stream_examples, survey
 from runtime import UserError
 from student import Student, StudentError
@@ -348,7 +348,7 @@ def load_teacher(data):
 def read_training_set(data):
     in_copy_of("logits", "train.pt", data)
     flags = [flag if flag != "logits/train.pt" else "work/train.pt" for flag in map(str, DISTIL)]
-    found = distill.read_training_set(distill.parse_args([*flags, "unused"]))
+    found = training.read_training_set(distill.parse_args([*flags, "unused"]))
     assert found.logits[0].values.shape == (12, 2) and sorted(found.label_names) == ["0", "1"]
 
 
