@@ -331,7 +331,7 @@ def train_student(settings: dict, folder: Path, tokenizer, vectors, store: Store
     del decisive["tokenizer"]  # a path; the fingerprint tells
     tokenizer.no_padding()  # what encode set is not part of it
     tokenizer.no_truncation()
-    made_by = runtime.made_by(decisive, data.fingerprints | {
+    made_by = runtime.made_by(decisive, data.what_was_read() | {
         "the tokenizer": runtime.fingerprint(tokenizer.to_str()),
         "the teacher's embeddings": "" if vectors is None else runtime.fingerprint(vectors)})
     at = {"epoch": 0, "step": 0, "rows": 0, "loss": 0.0, "seconds": 0.0, "best": {}, "log": ""}

@@ -22,11 +22,11 @@ def parse_args(argv=None):
     arg = p.add_argument
     # data
     arg("--train", required=True, nargs="+", metavar="FILE",
-        help="labelled texts (.tsv .csv .jsonl, also .gz)")
+        help="texts with labels, or with --logits (.tsv .csv .jsonl, also .gz)")
     arg("--logits", nargs="+", metavar="FILE",
         help="to learn from other models: their logits of each --train file, in the same order")
     arg("--teacher", nargs="+", metavar="FILE",
-        help="those that the logits are of; default: the files dump_logits.py read, if still there")
+        help="those that --logits are of; default: the files dump_logits.py read, if still there")
     arg("--valid", required=True, metavar="FILE", help="labelled texts that choose the best epoch")
     arg("--text-column", metavar="NAME", help="default: text or document")
     arg("--text2-column", metavar="NAME", help="second text of a pair; default: text2 if there")
@@ -42,8 +42,8 @@ def parse_args(argv=None):
     arg("--save-every", type=float, default=10, metavar="MINUTES",
         help="what a kill may cost; also saved after each epoch (default: %(default)g)")
     # method
-    arg("--alpha", type=float, default=0.1, metavar="A",
-        help="with --logits: weight of the labels (default: %(default)s)")
+    arg("--alpha", type=float, metavar="A",
+        help="with --logits: weight of the label of a row that has one (default: 0.1)")
     # optimisation
     arg("--epochs", type=int, default=3,
         help="0 keeps the checkpoint's own head as it is (default: %(default)s)")
@@ -77,7 +77,10 @@ def parse_args(argv=None):
     if args.logits is not None and len(args.logits) != len(args.train):
         p.error(f"{len(args.train)} --train files but {len(args.logits)} --logits; "
                 f"give one for each, in order")
-    if not 0 <= args.alpha <= 1:
+    if args.logits is None and (args.teacher or args.alpha is not None):
+        p.error("--teacher and --alpha need --logits, one for each --train file")
+    args.alpha = 0.1 if args.logits and args.alpha is None else args.alpha
+    if args.logits and not 0 <= args.alpha <= 1:
         p.error("--alpha must be in [0, 1]")
     for name, value in vars(args).items():
         if isinstance(value, (int, float)) and not abs(value) < 2**31:  # NaN is not below anything
@@ -111,7 +114,7 @@ from distill import distill_loss
 from runtime import RANK, WORLD, UserError
 from teacher import Teacher, TeacherConfig, bert_template, load_checkpoint, load_tokenizer
 
-FORMAT = 2  # of last.pt
+FORMAT = 3  # of last.pt
 # With the contents of the files these decide the result: a resumed run must have the same.
 DECISIVE = ("epochs", "max_length", "max_tokens", "accumulate", "lr", "layer_decay", "warmup",
             "weight_decay", "clip", "alpha", "seed", "scratch", "deterministic")
@@ -218,7 +221,7 @@ def main(args):
                                   fused=device.type in ("cpu", "cuda"))
 
     # resume
-    made_by = runtime.made_by({name: getattr(args, name) for name in DECISIVE}, data.fingerprints | {
+    made_by = runtime.made_by({name: getattr(args, name) for name in DECISIVE}, data.what_was_read() | {
         "the weights at the start": start["weights"], "the tokenizer": start["tokenizer"],
     })
     at = {"epoch": 0, "step": 0, "rows": 0, "loss": 0.0, "best": {}, "log": ""}

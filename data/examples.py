@@ -73,8 +73,8 @@ class Examples:
             row = next(i for i, label in enumerate(self.labels) if label not in index)
             known = label_names if len(label_names) <= 20 else f"the {len(label_names):,} known"
             raise UserError(
-                f"{self.path}:{self.lines[row]}: label {self.labels[row]!r} is none of {known}; "
-                f"correct it, or leave it empty if the row has no label"
+                f"{self.path}:{self.lines[row]}: label {self.labels[row]!r} is none of {known}; correct it"
+                + ("" if every_row else ", or leave it empty if the row has no label")
             ) from None
 
 

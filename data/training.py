@@ -53,7 +53,7 @@ class TrainingSet:
     label_names: list[str]
     valid: Examples
     valid_labels: torch.Tensor  # (N,)
-    fingerprints: dict[str, str]
+    fingerprints: dict[str, str]  # of files alone; see what_was_read()
 
     @property
     def rows(self) -> int:
@@ -71,6 +71,11 @@ class TrainingSet:
         self.label_names = names
         self.valid_labels = torch.tensor(self.valid.label_ids(names))
 
+    def what_was_read(self) -> dict[str, str]:
+        """Fingerprints of all that decides a run, for made_by."""
+        return self.fingerprints | {"the labels of --valid": runtime.fingerprint(self.valid_labels),
+                                    "the names of the labels": str(self.label_names)}
+
     def name_row(self, number: int) -> tuple[str, int]:
         """(file, row in it) of a row of all files together."""
         for file in self.files:
@@ -83,7 +88,7 @@ class TrainingSet:
 def read_logits(path: str, file: Survey, columns: tuple, args, others: dict) -> Logits:
     """Logits of the rows of `file`: what dump_logits.py writes, or a bare (N, C) tensor of any other system.
 
-    Logits of other texts, or of a teacher that has changed since, are refused: they would train a student
+    Logits of other texts, or of a teacher that has changed since, are refused: they would train a model
     that looks fine and is wrong. `others`: {fingerprint: path} of the other training files.
     """
     artifact = runtime.load_weights(path, mmap=True)
@@ -218,8 +223,6 @@ def read_training_set(args) -> TrainingSet:
         "the texts of --train": " ".join(file.fingerprint for file in files),
         "the texts of --valid": valid.fingerprint(),
         "the labels of --train": " ".join(file.label_fingerprint for file in files),
-        "the labels of --valid": runtime.fingerprint(valid_labels),
-        "the names of the labels": str(names),
         "--logits": " ".join(runtime.fingerprint(item.values) for item in logits),
     }
     teachers = args.teacher or [file for item in logits for file in item.teacher_files or ()

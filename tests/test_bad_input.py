@@ -390,16 +390,14 @@ CASES = {
     "a label training has not": (
         "finetune_teacher", f"{SCRATCH} --valid a.tsv",
         {"a.tsv": TABLE + b"x\tneutral\n"},
-        "error: a.tsv:14: label 'neutral' is none of ['0', '1']; correct it, or leave it empty if the "
-        "row has no label"),
+        "error: a.tsv:14: label 'neutral' is none of ['0', '1']; correct it"),
     "a label the logits have not": (
         "distill", "--train a.tsv --alpha 0.5",
         {"a.tsv": TABLE.replace(b"\t1", b"\tgood", 1)},
         "error: a.tsv:3: label 'good' is none of ['0', '1']; correct it, or leave it empty if the row "
         "has no label"),
     "a label the model has not": ("evaluate", "student.pt --data a.tsv", {"a.tsv": TABLE + b"x\t2\n"},
-        "error: a.tsv:14: label '2' is none of ['0', '1']; correct it, or leave it empty if the row has "
-        "no label"),
+        "error: a.tsv:14: label '2' is none of ['0', '1']; correct it"),
     "a label the teacher has not": ("dump_logits", "--data a.tsv", {"a.tsv": TABLE + b"x\t2\n"},
         "error: a.tsv:14: label '2' is none of ['0', '1']; correct it, or leave it empty if the row has "
         "no label"),

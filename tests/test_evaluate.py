@@ -348,8 +348,7 @@ def test_a_model_of_other_labels_is_refused(case, capsys):
     ([("a", "neg"), ("b", ""), ("c", "")], ("text", "label"), "bad.tsv:3: no label; every row needs one"),
     ([("a",)], ("text",), "bad.tsv:2: no label; every row needs one"),
     ([("a", "neg"), ("b", "good")], ("text", "label"),
-     "bad.tsv:3: label 'good' is none of ['neg', 'pos', 'mid']; "
-     "correct it, or leave it empty if the row has no label"),
+     "bad.tsv:3: label 'good' is none of ['neg', 'pos', 'mid']; correct it"),
 ])
 def test_rows_without_a_usable_label_are_refused_with_their_line(case, capsys, data, header, message):
     write_tsv("bad.tsv", data, header)

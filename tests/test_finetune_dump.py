@@ -463,10 +463,10 @@ def test_no_epochs_keep_the_head_of_a_finetuned_checkpoint(files, tmp_path, caps
     assert read(tmp_path / "teacher.pt")["scores"]["valid_accuracy"] == pytest.approx(correct / 24)
 
 
-def learn(files, tmp_path, *more, **flags):
+def learn(files, tmp_path, *more, order=NAMES[::-1], **flags):
     """Ten labelled rows and ten without labels, and bare logits of both, on a published head that has the
-    classes in the other order. (The model, texts, labels, logits) as one table."""
-    model = published(files, tmp_path / "published", id2label=dict(enumerate(NAMES[::-1])),
+    classes in another order. (The model, texts, labels, logits) as one table."""
+    model = published(files, tmp_path / "published", id2label=dict(enumerate(order)),
                       hidden_dropout_prob=0, attention_probs_dropout_prob=0)
     write(tmp_path / "a.tsv", ROWS[:10])
     write(tmp_path / "b.tsv", [(text,) for text, _ in ROWS[10:20]], "text")
@@ -513,6 +513,13 @@ def test_a_resumed_teacher_must_have_the_same_logits(files, tmp_path):
     refused(lambda: learn(files, tmp_path, *flags, epochs=1), "last.pt", "--logits")
 
 
+def test_a_resumed_teacher_must_have_the_same_order_of_classes(files, tmp_path):
+    """It is the published head's, whose weights do not tell it."""
+    learn(files, tmp_path, epochs=1)
+    refused(lambda: learn(files, tmp_path, "--resume", order=NAMES, epochs=1),
+            r"last\.pt: was made with other values of the labels of --valid, the names of the labels")
+
+
 def test_logits_of_other_texts_or_teachers_do_not_teach_a_teacher(files, tmp_path):
     teacher, others = tmp_path / "t.pt", tmp_path / "moved.pt"
     new_teacher(files, teacher, 1)
@@ -555,8 +562,10 @@ def test_a_tokenizer_folder_that_is_none_is_refused(files, tmp_path):
     ({"scratch": None}, "--checkpoint or --scratch"), ({"checkpoint": "x"}, "--checkpoint or --scratch"),
     ({"tokenizer": None}, "--tokenizer"), ({"epochs": -1}, "--epochs"), ({"max_length": 2}, "--max-length"),
     ({"lr": 0}, "--lr"), ({"layer_decay": 1.5}, "--layer-decay"), ({"warmup": 1}, "--warmup"),
-    ({"accumulate": 0}, "--accumulate"), ({"alpha": 1.1}, "--alpha must be in [0, 1]"),
-    ({"alpha": "nan"}, "--alpha must be"),
+    ({"accumulate": 0}, "--accumulate"), ({"alpha": 1.1, "logits": "x"}, "--alpha must be in [0, 1]"),
+    ({"alpha": "nan", "logits": "x"}, "--alpha must be"),
+    ({"alpha": 0.5}, "--teacher and --alpha need --logits"),
+    ({"teacher": "x"}, "--teacher and --alpha need --logits"),
 ])
 def test_wrong_flags_end_with_usage(files, tmp_path, capsys, flags, named):
     with pytest.raises(SystemExit) as error:
