@@ -10,6 +10,7 @@ import csv
 import gzip
 import hashlib
 import json
+import math
 import re
 import zlib
 from array import array
@@ -337,9 +338,11 @@ def _json_field(where, record, key, name) -> str:
             return ""
         if isinstance(value, int):
             return str(int(value))  # true and false are labels 1 and 0
+        if key == "label" and isinstance(value, float) and math.isfinite(value):
+            return str(value)  # as a target of pretrain_teacher.py
     try:
         shown = json.dumps(value)[:40]
     except RecursionError:  # so deep that it could just be read
         shown = "nested too deeply"
-    raise UserError(f"{where}: {name!r} is {shown}, "
-                    f"a {'string or whole number' if key in ('label', 'id') else 'string'} is needed")
+    needed = {"label": "string or number", "id": "string or whole number"}.get(key, "string")
+    raise UserError(f"{where}: {name!r} is {shown}, a {needed} is needed")

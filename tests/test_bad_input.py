@@ -349,8 +349,10 @@ CASES = {
         "train_tokenizer", "--data a.jsonl",
         {"a.jsonl": b'{"text": "a"}\n{"txt": "a"}\n'},
         "error: a.jsonl:2: 'text' is null, a string is needed"),
+    "a list for a label": ("distill", "--valid a.jsonl", {"a.jsonl": b'{"text": "a", "label": [1]}\n'},
+        "error: a.jsonl:1: 'label' is [1], a string or number is needed"),
     "a fraction for a label": ("distill", "--valid a.jsonl", {"a.jsonl": b'{"text": "a", "label": 0.5}\n'},
-        "error: a.jsonl:1: 'label' is 0.5, a string or whole number is needed"),
+        "error: a.jsonl:1: label '0.5' is none of ['0', '1']; correct it"),
     "a label that comes late": (
         "data.prepare", "split a.jsonl",
         {"a.jsonl": b'{"text": "a"}\n{"text": "b", "label": 1}\n'},

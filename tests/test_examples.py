@@ -95,16 +95,17 @@ def test_blank_texts_stay_rows(tmp_path, name, data):
     assert read(tmp_path, name, data).texts == ["", " ", "글"]
 
 
-def test_jsonl_takes_whole_numbers_and_truth_values_as_labels_and_ids(tmp_path):
+def test_jsonl_takes_numbers_and_truth_values_as_labels_and_whole_numbers_as_ids(tmp_path):
     """Blank lines are no rows, an absent or null label is none, keys that are no column are ignored."""
     lines = ['{"id": 5, "label": 1, "text": "가"}', "",
              '{"text": "나", "label": true, "id": "x", "more": [1]}', " \t",
-             '{"id": -3, "label": false, "text": "다"}', '{"text": "라", "label": null}', '{"text": "마"}']
+             '{"id": -3, "label": false, "text": "다"}', '{"text": "라", "label": null}', '{"text": "마"}',
+             '{"text": "바", "label": 3.50}']
     examples = read(tmp_path, "a.jsonl", "\n".join(lines))
-    assert examples.texts == ["가", "나", "다", "라", "마"]
-    assert examples.labels == ["1", "1", "0", "", ""]
-    assert examples.ids == ["5", "x", "-3", "", ""]
-    assert examples.lines.tolist() == [1, 3, 5, 6, 7]
+    assert examples.texts == ["가", "나", "다", "라", "마", "바"]
+    assert examples.labels == ["1", "1", "0", "", "", "3.5"]
+    assert examples.ids == ["5", "x", "-3", "", "", ""]
+    assert examples.lines.tolist() == [1, 3, 5, 6, 7, 8]
 
 
 # ---- columns -----------------------------------------------------------------------------------------------
@@ -383,10 +384,12 @@ BAD = {  # a message that ends with … is the beginning: the rest is the operat
                          "FILE:3: 'text' is null, a string is needed"),
     "list as text2": ("a.jsonl", '{"t": "글", "u": ["글"]}', {"text_column": "t", "text2_column": "u"},
                       "FILE:1: 'u' is [\"\\uae00\"], a string is needed"),
-    "fraction as label": ("a.jsonl", '{"text": "글", "label": 0.5}', {},
-                          "FILE:1: 'label' is 0.5, a string or whole number is needed"),
+    "NaN as label": ("a.jsonl", '{"text": "글", "label": NaN}', {},
+                     "FILE:1: 'label' is NaN, a string or number is needed"),
+    "fraction as id": ("a.jsonl", '{"text": "글", "id": 0.5}', {},
+                       "FILE:1: 'id' is 0.5, a string or whole number is needed"),
     "object as label": ("a.jsonl", '{"text": "글", "gold": {"a": 1}}', {"label_column": "gold"},
-                        "FILE:1: 'gold' is {\"a\": 1}, a string or whole number is needed"),
+                        "FILE:1: 'gold' is {\"a\": 1}, a string or number is needed"),
     "list as id": ("a.jsonl", '{"text": "글", "id": []}', {},
                    "FILE:1: 'id' is [], a string or whole number is needed"),
     "half a surrogate pair": ("a.jsonl", '{"text": "글"}\n{"text": "\\ud83d"}', {},
