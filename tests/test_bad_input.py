@@ -679,7 +679,7 @@ CASES = {
     "a teacher's last.pt of an older format": (
         "finetune_teacher", f"{SCRATCH} --output-dir a --resume",
         {"a/last.pt": saved({"kind": "teacher-resume", "format": 0})},
-        "error: a/last.pt: format 0, this version reads 2; make it anew"),
+        "error: a/last.pt: format 0, this version reads 3; make it anew"),
     "a teacher's last.pt with nothing in it": (
         "finetune_teacher", f"{SCRATCH} --output-dir a --resume",
         {"a/last.pt": saved({"kind": "teacher-resume", "format": finetune_teacher.FORMAT})},
