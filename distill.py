@@ -240,18 +240,24 @@ def read_tokenizer(folder: str) -> Tokenizer:
     return tokenizer
 
 
-def check_embeddings(data: TrainingSet, args) -> None:
-    """Whether there is a teacher whose embeddings the students could start from."""
-    if data.teacher:
-        return
-    students = bool(data.logits) and any(map(os.path.isfile, data.teachers))
-    if len(set(args.embeddings)) > 1:
+def is_student(path: str) -> bool:
+    """Whether a teacher is itself a student: no embeddings to start from."""
+    artifact = runtime.load_weights(path, mmap=True)
+    return isinstance(artifact, dict) and artifact.get("kind") == "student"
+
+
+def embeddings_teacher(data: TrainingSet, args) -> str | None:
+    """The first teacher.pt of those that teach and are there: the students' embeddings can start from its."""
+    known = [file for file in data.teachers if args.teacher or os.path.isfile(file)] if data.logits else []
+    teacher = next((file for file in known if not is_student(file)), None)
+    if len(set(args.embeddings)) > 1 and teacher is None:
         raise UserError("--embeddings: " + (
-            "the teachers are students, which have none to start from; give one value" if students
+            "the teachers are students, which have none to start from; give one value" if known
             else "there is no teacher.pt to start from; name it with --teacher"))
-    if students and "teacher" in args.embeddings:
+    if known and teacher is None and "teacher" in args.embeddings:
         print("warning: a student that teaches has no embeddings to start from; they start at random",
               file=sys.stderr)
+    return teacher
 
 
 def teacher_embeddings(path: str, tokenizer) -> torch.Tensor:
@@ -287,10 +293,10 @@ def judge(student, encoded_valid: Encoded, data: TrainingSet, args, precision: s
                     "valid_accuracy": (logits.argmax(1) == data.valid_labels).float().mean().item()}
 
 
-def train_student(settings: dict, folder: Path, tokenizer, vectors, store: Store, encoded_valid: Encoded,
+def train_student(settings: dict, folder: Path, tokenizer, start, store: Store, encoded_valid: Encoded,
                   data: TrainingSet, args, device) -> dict:
     """Train one student, write it to `folder`, return its row of the summary. `settings` has GRID's keys,
-    `vectors` are teacher_embeddings(), or None."""
+    `start` is the path of a teacher with its teacher_embeddings(), or None."""
     runtime.seed_everything(device, settings["seed"])
     last, best_file = folder / "last.pt", folder / "student.pt"
     labels_alone = settings["alpha"] == 1 or args.logits is None
@@ -303,9 +309,9 @@ def train_student(settings: dict, folder: Path, tokenizer, vectors, store: Store
         tokenizer.token_to_id("[PAD]"), tokenizer.token_to_id("[UNK]"),
     )
     student = Student(config, tokenizer, data.label_names).to(device)
-    if labels_alone or settings["embeddings"] == "random":
-        vectors = None
-    if vectors is not None:
+    vectors = None
+    if start and not labels_alone and settings["embeddings"] == "teacher":
+        teacher, vectors = start
         found = principal_components(vectors, config.embedding_dim).to(device) * (RANK == 0)
         runtime.sum_over_ranks([found])  # unlike processors may find other signs
         with torch.no_grad():
@@ -345,7 +351,7 @@ def train_student(settings: dict, folder: Path, tokenizer, vectors, store: Store
     print(f"{folder}: {count:,} parameters, {rows_used:,} rows, "
           + ("labels alone" if labels_alone else f"alpha {settings['alpha']:g}, {settings['loss']}"
              + (f", T {settings['temperature']:g}" if settings["loss"] == "kl" else ""))
-          + ("" if vectors is None else f", embeddings from {data.teacher}"))
+          + ("" if vectors is None else f", embeddings from {teacher}"))
 
     def save_last(**values):
         at.update(values, log=log.text)
@@ -635,7 +641,7 @@ def main(args):
     data = read_training_set(args)
     if 1 in args.alpha and not data.labelled:
         raise UserError("--alpha 1 trains on labels alone, but no --train file has any")
-    check_embeddings(data, args)
+    teacher = embeddings_teacher(data, args)
     tokenizers = {path: read_tokenizer(path) for path in args.tokenizer}
     if args.budget:
         output_dir = output_dir / f"budget_{args.budget}"
@@ -668,9 +674,9 @@ def main(args):
         path = settings["tokenizer"]
         if path not in encoded:
             encoded.clear()
-            vectors = teacher_embeddings(data.teacher, tokenizers[path]) if data.teacher else None
+            start = (teacher, teacher_embeddings(teacher, tokenizers[path])) if teacher else None
             store, valid = encode_training_set(data, encoder(tokenizers[path], args), args.output_dir)
-            encoded[path] = tokenizers[path], vectors, store, valid.to(device)
+            encoded[path] = tokenizers[path], start, store, valid.to(device)
             if not args.budget and path == args.tokenizer[-1]:
                 data.logits.clear()  # the store has them: the mapped files need not stay in memory
         changed = argparse.Namespace(**vars(args) | changes)

@@ -71,11 +71,11 @@ import torch.nn.functional as F
 
 import runtime
 from data.examples import Examples, label_names, read_examples
+from data.training import LOGITS_FORMAT
 from runtime import UserError
 from student import Student
 from teacher import load_model
 
-LOGITS_FORMAT = 2  # of what dump_logits.py writes
 CHUNK = 8192  # texts between two steps of the progress line
 
 # ---- figures -----------------------------------------------------------------------------------------------

@@ -49,7 +49,6 @@ class TrainingSet:
     columns: tuple  # names of the columns, as read_examples takes them
     logits: list[Logits]  # of each file; none when labels alone teach
     teachers: list[str]  # files that they are of, there or not
-    teacher: str | None  # the first teacher.pt of them that is there
     label_names: list[str]
     valid: Examples
     valid_labels: torch.Tensor  # (N,)
@@ -154,12 +153,6 @@ def teacher_fingerprints(path: str) -> dict:
     return load_model(path).fingerprints()
 
 
-def is_student(path: str) -> bool:
-    """Whether a teacher is itself a student: no embeddings to start from."""
-    artifact = runtime.load_weights(path, mmap=True)
-    return isinstance(artifact, dict) and artifact.get("kind") == "student"
-
-
 def check_teachers(logits: Logits, args, remake: str) -> None:
     """Compare the teachers that made the logits with --teacher, or with what their files now hold."""
     if args.teacher and len(args.teacher) != len(logits.teachers):
@@ -227,9 +220,7 @@ def read_training_set(args) -> TrainingSet:
     }
     teachers = args.teacher or [file for item in logits for file in item.teacher_files or ()
                                 if "\0" not in file]  # of a name with a NUL there is no file
-    known = [file for file in teachers if args.teacher or os.path.isfile(file)] if logits else []
-    teacher = next((file for file in known if not is_student(file)), None)
-    return TrainingSet(files, columns, logits, teachers, teacher, names, valid, valid_labels, fingerprints)
+    return TrainingSet(files, columns, logits, teachers, names, valid, valid_labels, fingerprints)
 
 
 def encode_training_set(data: TrainingSet, encode, folder) -> tuple[Store, Encoded]:
