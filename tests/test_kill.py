@@ -1,4 +1,4 @@
-"""The three long scripts killed and interrupted at any moment: --resume gives what one go gives.
+"""The long scripts killed and interrupted at any moment: --resume gives what one go gives.
 
 Real processes. TORTURE=50 kills each script 50 times (`make torture`) where it is 3 otherwise. KILL_SEED=N
 draws the same moments again; a failure prints it (where in the work they fall depends on the machine's pace).
@@ -27,6 +27,7 @@ import torch
 import distill
 import dump_logits
 import finetune_teacher
+import pretrain_teacher
 import runtime
 import train_tokenizer
 from teacher import Teacher, TeacherConfig, bert_template, load_tokenizer
@@ -47,6 +48,10 @@ COMMANDS = {
         "--train", "train.tsv", "unlabeled.tsv", "--logits", "train.pt", "unlabeled.pt",
         "--valid", "valid.tsv", "--tokenizer", "tokenizer", "--size", "tiny", "--seed", "0", "1",
         "--dropout", "0.2", "--epochs", "2", "--lr", "0.01", "--max-tokens", "200", *CPU],
+    "pretrain_teacher.py": [
+        "--train", "train.tsv", "unlabeled.tsv", "--target-column", "label", "--tokenizer", "tokenizer",
+        "--layers", "1", "--hidden-dim", "16", "--heads", "2", "--epochs", "2", "--lr", "0.01",
+        "--max-tokens", "500", "--validate-every", "10", *CPU],
 }
 EVERY_STEP = ("--save-every", "0")
 ENVIRONMENT = {"OMP_NUM_THREADS": "1", "PYTHONUNBUFFERED": "1", "PAUSE": "0"}  # PAUSE: see DID
@@ -61,6 +66,7 @@ CHANGES = {
     "dump_logits.py": ("            logits = logits.to(dtype)\n",
                        "runtime.did(path.stem, 0, number, len(part))"),
     "distill.py": ("            optimizer.step()\n", "runtime.did(folder.name, epoch, step, 0)"),
+    "pretrain_teacher.py": ("        optimizer.step()\n", "runtime.did('out', epoch, step, 0)"),
 }
 DID = """
 
@@ -84,7 +90,7 @@ def copy_scripts(folder: Path):
         if source.name in CHANGES:
             line, trace = CHANGES[source.name]
             assert text.count(line) == 1, f"{source.name}: another loop than CHANGES expects"
-            text = text.replace(line, f"{line}            {trace}\n")
+            text = text.replace(line, line + line[: -len(line.lstrip())] + f"{trace}\n")
         if source.name in SMALL:
             assert text.count(SMALL[source.name][0]) == 1, f"{source.name}: SMALL is not there"
             text = text.replace(*SMALL[source.name])
@@ -211,7 +217,8 @@ class Run:
             assert self.did == self.whole[before:done]
             least = done - 1
             if not self.every_unit and self.did:
-                least = next(i for i, unit in enumerate(self.whole) if unit[:2] == self.did[-1][:2])
+                least = 0 if self.script == "pretrain_teacher.py" else next(
+                    i for i, unit in enumerate(self.whole) if unit[:2] == self.did[-1][:2])
             self.now = self.saved()
             assert max(before, least) <= self.now <= done
             self.lost = done - self.now
@@ -387,7 +394,8 @@ def runs(kit, tmp_path_factory, request):
 FEW, REST = KILLS // 2, (KILLS + 1) // 2
 KILLED = [(script, flags, kills, killed) for script, flags, kills in (
     ("finetune_teacher.py", EVERY_STEP, REST), ("finetune_teacher.py", (), FEW),
-    ("dump_logits.py", (), KILLS), ("distill.py", EVERY_STEP, REST), ("distill.py", (), FEW))]
+    ("dump_logits.py", (), KILLS), ("distill.py", EVERY_STEP, REST), ("distill.py", (), FEW),
+    ("pretrain_teacher.py", EVERY_STEP, KILLS))]
 
 
 @pytest.mark.parametrize("what", KILLED, ids=lambda what: " ".join((what[0], *what[1])))
@@ -477,7 +485,8 @@ def here(kit, tmp_path, monkeypatch):
 
 
 def main(script, *flags):
-    module = {"finetune_teacher.py": finetune_teacher, "dump_logits.py": dump_logits, "distill.py": distill}
+    module = {"finetune_teacher.py": finetune_teacher, "dump_logits.py": dump_logits, "distill.py": distill,
+              "pretrain_teacher.py": pretrain_teacher}
     words = [*COMMANDS[script], *flags]
     runtime.run(module[script].main, module[script].parse_args(words))
 
@@ -511,8 +520,8 @@ def killed_at_save(script, number: int, *flags):
 
 
 def artifacts():
-    return {path: path.read_bytes() for path in Path("out").rglob("*.pt")
-            if path.name != "last.pt" and ".shards" not in str(path)}
+    return {path: path.read_bytes() for path in Path("out").rglob("*")
+            if path.suffix in (".pt", ".bin") and path.name != "last.pt" and ".shards" not in str(path)}
 
 
 def one_more_text(name):
@@ -546,6 +555,13 @@ CHANGED = {  # flags or a change of a file, and what the refusal lists
         (lambda: torch.save(torch.zeros(60, 2), "train.pt"), "--logits"),
         (one_more_text("unlabeled"), "the texts of --train, the labels of --train, --logits"),
     ],
+    "pretrain_teacher.py": [
+        (["--lr", "0.02"], "lr (0.01, now 0.02)"),
+        (["--seed", "3", "--mask-rate", "0.2"],
+         "mask_rate (0.15, now 0.2), seed (0, now 3), the weights at the start"),
+        (["--precision", "bf16"], "--precision (fp32, now bf16)"),
+        (one_more_text("unlabeled"), "the texts of --train, the targets"),
+    ],
 }
 ONE = {"distill.py": ["--seed", "0"]}  # a grid of one, whose folder has no seed in its name
 
@@ -575,7 +591,7 @@ def test_resume_with_other_arguments_or_files_is_refused_by_name(here, capsys, s
 def test_finished_work_stays_as_it_is_but_for_overwrite(here, capsys, script):
     main(script)
     first = artifacts()
-    assert len(first) == (1 if script == "finetune_teacher.py" else 2)
+    assert len(first) == (2 if script in ("dump_logits.py", "distill.py") else 1)
     message = refused(capsys, script)
     assert "is there already" in message and "--overwrite" in message
     main(script, "--resume")
