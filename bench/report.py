@@ -79,7 +79,8 @@ WORDS = {
                    "the last\nmethod over the first, paired by review. {leaks:,} of the reviews "
                    "({share:.1%}) also occur in training files; `bench/report/report.json`\nhas the "
                    "figures without them, with calibration, macro-F1 and the command. {machine}, float32.",
-           "one": "one run each", "several": "{} seeds", "by": "by length in characters", "rows": "reviews",
+           "one": "one run each", "several": "{} seeds", "machine": "{}, {} threads",
+           "by": "by length in characters", "rows": "reviews",
            "files": ["file", "bytes", "in int8", "accuracy", "in int8", "difference (95 %)", "reviews/s",
                      "in int8", "ECE, T = 1", "ECE"]},
     "ko": {"header": ["", "파라미터", "바이트", "{arms}", "이득 (95 %)", "teacher와 일치", "리뷰/초",
@@ -88,7 +89,8 @@ WORDS = {
                    "방법의 차이를\n리뷰별로 짝지어 구했습니다. 리뷰 {leaks:,}개({share:.1%})는 학습 파일에도 "
                    "있습니다. 이를 뺀 값과 보정 오차, macro-F1, 명령은\n`bench/report/report.json`에 "
                    "있습니다. {machine}, float32.",
-           "one": "한 번 실행", "several": "시드 {}개", "by": "글자 수별", "rows": "리뷰 수",
+           "one": "한 번 실행", "several": "seed {}개", "machine": "{}, 스레드 {}개",
+           "by": "글자 수별", "rows": "리뷰 수",
            "files": ["파일", "바이트", "int8", "정확도", "int8", "차이 (95 %)", "리뷰/초", "int8",
                      "ECE, T = 1", "ECE"]},
 }
@@ -418,7 +420,7 @@ def block(report: dict, language: str) -> str:
             f"{exact['texts_per_second']:,.0f}", f"{rounded['texts_per_second']:,.0f}",
             f"{exact['ece_uncalibrated']:.4f}", f"{exact['ece']:.4f}"]))
     machines = dict.fromkeys(
-        f"{figures['machine']['hardware']}, {figures['machine']['threads']} threads"
+        words["machine"].format(figures["machine"]["hardware"], figures["machine"]["threads"])
         for group in (report["teachers"], report["baselines"], *report["students"].values())
         for figures in group.values())
     runs = {len(figures["runs"]) for by_arm in report["students"].values() for figures in by_arm.values()}

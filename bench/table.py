@@ -15,7 +15,7 @@ from pathlib import Path
 
 # name of a result, without its precision: what it compares, in English and Korean, in the table's order
 ROWS = {
-    "distill": ("distil Base, an epoch", "Base 증류, 1 에포크"),
+    "distill": ("distil Base, an epoch", "Base 증류, 1 epoch"),
     "distill-live": ("distil Base, logits cached or a live teacher", "Base 증류, logits 대 실시간 teacher"),
     "dump": ("`dump_logits.py`", "`dump_logits.py`"),
     "finetune": ("`finetune_teacher.py`", "`finetune_teacher.py`"),
