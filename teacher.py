@@ -461,12 +461,16 @@ def load_checkpoint(source: str, label_names: list[str], max_length: int,
     on the Hugging Face hub.
 
     Returns the teacher and a report that accounts for every tensor, one line an entry. A head of another
-    number of classes, or none, starts fresh (normal, std = initializer_range) and the report names it.
+    number of classes, or none, starts fresh (normal, std = initializer_range) and the report names it. A head
+    of the same labels keeps its order of them; the classes of one that names others, such as LABEL_0 and
+    LABEL_1, are taken to be label_names in their order, and the report says so.
     Raises UserError when files are missing or do not fit.
     """
     folder = Path(source) if os.path.isdir(source) else _from_hub(source)
     settings = _read_json(folder / "config.json")
-    label_names = _head_order(settings, label_names)
+    published = _head_labels(settings)
+    same_labels = sorted(published) == sorted(label_names)
+    label_names = published if same_labels else label_names
     config = _config(settings, len(label_names) or 1, folder / "config.json")
     tokenizer = load_tokenizer(folder, config.family)
     file, tensors = _read_weights(folder)
@@ -512,20 +516,17 @@ def load_checkpoint(source: str, label_names: list[str], max_length: int,
     if fresh:
         heads = {"masked-LM" if name.startswith("mlm_") else "classification" for name in fresh}
         report.append("starts fresh: " + ", ".join(fresh) + f" ({' and '.join(sorted(heads))} head)")
+    if label_names and published and not same_labels and all(name.startswith("mlm_") for name in fresh):
+        report.append(f"the head's classes {published} are taken to be {label_names}, in this order")
     return teacher, report
 
 
-def _head_order(settings: dict, label_names: list[str]) -> list[str]:
-    """The label names in the order of the published head: id2label's, when it names the same labels.
-
-    A head of other names (LABEL_0, LABEL_1, …) keeps the order of the data's.
-    """
+def _head_labels(settings: dict) -> list[str]:
+    """The labels that a published head names, in its order; none where it has no names."""
     try:
-        by_id = sorted(settings["id2label"].items(), key=lambda item: int(item[0]))
-        published = [str(name) for _, name in by_id]
+        return [str(name) for _, name in sorted(settings["id2label"].items(), key=lambda item: int(item[0]))]
     except (KeyError, AttributeError, ValueError):
-        return label_names
-    return published if sorted(published) == sorted(label_names) else label_names
+        return []
 
 
 def _from_hub(source: str) -> Path:

@@ -570,14 +570,19 @@ def test_activations_equal_transformers(activation):
 
 
 def test_a_published_head_keeps_the_order_of_its_own_labels(tmp_path):
-    """id2label names the data's labels in another order: the columns follow the head, not the data."""
+    """id2label names the data's labels in another order: the columns follow the head, not the data. What a
+    head of other names is taken for is told, unless it starts fresh."""
     publish(tmp_path, num_labels=2)
     config = json.loads((tmp_path / "config.json").read_text("utf-8"))
     own, numbered = {"0": "긍정", "1": "부정"}, {"0": "LABEL_0", "1": "LABEL_1"}
-    for names, expected in ((own, ["긍정", "부정"]), (numbered, None)):
+    told = "the head's classes ['LABEL_0', 'LABEL_1'] are taken to be ['부정', '긍정'], in this order"
+    two, three = ["부정", "긍정"], ["가", "나", "다"]
+    for names, labels, expected, last in ((own, two, two[::-1], None), (numbered, two, two, told),
+                                          (numbered, three, three, None), ({}, two, two, None)):
         (tmp_path / "config.json").write_text(json.dumps(config | {"id2label": names}), encoding="utf-8")
-        teacher, _ = load_checkpoint(str(tmp_path), ["부정", "긍정"], MAX_LENGTH)
-        assert teacher.label_names == (expected or ["부정", "긍정"])
+        teacher, report = load_checkpoint(str(tmp_path), labels, MAX_LENGTH)
+        assert teacher.label_names == expected
+        assert [line for line in report if "taken" in line] == ([last] if last else [])
 
 
 def test_kobert_style_vocabulary_is_not_read_as_wordpiece(tmp_path):
