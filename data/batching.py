@@ -18,7 +18,7 @@ from runtime import RANK, WORLD, UserError, autocast, sum_over_ranks
 
 CHUNK = 8192  # texts handed to the tokenizer's threads at a time
 POOL = 50  # batches' worth of rows among which lengths are sorted: less padding, order still random
-WINDOW = 2**24  # tokens that a Store holds in memory: 67 MB, about 600 thousand reviews
+WINDOW = 2**24  # tokens that a Store holds in memory: 67 MB, about 800 thousand reviews
 
 
 @dataclass
