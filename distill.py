@@ -27,6 +27,7 @@ GRID = {"tokenizer": "", "size": "", "embedding_dim": "e", "hidden_dim": "h", "n
         "dropout": "d", "pooling": "", "head": "", "embeddings": "", "loss": "", "alpha": "alpha",
         "temperature": "T", "lr": "lr", "seed": "seed"}
 PRECISIONS = ("float16", "int8")
+ROUNDED = tuple(f"student.{kind}.pt" for kind in PRECISIONS)
 RATES = {"large": 4e-3, "base": 4e-3, "small": 8e-3, "mini": 16e-3, "tiny": 16e-3}
 
 
@@ -255,8 +256,7 @@ def embeddings_teacher(data: TrainingSet, args) -> str | None:
             "the teachers are students, which have none to start from; give one value" if known
             else "there is no teacher.pt to start from; name it with --teacher"))
     if known and teacher is None and "teacher" in args.embeddings:
-        print("warning: a student that teaches has no embeddings to start from; they start at random",
-              file=sys.stderr)
+        runtime.warn("a student that teaches has no embeddings to start from; they start at random")
     return teacher
 
 
@@ -360,24 +360,19 @@ def train_student(settings: dict, folder: Path, tokenizer, start, store: Store, 
                       "made_by": made_by}, last)
 
     def diverged(epoch, step, window, rows):
-        rows = [data.name_row(number) for number in np.sort(window.numbers[rows])]
-        runtime.save_together({folder / "diverged.tsv":
-                            "file\trow\n" + "".join(f"{file}\t{row}\n" for file, row in rows)})
-        raise UserError(f"epoch {epoch + 1}, step {step + 1}: loss or gradient is not finite; its "
-                        f"{len(rows)} rows are in {folder / 'diverged.tsv'}; lower --lr"
-                        + (f" ({best_file} is the best before)" if at["best"] else ""))
+        data.stop(epoch, step, window.numbers[rows], best_file, at["best"])
 
     # loop
     saves, watch = runtime.Saves(args.save_every, device), runtime.Watch(device, diverged)
     runtime.barrier(device)  # every rank has seen what is there before rank 0 changes it
     if not state:
         save_last()  # from here on the folder is this run's
-        for name in ("diverged.tsv", *rounded_files(PRECISIONS)):
+        for name in ("diverged.tsv", *ROUNDED):
             (folder / name).unlink(missing_ok=True)
     for epoch in range(at["epoch"], args.epochs):
         student.train()
         rows_done, seconds_before = at["rows"], at["seconds"]
-        total_loss = torch.tensor(at["loss"] if RANK == 0 else 0.0, device=device)
+        total_loss = torch.tensor(at["loss"] / WORLD, device=device)
         progress = runtime.Progress(f"epoch {epoch + 1}/{args.epochs}", rows_used, "texts", rows_done)
         batches = training_batches(store, args.max_tokens, (settings["seed"], epoch), device, labels_alone)
         for step, (window, rows) in itertools.islice(enumerate(batches), at["step"], None):
@@ -435,10 +430,6 @@ def train_student(settings: dict, folder: Path, tokenizer, start, store: Store, 
 
 
 # ---- smaller files -----------------------------------------------------------------------------------------
-
-
-def rounded_files(kinds) -> list[str]:
-    return [f"student.{kind}.pt" for kind in kinds]
 
 
 @torch.no_grad()
@@ -622,8 +613,8 @@ def choose(trials: list[dict], results: list[dict], tokenizers: dict, names: lis
 def write_summary(rows: list[dict], path: Path) -> None:
     """One line a student, best validation accuracy first: printed, and saved as TSV."""
     rows = sorted(rows, key=lambda row: -row["valid_accuracy"])
-    table = [list(rows[0])] + [[f"{value:.4f}" if isinstance(value, float) and abs(value) < 10 else str(value)
-                                for value in row.values()] for row in rows]
+    table = [list(rows[0])] + [[f"{value:.4f}" if name.startswith("valid_") else str(value)
+                                for name, value in row.items()] for row in rows]
     runtime.save_together({path: "".join("\t".join(line) + "\n" for line in table)})
     widths = [max(map(len, column)) for column in zip(*table, strict=True)]
     print()
@@ -656,9 +647,9 @@ def main(args):
     if summary:
         runtime.lock(summary.with_name(".summary.lock"), summary.name)
     for folder in folders:
-        runtime.lock(folder / ".lock", "last.pt", "student.pt", "diverged.tsv")
+        runtime.lock(folder / ".lock", "last.pt", "student.pt", *ROUNDED, "diverged.tsv")
     made = [folder / name for folder in folders
-            for name in ("last.pt", "student.pt", *rounded_files(PRECISIONS))]
+            for name in ("last.pt", "student.pt", *ROUNDED)]
     made += [summary] if summary else []
     runtime.refuse_to_read_and_write([*args.train, args.valid, *(args.logits or ()), *data.teachers], [
         *made, *(folder / name for folder in folders for name in ("log.jsonl", "diverged.tsv"))])

@@ -66,10 +66,11 @@ import torch
 import runtime
 from data.batching import logits_in_order, token_batches
 from data.examples import Survey, fingerprint_of_first, read_again, stem, stream_examples, survey
+from data.training import LOGITS_FORMAT
 from runtime import UserError
 from teacher import Assistant, Teacher, load_model
 
-FORMAT = 2
+FORMAT = 2  # of plans and parts
 SHARD = 4  # rows of a part, saved when it is finished, for each of --max-tokens: about 100 batches
 
 
@@ -121,7 +122,8 @@ def mean_logits(teachers: list, texts, texts2, precision: str, args, device, pro
 
 def read_logits(path: Path) -> dict:
     """A logits file of this kit. Raises UserError."""
-    made = runtime.load(path, "logits", FORMAT, ("logits", "label_names", "texts", "teachers", "precision"))
+    made = runtime.load(path, "logits", LOGITS_FORMAT,
+                        ("logits", "label_names", "texts", "teachers", "precision"))
     values = made["logits"]
     if not torch.is_tensor(values) or values.dim() != 2 or len(values) < 1 or not values.is_floating_point() \
             or not isinstance(made["label_names"], list) or values.size(1) != len(made["label_names"]):
@@ -161,6 +163,8 @@ def begin(file: Survey, columns: tuple, teachers: list, path: Path, folder: Path
     if plan_file.exists() and going_on and not replacing:
         plan = runtime.load(plan_file, "logits-plan", FORMAT,
                             [*now, "texts", "max_tokens", "first", "precision"])
+        if args.append and plan["first"] and plan["texts"] != file.fingerprint:
+            plan = None  # the file has grown again since that was interrupted
     elif not (going_on or args.overwrite) and any(folder.glob("[0-9]*.pt")):
         runtime.refuse_to_overwrite(folder)
     if path.exists() and going_on and not replacing:
@@ -249,9 +253,10 @@ def dump(file: Survey, columns: tuple, teachers: list, path: Path, args, device)
     # Relative to the logits: right whatever folder a later script runs in.
     teacher_files = [os.path.relpath(teacher, path.parent) for teacher in args.teacher]
     runtime.save({
-        "kind": "logits", "format": FORMAT, "logits": logits, "label_names": names, "texts": plan["texts"],
-        "teachers": plan["teachers"], "teacher_files": teacher_files, "dtype": args.dtype,
-        "precision": precision, "made_by": runtime.made_by({"max_tokens": args.max_tokens}, {}),
+        "kind": "logits", "format": LOGITS_FORMAT, "logits": logits, "label_names": names,
+        "texts": plan["texts"], "teachers": plan["teachers"], "teacher_files": teacher_files,
+        "dtype": args.dtype, "precision": precision,
+        "made_by": runtime.made_by({"max_tokens": args.max_tokens}, {}),
     }, path)
     if runtime.RANK == 0:
         (folder / "plan.pt").unlink()  # first: without it what is left of the folder is litter

@@ -89,7 +89,7 @@ def wilson_interval(correct: int, n: int, z: float = 1.959964) -> tuple[float, f
 
 
 def macro_f1(predicted: torch.Tensor, labels: torch.Tensor, classes: int) -> float:
-    """Mean over classes of F1; a class that neither occurs nor is predicted counts 0, as in scikit-learn."""
+    """Mean over classes of F1; a class that neither occurs nor is predicted counts 0."""
     confusion = torch.bincount(labels * classes + predicted,
                                minlength=classes * classes).view(classes, classes)
     hits = confusion.diag().double()

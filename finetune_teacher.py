@@ -108,9 +108,9 @@ import torch
 import torch.nn.functional as F
 
 import runtime
-from data.batching import logits_in_order, training_batches
+from data.batching import training_batches
 from data.training import encode_training_set, read_training_set
-from distill import distill_loss
+from distill import distill_loss, judge
 from runtime import RANK, WORLD, UserError
 from teacher import Teacher, TeacherConfig, bert_template, load_checkpoint, load_tokenizer
 
@@ -190,7 +190,9 @@ def main(args):
     teacher.to(device)
     if teacher.label_names != names:  # a published head may bring its own order
         data.reorder(teacher.label_names)
-    labels_alone = args.logits is None
+    labels_alone = args.logits is None or args.alpha == 1
+    if labels_alone and not data.labelled:
+        raise UserError("--alpha 1 trains on labels alone, but no --train file has any")
     rows_used = data.labelled if labels_alone else data.rows
     count = sum(p.numel() for p in teacher.parameters())
     print(f"{teacher.config.family}, {count:,} parameters, labels {data.label_names}; {data.rows:,} training "
@@ -241,19 +243,13 @@ def main(args):
 
     def evaluate() -> dict:
         progress = runtime.Progress("validate", len(data.valid), "texts")
-        logits = logits_in_order(teacher, encoded_valid, 4 * args.max_tokens, precision, progress)
+        _, scores = judge(teacher, encoded_valid, data, args, precision, progress)
         progress.close()
-        accuracy = (logits.argmax(1) == data.valid_labels).float().mean().item()
-        return {"valid_loss": F.cross_entropy(logits, data.valid_labels).item(), "valid_accuracy": accuracy}
+        return scores
 
     def diverged(epoch, step, group):
-        rows = np.sort(np.concatenate([window.numbers[rows] for window, rows in group]))
-        rows = [data.name_row(row) for row in rows]
-        runtime.save_together({output / "diverged.tsv":
-                            "file\trow\n" + "".join(f"{file}\t{row}\n" for file, row in rows)})
-        raise UserError(f"epoch {epoch + 1}, step {step + 1}: loss or gradient is not finite; its "
-                        f"{len(rows)} rows are in {output / 'diverged.tsv'}; lower --lr"
-                        + (f" ({best_file} is the best before)" if at["best"] else ""))
+        numbers = np.concatenate([window.numbers[rows] for window, rows in group])
+        data.stop(epoch, step, numbers, best_file, at["best"])
 
     # loop
     saves, watch = runtime.Saves(args.save_every, device), runtime.Watch(device, diverged)
@@ -264,7 +260,7 @@ def main(args):
     for epoch in range(at["epoch"], args.epochs):
         teacher.train()
         rows_done = at["rows"]
-        total_loss = torch.tensor(at["loss"] if RANK == 0 else 0.0, device=device)
+        total_loss = torch.tensor(at["loss"] / WORLD, device=device)
         progress = runtime.Progress(f"epoch {epoch + 1}/{args.epochs}", rows_used, "texts", rows_done)
         batches = training_batches(store, args.max_tokens, (args.seed, epoch), device, labels_alone)
         for step, group in islice(enumerate(grouped(batches, args.accumulate)), at["step"], None):
@@ -278,7 +274,8 @@ def main(args):
                 labels, teacher_logits = batch.pop("labels"), batch.pop("teacher_logits", None)
                 with runtime.autocast(device, precision):
                     logits = teacher(**batch)  # (B, C)
-                loss = distill_loss(logits.float(), teacher_logits, labels, args.alpha) * len(mine)
+                loss = distill_loss(logits.float(), None if labels_alone else teacher_logits, labels,
+                                    args.alpha) * len(mine)
                 (loss / rows_in_step).backward()
                 total_loss += loss.detach()
             done = (epoch + (rows_done + rows_in_step / 2) / rows_used) / args.epochs  # in (0, 1)

@@ -151,6 +151,8 @@ def target_reader(args, files, valid_files) -> tuple[list[str], object]:
         return [], lambda value: math.nan
     values = set().union(*(file.labels for file in files + valid_files))
     column = f"{' '.join(file.path for file in files + valid_files)}: column {args.target_column}"
+    if not values:
+        raise UserError(f"{column} is empty in every row")
     try:
         numeric = all(math.isfinite(float(value)) for value in values)
     except ValueError:

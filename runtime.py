@@ -40,6 +40,7 @@ WORLD = int(_world) if _world.isdigit() and "RANK" in os.environ else 1
 RANK = int(os.environ.get("RANK") or 0) if WORLD > 1 else 0  # some clusters set RANK alone
 PATIENCE = timedelta(minutes=10)  # how long a rank waits for the others before it gives up
 OUT_OF_MEMORY = re.compile("out of memory|can't allocate memory|not enough memory", re.IGNORECASE)
+NO_BF16 = re.compile("could not create a primitive")  # oneDNN, of an LSTM in bf16 on a CPU without AVX-512
 # What a file of plain values names; torch.load also lets pass bytearray(10**11) and the like.
 PLAIN = re.compile(r"torch \w+Storage|collections OrderedDict|"
                    r"torch\._utils _rebuild_(tensor|tensor_v2|parameter)")
@@ -88,12 +89,20 @@ def run(main, *args, errors=(), memory: str = "close other programs"):
         _end(2, f"error: {error}")
     except (MemoryError, RuntimeError) as error:
         reason = (str(error).strip() or "MemoryError").split("\n")[0][:200]
+        if NO_BF16.search(reason):
+            _end(2, f"error: this processor has no bf16 for the LSTM ({reason}); give --precision fp32")
         if not isinstance(error, MemoryError) and not OUT_OF_MEMORY.search(reason):
             raise
         _end(2, f"error: out of memory ({reason}); {memory}")
     except KeyboardInterrupt as stopped:
         text = str(stopped) or (how_to_go_on() if _locks else "nothing was written")
         _end(getattr(stopped, "code", 130), f"interrupted; {text}")
+
+
+def warn(text: str) -> None:
+    """One line on stderr, of rank 0 alone."""
+    if RANK == 0:
+        print(f"warning: {text}", file=sys.stderr)
 
 
 def _end(code: int, line: str):
@@ -282,11 +291,13 @@ def save_together(files: dict) -> None:
     try:
         for path, content in files.items():
             path = Path(path)
+            if path.exists() and not (path.is_file() or path.is_dir()):  # a device would be replaced
+                raise UserError(f"{path}: is no file that could be replaced")
             partials[path] = path.with_name(f".{path.name}.{os.getpid()}.partial")
             path.parent.mkdir(parents=True, exist_ok=True)
             with open(partials[path], "wb") as file:
                 if isinstance(content, str):
-                    file.write(content.encode())
+                    file.write(content.encode(errors="backslashreplace"))  # names that are not UTF-8
                 else:
                     torch.save(content, file)
                 file.flush()
@@ -724,6 +735,7 @@ class Log:
     def write(self, step: int | None = None, **values) -> None:
         record = values if step is None else {"step": step, **values}
         line = json.dumps(record, ensure_ascii=False) + "\n"
+        line = line.encode(errors="backslashreplace").decode()  # a name that is not UTF-8, as JSON has it
         self.text += line
         try:
             self.file.write(line)

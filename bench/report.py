@@ -510,4 +510,4 @@ def main(args):
 
 
 if __name__ == "__main__":
-    runtime.run(main, ARGS, errors=(OSError,))
+    runtime.run(main, ARGS)

@@ -313,6 +313,9 @@ def main(args) -> None:
     else:
         test, rest = cut(shuffle(list(chain(*rows)), args.seed), args.test_percent)
     valid, train = cut(rest, 5)
+    if not train:  # of a file to split
+        raise UserError(f"{args.file}: {len(rows[0])} labelled rows leave none to train on; give more, or a "
+                        f"lower --test-percent")
     splits = {"train": train + unlabelled, "valid": valid} | ({"test": test} if test else {})
     if not test and (args.out / "test.tsv").exists():
         raise UserError(f"{args.out / 'test.tsv'}: is there from an earlier split, and train would now "
@@ -323,4 +326,4 @@ def main(args) -> None:
 
 
 if __name__ == "__main__":
-    run(main, ARGS, errors=(OSError,))
+    run(main, ARGS)

@@ -6,7 +6,6 @@ import functools
 import itertools
 import os
 import shlex
-import sys
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -82,6 +81,16 @@ class TrainingSet:
                 return file.path, number
             number -= file.rows
         raise IndexError(number)
+
+    def stop(self, epoch: int, step: int, numbers, best_file: Path, best: dict):
+        """Raise a UserError: the loss or gradient of these rows is not finite. They are written beside the
+        best model so far."""
+        rows = [self.name_row(number) for number in sorted(numbers)]
+        path = best_file.with_name("diverged.tsv")
+        runtime.save_together({path: "file\trow\n" + "".join(f"{file}\t{row}\n" for file, row in rows)})
+        raise UserError(f"epoch {epoch + 1}, step {step + 1}: loss or gradient is not finite; its "
+                        f"{len(rows)} rows are in {path}; lower --lr"
+                        + (f" ({best_file} is the best before)" if best else ""))
 
 
 def read_logits(path: str, file: Survey, columns: tuple, args, others: dict) -> Logits:
@@ -160,8 +169,8 @@ def check_teachers(logits: Logits, args, remake: str) -> None:
                         f"{len(args.teacher)}; {remake}")
     for file, made_by in zip(args.teacher or logits.teacher_files, logits.teachers, strict=False):
         if not args.teacher and not os.path.isfile(file):
-            print(f"warning: {logits.path}: its teacher {file} is not there any more and cannot be compared; "
-                  f"name it with --teacher", file=sys.stderr)
+            runtime.warn(f"{logits.path}: its teacher {file} is not there any more and cannot be compared; "
+                         f"name it with --teacher")
         else:
             try:
                 now = teacher_fingerprints(file)
@@ -210,8 +219,7 @@ def read_training_set(args) -> TrainingSet:
     for file in files:
         file.refuse_other_labels(names, *columns)
         if file.fingerprint == valid.fingerprint():
-            print(f"warning: {args.valid} has the texts of {file.path}: it cannot tell which epoch is best",
-                  file=sys.stderr)
+            runtime.warn(f"{args.valid} has the texts of {file.path}: it cannot tell which epoch is best")
     fingerprints = {
         "the texts of --train": " ".join(file.fingerprint for file in files),
         "the texts of --valid": valid.fingerprint(),

@@ -6,6 +6,7 @@ import gzip
 import io
 import json
 import os
+import re
 import resource
 import runpy
 import shutil
@@ -986,6 +987,16 @@ def test_the_command_line_says_the_same(name, here):
     assert done.returncode == 2
     assert done.stderr.splitlines()[-1].startswith(message.removesuffix("…"))
     assert "Traceback" not in done.stderr
+
+
+def test_a_processor_without_bf16_is_told(here):
+    """oneDNN as on a processor without AVX-512: PyTorch refuses an LSTM in bf16."""
+    command = [sys.executable, ROOT / "distill.py", *SCRIPTS["distill"].split(), "--precision", "bf16"]
+    done = subprocess.run([*command, "--device", "cpu"], capture_output=True, encoding="utf-8",
+                          env={**os.environ, "ONEDNN_MAX_CPU_ISA": "AVX2"})
+    last = done.stderr.splitlines()[-1]
+    assert done.returncode == 2 and "Traceback" not in done.stderr
+    assert re.fullmatch(r"error: this processor has no bf16 for the LSTM \(.*\); give --precision fp32", last)
 
 
 @pytest.mark.parametrize("way, reason", [("argument", "surrogates not allowed"),

@@ -377,6 +377,22 @@ def test_grid_trains_every_combination_and_saves_the_table(folder):
         assert stored["made_by"]["arguments"]["seed"] == int(row[1])
 
 
+def test_the_summary_has_the_rates_that_were_used(folder):
+    run("--train", "train.tsv", "--alpha", "1", "--lr", "5e-5", "1.5e-4", "--epochs", "1")
+    lines = Path("students/summary.tsv").read_text("utf-8").splitlines()
+    header, *rows = [line.split("\t") for line in lines]
+    assert header[0] == "lr" and sorted(float(row[0]) for row in rows) == [5e-5, 1.5e-4]
+
+
+def test_files_whose_names_are_not_utf8_train_a_student(folder):
+    train = os.fsdecode(b"\xb0\xa1.tsv")
+    os.rename("train.tsv", train)
+    run("--train", train, "--alpha", "1", "--epochs", "1")
+    run("--train", train, "--alpha", "1", "--epochs", "1", "--resume")
+    first = json.loads((folder / "students/tiny/log.jsonl").read_text("utf-8").splitlines()[0])
+    assert first["arguments"]["train"] == [train]
+
+
 def test_a_grid_goes_on_behind_students_that_are_finished_and_takes_more(folder):
     """The tokenizer that a finished student's file was written with is the one that the next is made with."""
     flags = ["--train", "train.tsv", "--logits", "train.pt", "--epochs", "1", "--seed", "0", "1"]

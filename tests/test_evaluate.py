@@ -2,6 +2,7 @@
 
 import json
 import math
+import os
 import random
 from pathlib import Path
 
@@ -376,6 +377,23 @@ def test_errors_that_cannot_be_written_are_told(case, capsys):
         run(capsys, "one.pt", "--data", "data.tsv", "--errors", "one.pt/mistakes.tsv")
     assert str(error.value) == "one.pt/mistakes.tsv: cannot write (File exists); nothing was changed"
     assert "one.pt" in capsys.readouterr().out
+
+
+def test_a_device_or_pipe_is_not_replaced_by_a_file(case, capsys):
+    os.mkfifo("pipe")
+    with pytest.raises(runtime.UserError, match=r"^pipe: is no file that could be replaced$"):
+        run(capsys, "one.pt", "--data", "data.tsv", "--errors", "pipe")
+    assert Path("pipe").is_fifo()
+
+
+def test_names_of_files_that_are_not_utf8(case, capsys):
+    """Such as CP949 on Linux: in a table of UTF-8 their bytes are told in hexadecimal."""
+    model, data, errors = (os.fsdecode(name) for name in (b"\xb0\xa1.pt", b"\xb0\xa2.tsv", b"\xb0\xa3.tsv"))
+    os.rename("one.pt", model)
+    os.rename("data.tsv", data)
+    runtime.run(evaluate.main, evaluate.parse_args([model, "--data", data, "--errors", errors]))
+    lines = Path(errors).read_text("utf-8").splitlines()
+    assert len(lines) > 1 and all(line.startswith("\\udcb0\\udca1.pt\t") for line in lines[1:])
 
 
 @pytest.mark.parametrize("name", ["./data.tsv", "seen.tsv", "two.pt"])

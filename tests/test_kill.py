@@ -612,7 +612,10 @@ def test_what_a_killed_run_left_half_written_is_gone_when_it_is_resumed(here, sc
         main(script, *flags)
     else:
         killed_at_save(script, saves, *flags)
-    for path in [*Path("out").rglob("*.pt"), *Path("out").rglob("summary.tsv")]:
+    written = [*Path("out").rglob("*.pt"), *Path("out").rglob("summary.tsv")]
+    if script == "distill.py":
+        written += [path.with_name("student.int8.pt") for path in Path("out").glob("*/last.pt")]
+    for path in written:
         path.with_name(f".{path.name}.123.partial").write_bytes(b"half")
     main(script, *flags, "--resume")
     assert not list(Path("out").rglob("*.partial"))
@@ -676,6 +679,22 @@ def test_an_append_that_was_killed_goes_on(here, saves):
     killed_at_save("dump_logits.py", saves, "--append")
     main("dump_logits.py", "--append", "--resume")
     assert artifacts() == wanted and not list(Path("out").glob(".*.shards"))
+
+
+def test_an_append_that_was_interrupted_begins_anew_where_the_file_has_grown_again(here, capsys):
+    main("dump_logits.py")
+    first = torch.load("out/train.pt")["logits"]
+    for number in (50, 60):
+        write_reviews(here / "more.tsv", number, number)
+        with open("train.tsv", "a", encoding="utf-8") as file:
+            file.writelines(Path("more.tsv").read_text("utf-8").splitlines(keepends=True)[1:])
+        if number == 50:
+            killed_at_save("dump_logits.py", 2, "--append")
+    assert "other values of texts" in refused(capsys, "dump_logits.py", "--resume")
+    main("dump_logits.py", "--append")
+    assert torch.equal(torch.load("out/train.pt")["logits"][:60], first)
+    main("dump_logits.py", "--check", "170")
+    assert "out/train.pt: 170 of 170 rows computed again" in capsys.readouterr().out
 
 
 # ---- torchrun ----------------------------------------------------------------------------------------------

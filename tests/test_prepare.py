@@ -273,7 +273,7 @@ def test_another_range_than_asked_for_is_not_appended(server):
 def refused(capsys, *flags):
     """The one line on stderr of a run that ends with exit code 2."""
     with pytest.raises(SystemExit) as exit_:
-        prepare.run(prepare.main, prepare.parse_args(list(map(str, flags))), errors=(OSError,))
+        prepare.run(prepare.main, prepare.parse_args(list(map(str, flags))))
     assert exit_.value.code == 2
     error = capsys.readouterr().err
     assert error.startswith("error: ") and error.count("\n") == 1 and error.endswith("\n")
@@ -407,6 +407,16 @@ def test_a_pair_leaks_only_as_a_pair(tmp_path, monkeypatch, capsys):
     prepared("split", "pairs.jsonl")
     assert capsys.readouterr().out.count("leaks: 0 of 34 train rows (0.00%)") == 2
     assert sizes("data/pairs") == (34, 2, 4)
+
+
+def test_a_split_that_leaves_none_to_train_on_is_refused(tmp_path, monkeypatch, capsys):
+    monkeypatch.chdir(tmp_path)
+    unlabelled = [("글", "")] * 5
+    for labelled, percent in ((10, 89), (3, 34), (2, 10)):
+        write_tsv("reviews.tsv", [(f"글 {i}", str(i % 2)) for i in range(labelled)] + unlabelled)
+        assert f"reviews.tsv: {labelled} labelled rows leave none to train on" in refused(
+            capsys, "split", "reviews.tsv", "--test-percent", percent)
+    assert not Path("data").exists()
 
 
 def test_a_file_that_has_its_test_set_already_gives_train_and_valid_alone(tmp_path, monkeypatch):

@@ -406,6 +406,9 @@ def test_wrong_input_is_one_line_and_harms_no_file(files, tmp_path):
     refused(lambda: pretrain(files, out, *label, valid=other), r"other\.tsv:2: label '중립'")
     write(other, [("가", "많이")], "text\tstars")
     refused(lambda: pretrain(files, out, *stars, valid=other, target="numeric"), r"other\.tsv: column stars")
+    write(other, [("가", ""), ("나", "")], "text\tstars")
+    refused(lambda: pretrain(files, out, "--train", str(other), *stars),
+            r"other\.tsv: column stars is empty in every row")
     assert not out.exists()
     same = [(text, "3", label) for text, _, label in ROWS]
     for rows, flags, named in ((ROWS[:3], (), "6 rows are too few"),
