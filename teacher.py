@@ -463,7 +463,7 @@ def load_checkpoint(source: str, label_names: list[str], max_length: int,
     Returns the teacher and a report that accounts for every tensor, one line an entry. A head of another
     number of classes, or none, starts fresh (normal, std = initializer_range) and the report names it. A head
     of the same labels keeps its order of them; the classes of one that names others, such as LABEL_0 and
-    LABEL_1, are taken to be label_names in their order, and the report says so.
+    LABEL_1, or none, are taken to be label_names in their order, and the report says so.
     Raises UserError when files are missing or do not fit.
     """
     folder = Path(source) if os.path.isdir(source) else _from_hub(source)
@@ -516,8 +516,9 @@ def load_checkpoint(source: str, label_names: list[str], max_length: int,
     if fresh:
         heads = {"masked-LM" if name.startswith("mlm_") else "classification" for name in fresh}
         report.append("starts fresh: " + ", ".join(fresh) + f" ({' and '.join(sorted(heads))} head)")
-    if label_names and published and not same_labels and all(name.startswith("mlm_") for name in fresh):
-        report.append(f"the head's classes {published} are taken to be {label_names}, in this order")
+    if label_names and not same_labels and all(name.startswith("mlm_") for name in fresh):
+        theirs = published or "(no names)"
+        report.append(f"the head's classes {theirs} are taken to be {label_names}, in this order")
     return teacher, report
 
 
