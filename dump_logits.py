@@ -163,8 +163,11 @@ def begin(file: Survey, columns: tuple, teachers: list, path: Path, folder: Path
     if plan_file.exists() and going_on and not replacing:
         plan = runtime.load(plan_file, "logits-plan", FORMAT,
                             [*now, "texts", "max_tokens", "first", "precision"])
-        if args.append and plan["first"] and plan["texts"] != file.fingerprint:
-            plan = None  # the file has grown again since that was interrupted
+        if plan["first"] and plan["texts"] != file.fingerprint:  # it has grown again since
+            if not args.append:
+                raise UserError(f"{path}: {file.path} has changed since an --append was interrupted; "
+                                f"--append begins that anew")
+            plan = None
     elif not (going_on or args.overwrite) and any(folder.glob("[0-9]*.pt")):
         runtime.refuse_to_overwrite(folder)
     if path.exists() and going_on and not replacing:

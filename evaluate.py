@@ -317,6 +317,8 @@ def main(args):
         file = getattr(args, flag)
         if file and Path(file).resolve() in read:
             raise UserError(f"--{flag} {file} would overwrite another file of this command; name another")
+        if file and Path(file).exists() and not Path(file).is_file():
+            raise UserError(f"--{flag} {file}: is no file that could be replaced; name another")
         read += [Path(file).resolve()] if file else []
     models = [load_model(path, device) for path in args.models]
     if args.escalate is not None and not any(isinstance(model, Student) for model in models):

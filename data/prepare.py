@@ -105,7 +105,7 @@ if __name__ == "__main__":
     ARGS = parse_args()  # before torch is imported: --help and a wrong flag answer at once
 
 from data.examples import Examples, decoded_lines, label_names, read_examples
-from runtime import Progress, UserError, run
+from runtime import Progress, UserError, run, warn
 
 TIMEOUT = 30  # seconds without a byte
 UNFIT = str.maketrans("\t\n\r\0", "    ")  # what a field of an unquoted TSV cannot hold
@@ -250,6 +250,9 @@ def write(out: Path, header: list[str], splits: dict) -> None:
     """
     files = [out / f"{name}.tsv" for name in splits]
     new, old = ([out / f".{file.name}.{os.getpid()}.{kind}" for file in files] for kind in ("partial", "old"))
+    for file in files:
+        if file.exists() and not (file.is_file() or file.is_dir()):  # a pipe would be replaced
+            raise UserError(f"{file}: is no file that could be replaced")
     try:
         out.mkdir(parents=True, exist_ok=True)
         for path, rows in zip(new, splits.values(), strict=True):
@@ -286,6 +289,8 @@ def summary(out: Path, splits: dict, names: list[str]) -> None:
     for split, rows in splits.items():
         counts = [sum(row[-1] == name for row in rows) for name in names[:8]]  # the label is the last column
         print(f"{split:5} {len(rows):>10,}", *(f"{count:>10,}" for count in counts), f" {out / split}.tsv")
+        if absent := sorted(set(names) - {row[-1] for row in rows}):
+            warn(f"{out / split}.tsv has no row of {', '.join(absent[:8])}; more rows would do")
     print(f"next: python train_tokenizer.py --data {shlex.quote(str(out / 'train.tsv'))}")
 
 

@@ -603,7 +603,7 @@ CASES = {
         "error: a.pt: its labels are ['0', 'good'], those of the first model ['0', '1']; "
         "compare models of the same labels"),
     "mistakes over a folder": ("evaluate", "student.pt --errors tok", {},
-        "error: tok: cannot write (Is a directory); nothing was changed"),
+        "error: --errors tok: is no file that could be replaced; name another"),
     "no teacher": ("dump_logits", "--teacher none.pt", {},
         "error: none.pt: cannot read (No such file or directory)"),
     "a web page for a teacher": ("dump_logits", "--teacher a.pt", {"a.pt": b"<!DOCTYPE html>\n"},

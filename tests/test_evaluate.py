@@ -381,8 +381,12 @@ def test_errors_that_cannot_be_written_are_told(case, capsys):
 
 def test_a_device_or_pipe_is_not_replaced_by_a_file(case, capsys):
     os.mkfifo("pipe")
+    os.mkdir("folder")
+    for name in ("pipe", "folder"):
+        assert refused(capsys, "one.pt", "--data", "data.tsv", "--errors", name) == (
+            f"--errors {name}: is no file that could be replaced; name another")
     with pytest.raises(runtime.UserError, match=r"^pipe: is no file that could be replaced$"):
-        run(capsys, "one.pt", "--data", "data.tsv", "--errors", "pipe")
+        runtime.save_together({"pipe": "text"})
     assert Path("pipe").is_fifo()
 
 

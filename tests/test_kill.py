@@ -690,7 +690,7 @@ def test_an_append_that_was_interrupted_begins_anew_where_the_file_has_grown_aga
             file.writelines(Path("more.tsv").read_text("utf-8").splitlines(keepends=True)[1:])
         if number == 50:
             killed_at_save("dump_logits.py", 2, "--append")
-    assert "other values of texts" in refused(capsys, "dump_logits.py", "--resume")
+    assert "--append begins that anew" in refused(capsys, "dump_logits.py", "--resume")
     main("dump_logits.py", "--append")
     assert torch.equal(torch.load("out/train.pt")["logits"][:60], first)
     main("dump_logits.py", "--check", "170")

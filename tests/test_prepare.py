@@ -272,6 +272,7 @@ def test_another_range_than_asked_for_is_not_appended(server):
 
 def refused(capsys, *flags):
     """The one line on stderr of a run that ends with exit code 2."""
+    capsys.readouterr()
     with pytest.raises(SystemExit) as exit_:
         prepare.run(prepare.main, prepare.parse_args(list(map(str, flags))))
     assert exit_.value.code == 2
@@ -417,6 +418,22 @@ def test_a_split_that_leaves_none_to_train_on_is_refused(tmp_path, monkeypatch, 
         assert f"reviews.tsv: {labelled} labelled rows leave none to train on" in refused(
             capsys, "split", "reviews.tsv", "--test-percent", percent)
     assert not Path("data").exists()
+
+
+def test_a_class_that_a_part_lacks_is_told_and_a_pipe_stays(tmp_path, monkeypatch, capsys):
+    monkeypatch.chdir(tmp_path)
+    write_tsv("reviews.tsv", [("글", "긍정"), *((f"글 {i}", "부정") for i in range(39))])
+    prepared("split", "reviews.tsv")
+    holder = next(split for split in ("train", "valid", "test")
+                  if any(row[-1] == "긍정" for row in rows("data/reviews", split)[1:]))
+    assert capsys.readouterr().err.splitlines() == [
+        f"warning: data/reviews/{split}.tsv has no row of 긍정; more rows would do"
+        for split in ("train", "valid", "test") if split != holder]
+    os.mkdir("piped")
+    os.mkfifo("piped/train.tsv")
+    assert "piped/train.tsv: is no file that could be replaced" in refused(
+        capsys, "split", "reviews.tsv", "--out", "piped")
+    assert os.listdir("piped") == ["train.tsv"] and Path("piped/train.tsv").is_fifo()
 
 
 def test_a_file_that_has_its_test_set_already_gives_train_and_valid_alone(tmp_path, monkeypatch):
