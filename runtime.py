@@ -291,8 +291,7 @@ def save_together(files: dict) -> None:
     try:
         for path, content in files.items():
             path = Path(path)
-            if path.exists() and not (path.is_file() or path.is_dir()):  # a device would be replaced
-                raise UserError(f"{path}: is no file that could be replaced")
+            refuse_device(path)
             partials[path] = path.with_name(f".{path.name}.{os.getpid()}.partial")
             path.parent.mkdir(parents=True, exist_ok=True)
             with open(partials[path], "wb") as file:
@@ -312,6 +311,12 @@ def save_together(files: dict) -> None:
         for partial in partials.values():
             with contextlib.suppress(OSError):  # such as: its folder could not be made
                 partial.unlink(missing_ok=True)
+
+
+def refuse_device(path: Path) -> None:
+    """A UserError for a device or pipe: a rename would put a file in its place."""
+    if path.exists() and not (path.is_file() or path.is_dir()):
+        raise UserError(f"{path}: is no file that could be replaced")
 
 
 def load(path, kind: str, format: int, keys=()) -> dict:

@@ -105,7 +105,7 @@ if __name__ == "__main__":
     ARGS = parse_args()  # before torch is imported: --help and a wrong flag answer at once
 
 from data.examples import Examples, decoded_lines, label_names, read_examples
-from runtime import Progress, UserError, run, warn
+from runtime import Progress, UserError, refuse_device, run, warn
 
 TIMEOUT = 30  # seconds without a byte
 UNFIT = str.maketrans("\t\n\r\0", "    ")  # what a field of an unquoted TSV cannot hold
@@ -251,8 +251,7 @@ def write(out: Path, header: list[str], splits: dict) -> None:
     files = [out / f"{name}.tsv" for name in splits]
     new, old = ([out / f".{file.name}.{os.getpid()}.{kind}" for file in files] for kind in ("partial", "old"))
     for file in files:
-        if file.exists() and not (file.is_file() or file.is_dir()):  # a pipe would be replaced
-            raise UserError(f"{file}: is no file that could be replaced")
+        refuse_device(file)
     try:
         out.mkdir(parents=True, exist_ok=True)
         for path, rows in zip(new, splits.values(), strict=True):
