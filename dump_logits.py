@@ -128,7 +128,16 @@ def read_logits(path: Path) -> dict:
     if not torch.is_tensor(values) or values.dim() != 2 or len(values) < 1 or not values.is_floating_point() \
             or not isinstance(made["label_names"], list) or values.size(1) != len(made["label_names"]):
         raise UserError(f"{path}: damaged, its logits are no (N, C) tensor; --overwrite makes it anew")
+    refuse_damaged(path, made)
     return made
+
+
+def refuse_damaged(path: Path, made: dict) -> None:
+    """A UserError when what logits and the plan of unfinished ones have in common cannot be read."""
+    if not isinstance(made["teachers"], list) \
+            or not all(isinstance(item, dict) for item in made["teachers"]) \
+            or made["precision"] not in ("fp32", "bf16") or made.get("first", 0).__class__ is not int:
+        raise UserError(f"{path}: damaged, its teachers cannot be read; --overwrite makes it anew")
 
 
 def differences_of(teachers: list) -> dict:
@@ -139,10 +148,6 @@ def differences_of(teachers: list) -> dict:
 
 def refuse_others(path: Path, made: dict, now: dict, args) -> None:
     """A UserError when `made` (logits, or the plan of unfinished ones) is of other teachers or settings."""
-    if not isinstance(made["teachers"], list) \
-            or not all(isinstance(item, dict) for item in made["teachers"]) \
-            or made["precision"] not in ("fp32", "bf16") or made.get("first", 0).__class__ is not int:
-        raise UserError(f"{path}: damaged, its teachers cannot be read; --overwrite makes it anew")
     precision = made["precision"] if args.precision == "auto" else args.precision
     now = now | {"precision": precision}
     runtime.refuse_other_values(
@@ -163,6 +168,7 @@ def begin(file: Survey, columns: tuple, teachers: list, path: Path, folder: Path
     if plan_file.exists() and going_on and not replacing:
         plan = runtime.load(plan_file, "logits-plan", FORMAT,
                             [*now, "texts", "max_tokens", "first", "precision"])
+        refuse_damaged(plan_file, plan)
         if plan["first"] and plan["texts"] != file.fingerprint:  # it has grown again since
             if not args.append:
                 raise UserError(f"{path}: {file.path} has changed since an --append was interrupted; "
