@@ -100,7 +100,7 @@ def parse_args(argv=None):
     # machine
     arg("--device", default="auto", choices=["auto", "cpu", "cuda", "mps"], help="default: %(default)s")
     arg("--precision", default="auto", choices=["auto", "fp32", "bf16"],
-        help="auto takes bf16 where a trial shows it to pay (default: %(default)s)")
+        help="auto takes bf16 where a trial on a CPU shows it to pay (default: %(default)s)")
     arg("--deterministic", action="store_true", help="the same bits in every run on CUDA too, slower")
     grid("--seed", type=int, default=0, metavar="N", help="of weights, order and dropout")
     arg("--tensorboard", action="store_true", help="also log to OUTPUT_DIR/NAME/tensorboard")
@@ -330,7 +330,9 @@ def train_student(settings: dict, folder: Path, tokenizer, start, store: Store, 
         F.cross_entropy(logits.float(), trial["labels"].clamp(min=0)).backward()
         optimizer.zero_grad()
 
-    precision = runtime.pick_precision(args.precision, device, trial_step)
+    # A GPU's LSTM is float32 in any case (student.lstm_states), and little else is here to gain from bf16.
+    wanted = "fp32" if args.precision == "auto" and device.type != "cpu" else args.precision
+    precision = runtime.pick_precision(wanted, device, trial_step)
 
     # resume
     decisive = {name: getattr(args, name) for name in DECISIVE} | settings

@@ -316,6 +316,7 @@ def check(file: Survey, columns: tuple, teachers: list, path: Path, args, device
 
 def main(args):
     device = runtime.connect(runtime.pick_device(args.device))
+    torch.backends.cudnn.rnn.fp32_precision = "ieee"  # TF32 rounds more than --check allows
     paths = output_paths(args.data, args.output_dir)
     columns = args.text_column, args.text2_column, args.label_column
     files = [survey(file, *columns) for file in args.data]

@@ -381,4 +381,4 @@ def main(args):
 
 
 if __name__ == "__main__":
-    runtime.run(main, ARGS)
+    runtime.run(main, ARGS, memory="close other programs, or give --device cpu")

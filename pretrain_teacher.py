@@ -211,12 +211,12 @@ def losses(model: MaskedLM, batch: dict) -> torch.Tensor:
     masked = F.cross_entropy(scores.float(), batch["input_ids"].flatten()[keep], reduction="sum")
     if logits is None:
         return torch.stack([masked, torch.zeros_like(masked)])
-    targets, logits = batch["targets"], logits.float()
+    targets, logits = batch["targets"].nan_to_num(), logits.float()
     if logits.size(1) == 1:
         each = (logits[:, 0] - targets).square()
     else:
-        each = F.cross_entropy(logits, targets.nan_to_num().long(), reduction="none")
-    return torch.stack([masked, each[~targets.isnan()].sum()])
+        each = F.cross_entropy(logits, targets.long(), reduction="none")
+    return torch.stack([masked, (each * ~batch["targets"].isnan()).sum()])
 
 
 def counts(batch: dict) -> torch.Tensor:

@@ -39,7 +39,8 @@ _world = os.environ.get("WORLD_SIZE", "")
 WORLD = int(_world) if _world.isdigit() and "RANK" in os.environ else 1
 RANK = int(os.environ.get("RANK") or 0) if WORLD > 1 else 0  # some clusters set RANK alone
 PATIENCE = timedelta(minutes=10)  # how long a rank waits for the others before it gives up
-OUT_OF_MEMORY = re.compile("out of memory|can't allocate memory|not enough memory", re.IGNORECASE)
+OUT_OF_MEMORY = re.compile("out of memory|can't allocate memory|not enough memory|ALLOC(ATION)?_FAILED",
+                           re.IGNORECASE)
 NO_BF16 = re.compile("could not create a primitive")  # oneDNN, of an LSTM in bf16 on a CPU without AVX-512
 # What a file of plain values names; torch.load also lets pass bytearray(10**11) and the like.
 PLAIN = re.compile(r"torch \w+Storage|collections OrderedDict|"
@@ -127,6 +128,8 @@ def pick_device(name: str) -> torch.device:
         name = next(kind for kind in ("cuda", "mps", "cpu") if available[kind])
     if not available[name]:
         raise UserError(f"--device {name}: this machine has no such device; use --device auto or cpu")
+    # cuDNN's attention takes tens of milliseconds for each new shape of a batch, and these seldom recur.
+    torch.backends.cuda.enable_cudnn_sdp(False)
     return torch.device(name)
 
 
@@ -220,6 +223,8 @@ def connect(device: torch.device) -> torch.device:
             raise UserError(f"torchrun started {device.index + 1} or more processes on a machine with "
                             f"{torch.cuda.device_count()} GPUs: lower --nproc_per_node")
         torch.cuda.set_device(device)
+    elif device.type != "cpu":
+        raise UserError(f"--device {device}: runs in one process alone; use --device cpu under torchrun")
     if RANK > 0:
         sys.stdout = open(os.devnull, "w")  # noqa: SIM115 - for the rest of the run
     with _others("cannot meet the other ranks"):
@@ -246,8 +251,8 @@ def sum_of(tensor: torch.Tensor) -> float:
 
 
 def barrier(device: torch.device) -> None:
-    """Wait until every rank is here."""
-    sum_over_ranks([torch.zeros(1, device=device)])
+    """Wait until every rank is here: nccl's sum alone would be queued on the GPU, its value has to come."""
+    sum_of(torch.zeros(1, device=device))
 
 
 def sum_gradients(parameters) -> None:
@@ -632,12 +637,18 @@ class Watch:
     def step(self, value: torch.Tensor, *which) -> None:
         """Note a step's value, which no rank has reason to use afterwards: it becomes the sum over all."""
         sum_over_ranks([value])
-        self.steps.append((value, which))
+        copied = None
+        if value.is_cuda:  # a later .item() would wait for the next step's work too
+            value, copied = value.to("cpu", non_blocking=True), torch.cuda.Event()
+            copied.record()
+        self.steps.append((value, copied, which))
         self.finish(self.late)
 
     def finish(self, keep: int = 0) -> None:
         while len(self.steps) > keep:
-            value, which = self.steps.pop(0)
+            value, copied, which = self.steps.pop(0)
+            if copied:
+                copied.synchronize()
             if not math.isfinite(value.item()):
                 self.diverged(*which)
 

@@ -48,7 +48,7 @@ import zipfile
 import zlib
 from array import array
 from concurrent.futures import ThreadPoolExecutor
-from contextlib import contextmanager, suppress
+from contextlib import contextmanager, nullcontext, suppress
 from dataclasses import asdict, dataclass
 from pathlib import Path
 
@@ -136,8 +136,12 @@ class BiLSTMLayer(nn.Module):
 
 def lstm_states(lstm, x):
     """x (T, B, E) -> (T, B, H). nn.LSTM's forward without its checks, a tenth of one text's time."""
+    weights, exact = lstm.all_weights[0], nullcontext()
+    if not x.is_cpu:  # autocast to bf16 would give cuDNN's LSTM float16, in which small gradients vanish
+        x, exact = x.to(weights[0].dtype), torch.autocast(x.device.type, enabled=False)
     zeros = x.new_zeros(1, x.size(1), lstm.hidden_size)  # (1, B, H)
-    return torch.lstm(x, (zeros, zeros), lstm.all_weights[0], True, 1, 0.0, lstm.training, False, False)[0]
+    with exact:
+        return torch.lstm(x, (zeros, zeros), weights, True, 1, 0.0, lstm.training, False, False)[0]
 
 
 def take(x, positions):

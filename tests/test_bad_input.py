@@ -1324,6 +1324,7 @@ def test_a_second_run_on_one_folder_is_refused(script, flags, lock, folder, here
 
 @pytest.mark.parametrize("error", [MemoryError("no more"),
                                    RuntimeError("CUDA out of memory. Tried to allocate 9 GiB\nmore"),
+                                   RuntimeError("CUDA error: CUBLAS_STATUS_ALLOC_FAILED when calling"),
                                    RuntimeError("DefaultCPUAllocator: can't allocate memory: you tried")])
 @pytest.mark.parametrize("script, flags, lower", [
     ("distill", "", "--max-tokens, --max-length or the student's size"),

@@ -444,6 +444,51 @@ def test_a_watch_tells_the_first_step_that_is_not_finite(device, late):
     assert told == [(0, 2), (0, 3), (1, 0)]
 
 
+def test_a_watch_reads_the_copy_of_a_gpu_when_it_has_come(monkeypatch):
+    """Not before, when it is whatever was in that memory; nor is the GPU asked, which would take longer."""
+    told, copies = [], []
+
+    class OnGPU:
+        is_cuda = True
+
+        def __init__(self, value):
+            self.value = value
+
+        def to(self, device, non_blocking):
+            assert device == "cpu" and non_blocking
+            copies.append((torch.tensor(torch.nan), self.value))
+            return copies[-1][0]
+
+    class Event:
+        def record(self):
+            self.copy, self.value = copies[-1]
+
+        def synchronize(self):
+            self.copy.fill_(self.value)
+
+    monkeypatch.setattr(torch.cuda, "Event", Event)
+    watch = runtime.Watch(torch.device("cuda"), lambda *which: told.append(which))
+    for step, value in enumerate([1.0, torch.inf, 2.0]):
+        watch.step(OnGPU(value), step)
+    watch.finish()
+    assert told == [(1,)] and len(copies) == 3
+
+
+def test_a_barrier_waits_for_the_value(monkeypatch):
+    """nccl puts a sum in the GPU's queue and returns; only who reads it has waited for the other ranks."""
+    read, item = [], torch.Tensor.item
+    monkeypatch.setattr(torch.Tensor, "item", lambda tensor: read.append(item(tensor)))
+    monkeypatch.setattr(runtime, "sum_over_ranks", lambda tensors: tensors[0].add_(5))
+    runtime.barrier(CPU)
+    assert read == [5]
+
+
+def test_other_devices_have_one_process(monkeypatch):
+    monkeypatch.setattr(runtime, "WORLD", 2)
+    with pytest.raises(UserError, match="--device mps: runs in one process alone; use --device cpu under"):
+        runtime.connect(torch.device("mps"))
+
+
 def test_more_processes_than_gpus_are_refused(monkeypatch):
     monkeypatch.setattr(runtime, "WORLD", 4)
     monkeypatch.setattr(torch.cuda, "device_count", lambda: 2)
