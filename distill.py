@@ -330,7 +330,7 @@ def train_student(settings: dict, folder: Path, tokenizer, start, store: Store, 
         F.cross_entropy(logits.float(), trial["labels"].clamp(min=0)).backward()
         optimizer.zero_grad()
 
-    # A GPU's LSTM is float32 in any case (student.lstm_states), and little else is here to gain from bf16.
+    # A GPU's LSTM has no bf16 (student.lstm_states), and little else here would gain from it.
     wanted = "fp32" if args.precision == "auto" and device.type != "cpu" else args.precision
     precision = runtime.pick_precision(wanted, device, trial_step)
 

@@ -44,7 +44,8 @@ def parse_args(argv=None):
         help="tokens of a batch, padding counted (default: %(default)s)")
     arg("--device", default="auto", choices=["auto", "cpu", "cuda", "mps"], help="default: %(default)s")
     arg("--precision", default="auto", choices=["auto", "fp32", "bf16"],
-        help="auto takes bf16 where a trial shows it to pay (default: %(default)s)")
+        help="auto takes bf16 on a GPU that has it, or where a trial on a CPU shows it to pay "
+        "(default: %(default)s)")
     args = p.parse_args(argv)
     if not 1 <= args.max_tokens < 2**31 or (args.check is not None and args.check < 1):
         p.error("--max-tokens and --check must be at least 1")
@@ -186,6 +187,9 @@ def begin(file: Survey, columns: tuple, teachers: list, path: Path, folder: Path
     # A plan from row 0 on is one to replace what is there, however whole it looks.
     if old and old["texts"] == file.fingerprint and (plan is None or plan["first"]):
         refuse_others(path, old, now, args)
+        if len(old["logits"]) != file.rows:
+            raise UserError(f"{path}: damaged, {len(old['logits'])} of {file.rows} rows; --overwrite makes "
+                            f"it anew")
         return old, file.rows, None
     now |= {"texts": file.fingerprint, "max_tokens": args.max_tokens}
     if plan:

@@ -61,7 +61,8 @@ def parse_args(argv=None):
     # machine
     arg("--device", default="auto", choices=["auto", "cpu", "cuda", "mps"], help="default: %(default)s")
     arg("--precision", default="auto", choices=["auto", "fp32", "bf16"],
-        help="auto takes bf16 where a trial shows it to pay (default: %(default)s)")
+        help="auto takes bf16 on a GPU that has it, or where a trial on a CPU shows it to pay "
+        "(default: %(default)s)")
     arg("--deterministic", action="store_true", help="the same bits in every run on CUDA too, slower")
     arg("--seed", type=int, default=0, help="default: %(default)s")
     arg("--tensorboard", action="store_true", help="also log to OUTPUT_DIR/tensorboard")

@@ -67,7 +67,8 @@ def parse_args(argv=None):
     # machine
     arg("--device", default="auto", choices=["auto", "cpu", "cuda", "mps"], help="default: %(default)s")
     arg("--precision", default="auto", choices=["auto", "fp32", "bf16"],
-        help="auto takes bf16 where a trial shows it to pay (default: %(default)s)")
+        help="auto takes bf16 on a GPU that has it, or where a trial on a CPU shows it to pay "
+        "(default: %(default)s)")
     arg("--deterministic", action="store_true", help="the same bits in every run on CUDA too, slower")
     arg("--seed", type=int, default=0, help="default: %(default)s")
     arg("--tensorboard", action="store_true", help="also log to OUTPUT_DIR/tensorboard")
@@ -216,7 +217,7 @@ def losses(model: MaskedLM, batch: dict) -> torch.Tensor:
         each = (logits[:, 0] - targets).square()
     else:
         each = F.cross_entropy(logits, targets.long(), reduction="none")
-    return torch.stack([masked, (each * ~batch["targets"].isnan()).sum()])
+    return torch.stack([masked, each.where(~batch["targets"].isnan(), 0).sum()])
 
 
 def counts(batch: dict) -> torch.Tensor:

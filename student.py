@@ -137,7 +137,7 @@ class BiLSTMLayer(nn.Module):
 def lstm_states(lstm, x):
     """x (T, B, E) -> (T, B, H). nn.LSTM's forward without its checks, a tenth of one text's time."""
     weights, exact = lstm.all_weights[0], nullcontext()
-    if not x.is_cpu:  # autocast to bf16 would give cuDNN's LSTM float16, in which small gradients vanish
+    if not x.is_cpu and not x.is_meta:  # under autocast to bf16 cuDNN's is float16: small gradients vanish
         x, exact = x.to(weights[0].dtype), torch.autocast(x.device.type, enabled=False)
     zeros = x.new_zeros(1, x.size(1), lstm.hidden_size)  # (1, B, H)
     with exact:
@@ -349,8 +349,8 @@ class Student(nn.Module):
         """Probabilities (N, C) on the CPU, float32, of `texts` (of the pairs, if texts2 is given).
 
         Rows run in batches of like length, at most max_tokens tokens each, and come back in order; on the CPU
-        in as many threads as PyTorch is set to. Precision "bf16" suits processors and GPUs that have it: Base
-        is then about 1.4 times as fast, its probabilities are off by 0.0004 on average.
+        in as many threads as PyTorch is set to. Precision "bf16" suits processors that have it: Base is then
+        about 1.4 times as fast, its probabilities are off by 0.0004 on average. A GPU's LSTM stays float32.
         """
         if isinstance(texts, str) or isinstance(texts2, str):
             raise TypeError("predict takes a list of texts, not one string")

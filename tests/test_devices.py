@@ -21,11 +21,12 @@ import finetune_teacher
 import pretrain_teacher
 import runtime
 import train_tokenizer
-from student import Student
+from student import Student, lstm_states
 
 GPU = torch.device("lazy", 0)  # PyTorch knows it, its autograd needs no driver, and the kit never names it
 COMPOSITE = torch._C.DispatchKey.CompositeImplicitAutograd
-MIXING = {"aten::_to_copy", "aten::copy_", "aten::index", "aten::index_put_"}  # an index may stay behind
+MIXING = {"aten::_to_copy", "aten::copy_"}
+INDEXED = {"aten::index", "aten::index_put_"}  # the indices of what is on the GPU may stay behind
 
 
 class OnGPU(torch.Tensor):
@@ -78,7 +79,8 @@ def compute(func, args, kwargs):
     tensors = [leaf for leaf in tree_leaves((args, kwargs)) if isinstance(leaf, torch.Tensor)]
     there = {id(tensor.values_there): tensor for tensor in tensors if isinstance(tensor, OnGPU)}
     name, device = func._schema.name, kwargs.get("device")
-    if there and name not in MIXING and any(t.dim() for t in tensors if not isinstance(t, OnGPU)):
+    meeting = [args[0], *args[2:3]] if name in INDEXED and isinstance(args[0], OnGPU) else tensors
+    if there and name not in MIXING and any(t.dim() for t in meeting if not isinstance(t, OnGPU)):
         raise RuntimeError(f"{name}: tensors on the CPU and on the GPU")
     if device is not None:
         kwargs = kwargs | {"device": torch.device("cpu")}
@@ -103,8 +105,11 @@ def test_tensors_on_two_devices_are_found():
         there = torch.ones(3, device=GPU, requires_grad=True)
         (there * torch.tensor(2.0) * there).sum().backward()
         assert there.grad.device == GPU and there.grad.cpu().tolist() == [4, 4, 4]
+        assert there[torch.tensor([2, 0])].device == GPU  # so does a real one
+        index = torch.tensor([0], device=GPU)
         for mix in (lambda: there + torch.ones(3), lambda: torch.stack([torch.ones(3), there]),
-                    lambda: torch.nn.Linear(3, 1)(there), lambda: there.gather(0, torch.tensor([0]))):
+                    lambda: torch.nn.Linear(3, 1)(there), lambda: there.gather(0, torch.tensor([0])),
+                    lambda: torch.ones(3)[index], lambda: torch.ones(3).index_put_((index.cpu(),), index)):
             with pytest.raises(RuntimeError, match="on the CPU and on the GPU"):
                 mix()
 
@@ -170,6 +175,14 @@ def made_there(corpus):
         run(finetune_teacher, "--train", "train.tsv", "--logits", "gpu/mean/train.pt", *VALID, "--checkpoint",
             "gpu/pretrained", "--output-dir", "gpu/taught", "--epochs", 1, *SMALL)
     return corpus
+
+
+def test_an_lstm_is_float32_on_a_gpu():
+    """Also after a layer that autocast has made bf16, where cuDNN would have float16."""
+    lstm = torch.nn.LSTM(4, 3)
+    with pretended_gpu():
+        states = lstm_states(lstm.to(GPU), torch.ones(2, 5, 4, device=GPU, dtype=torch.bfloat16))
+    assert states.dtype == torch.float32 and states.shape == (2, 5, 3)
 
 
 def test_a_student_is_float32_on_a_gpu_unless_told(made_there, monkeypatch):

@@ -917,6 +917,18 @@ def test_append_to_logits_of_other_texts_or_teachers_is_refused(files, tmp_path,
     assert computed == [] and all_bytes(tmp_path) == before
 
 
+@pytest.mark.parametrize("flag", ["--resume", "--append"])
+def test_logits_that_lack_rows_are_not_taken_for_whole(files, tmp_path, flag):
+    new_teacher(files, tmp_path / "t.pt", 1)
+    data = [write(tmp_path / "a.tsv", ROWS)]
+    dump([tmp_path / "t.pt"], data, tmp_path)
+    made = read(tmp_path / "a.pt")
+    torch.save(made | {"logits": made["logits"][:2].clone()}, tmp_path / "a.pt")
+    before = all_bytes(tmp_path)
+    refused(lambda: dump([tmp_path / "t.pt"], data, tmp_path, flag), r"a\.pt: damaged, 2 of 60 rows; --over")
+    assert all_bytes(tmp_path) == before
+
+
 def test_check_computes_rows_again_and_names_the_one_that_differs(files, tmp_path, computed, capsys,
                                                                   monkeypatch):
     new_teacher(files, tmp_path / "t.pt", 1)

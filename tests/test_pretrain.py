@@ -190,6 +190,22 @@ def test_the_second_loss_reads_the_first_token_of_rows_with_a_target(files, name
     assert second.item() == pytest.approx(expected.item(), rel=1e-5)
 
 
+@pytest.mark.parametrize("names", [["target"], ["0", "1"]])
+def test_a_row_without_target_has_no_part_in_the_gradient(files, names):
+    """Its target is read as NaN, which times nought would be NaN again."""
+    model = new_model(files, names=names)
+    batch = model.encode([text for text, *_ in ROWS[:3]]).batch(np.arange(3))
+    batch = pretrain_teacher.Masker(model, 0.3, CPU)(batch)
+    gradients = []
+    for rows, targets in (([0, 1, 2], [1, torch.nan, 0]), ([0, 2], [1, 0])):
+        part = {name: value[rows] for name, value in batch.items()} | {"targets": torch.tensor(targets)}
+        model.zero_grad()
+        pretrain_teacher.losses(model, part)[1].backward()
+        gradients.append(model.head_out.weight.grad.clone())
+    assert gradients[1].abs().max() > 0
+    torch.testing.assert_close(gradients[0], gradients[1], rtol=1e-4, atol=1e-6)
+
+
 # ---- a run -------------------------------------------------------------------------------------------------
 
 
