@@ -52,3 +52,9 @@ def test_without_a_student_the_shipped_base_answers(tmp_path):
     assert done.returncode == 2
     assert done.stderr == (f"error: {tmp_path}/models/base.pt is not there; "
                            f"name a STUDENT.pt before the texts\n")
+
+
+def test_a_student_runs_on_shapes_alone():
+    """On the meta device, where operations are counted without being done."""
+    student = Student.load().to("meta")
+    assert student(torch.zeros(3, 5, dtype=torch.long, device="meta")).shape == (3, 2)
