@@ -30,7 +30,7 @@ INDEXED = {"aten::index", "aten::index_put_"}  # the indices of what is on the G
 
 
 class OnGPU(torch.Tensor):
-    """A tensor that says it is on GPU; `values` is on the CPU."""
+    """A tensor that says it is on GPU; `values_there` is on the CPU."""
 
     @staticmethod
     def __new__(cls, values):
