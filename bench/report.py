@@ -70,8 +70,8 @@ from teacher import Teacher, load_model
 CACHE_FORMAT = 1
 LENGTHS = ((0, 15), (16, 30), (31, 60), (61, math.inf))  # characters of a text
 KOREAN = {"labels alone": "레이블만", "distilled": "증류", "distilled, more text": "증류, 텍스트 추가",
-          "Base teaches as well": "Base도 teacher로",
-          "mean of the teachers": "teacher들의 평균", "TF-IDF, logistic regression": "TF-IDF, 로지스틱 회귀"}
+          "Base teaches as well": "Base도 teacher로", "mean of the teachers": "teacher들의 평균",
+          "TF-IDF, logistic regression": "TF-IDF, 로지스틱 회귀"}
 WORDS = {
     "en": {"header": ["", "parameters", "bytes", "{arms}", "gain (95 %)", "agrees with teacher", "reviews/s",
                       "ms for one"],

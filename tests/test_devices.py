@@ -169,7 +169,6 @@ def made_there(corpus):
         interrupted_and_resumed(distill, *both, *DISTIL, "--output-dir", "gpu/students", "--quantize", "int8")
         run(distill, *both, *DISTIL, "--output-dir", "gpu/grid", "--pooling", "max", "mean", "attention",
             "--num-layers", 2, "--dropout", 0.1, "--loss", "kl", "--head", "relu")
-        run(distill, "--train", "train.tsv", "--alpha", 1, *DISTIL, "--output-dir", "gpu/labels")
         run(dump_logits, "--teacher", "gpu/teacher/teacher.pt", "gpu/students/tiny/student.pt", "--data",
             "train.tsv", "--output-dir", "gpu/mean", *SMALL)
         run(finetune_teacher, "--train", "train.tsv", "--logits", "gpu/mean/train.pt", *VALID, "--checkpoint",
@@ -186,15 +185,15 @@ def test_an_lstm_is_float32_on_a_gpu():
 
 
 def test_a_student_is_float32_on_a_gpu_unless_told(made_there, monkeypatch):
-    """Its LSTM is so in any case, and log and file should say what was done."""
+    """Its LSTM is so in any case, and log and file should say what was done. Also labels alone, there."""
     monkeypatch.chdir(made_there)
     monkeypatch.setattr(runtime, "_has_bf16", lambda device, step: True)
     with pretended_gpu():
-        for precision in ("auto", "bf16"):
+        for precision, expected in (("auto", "fp32"), ("bf16", "bf16")):
             run(distill, "--train", "train.tsv", "--alpha", 1, *DISTIL, "--output-dir", f"gpu/{precision}",
                 "--precision", precision)
-            made_by = torch.load(f"gpu/{precision}/tiny/last.pt", weights_only=True)
-            assert made_by["precision"] == {"auto": "fp32"}.get(precision, precision)
+            state = torch.load(f"gpu/{precision}/tiny/last.pt", weights_only=True)
+            assert state["precision"] == expected
 
 
 def test_logits_of_the_gpu_are_those_of_the_cpu(made_there, monkeypatch, capsys):
