@@ -1,49 +1,36 @@
-# make demo    all five scripts on the embedded sample, a table at the end
-# make test    the test suite
-# make torture the kill tests with 50 kills of each script, and longer fuzzing
-# make bench   the kit beside its peers, short form; fills the README's table
+# make demo           all five scripts on the embedded sample, a table at the end: under a minute
+# make test           the test suite
+# make test-optional  the tests that need optional packages (transformers, onnx, …), which it installs
+# make torture        the kill tests with 50 kills of each script, and longer fuzzing
+# make bench          the kit beside its peers, short form; writes docs/efficiency.md
 # All set up .venv on first use.
 
 PYTHON ?= python3
 PY = .venv/bin/python
-SAMPLE = data/sample
 
-.PHONY: demo test torture bench lint clean
+.PHONY: demo test test-optional torture bench clean
 
 .venv/installed: requirements.txt
 	$(PYTHON) -m venv .venv
 	$(PY) -m pip install -q -r requirements.txt
 	touch $@
 
-.venv/installed-test: .venv/installed requirements-test.txt
-	$(PY) -m pip install -q -r requirements-test.txt
+.venv/installed-%: requirements-%.txt .venv/installed
+	$(PY) -m pip install -q -r $<
 	touch $@
 
 demo: .venv/installed
-	rm -rf demo
-	$(PY) train_tokenizer.py --data $(SAMPLE)/train.tsv $(SAMPLE)/unlabeled.tsv --output-dir demo/tokenizer
-	$(PY) finetune_teacher.py --train $(SAMPLE)/train.tsv --valid $(SAMPLE)/valid.tsv --output-dir demo/teacher \
-	    --scratch 1,128,4 --tokenizer demo/tokenizer/vocab_size_3000 --lr 1e-3 --epochs 8 --max-tokens 1024
-	$(PY) dump_logits.py --teacher demo/teacher/teacher.pt --data $(SAMPLE)/train.tsv $(SAMPLE)/unlabeled.tsv \
-	    --output-dir demo/logits
-	$(PY) distill.py --train $(SAMPLE)/train.tsv $(SAMPLE)/unlabeled.tsv --output-dir demo/students \
-	    --logits demo/logits/train.pt demo/logits/unlabeled.pt --valid $(SAMPLE)/valid.tsv \
-	    --tokenizer demo/tokenizer/vocab_size_3000 --size small --alpha 0.1 1 --seed 0 1 2 --max-tokens 1024
-	$(PY) evaluate.py demo/students/*/student.pt demo/teacher/teacher.pt --data $(SAMPLE)/test.tsv \
-	    --seen $(SAMPLE)/train.tsv
-	@echo
-	$(PY) student.py demo/students/small-alpha0.1-seed0/student.pt "배우들 연기가 최고예요" "돈도 시간도 아까움 환불해주세요"
+	PYTHON=$(PY) sh recipes/demo.sh
 
 test: .venv/installed-test
 	$(PY) -m ruff check .
-	$(PY) -m pytest -q
+	$(PY) -m pytest -q -m "not optional"
 
-torture: .venv/installed-test
-	TORTURE=50 $(PY) -m pytest -q -s tests/test_kill.py tests/test_fuzz.py
+test-optional: .venv/installed-test .venv/installed-test-optional
+	$(PY) -m pytest -q -m optional
 
-.venv/installed-bench: .venv/installed bench/requirements.txt
-	$(PY) -m pip install -q -r bench/requirements.txt
-	touch $@
+torture: .venv/installed-test .venv/installed-test-optional
+	TORTURE=50 $(PY) -m pytest -q -s tests/torture
 
 bench: .venv/installed-bench
 	for name in distillation dumping finetuning prediction scaling; do \

@@ -1,8 +1,6 @@
-"""What two or more scripts need, has one right answer, and knows nothing of models, losses or text.
+"""What surrounds a training loop: device, precision, ranks, safe files, Run, progress.
 
-That rule decides what may enter: device, precision, seeds, torchrun's ranks, atomic save, safe load, stopping
-and going on, JSON-lines log, progress. No argparse, no import from this project, nothing that belongs to a
-noun (examples, teacher, student).
+Two or more scripts need each piece, and none of it knows models, losses or text.
 """
 
 import contextlib
@@ -21,11 +19,12 @@ import sys
 import time
 import zipfile
 from datetime import timedelta
+from itertools import islice
 from pathlib import Path
 
 try:
     import fcntl
-except ImportError:  # Windows has no such locks: there two runs on one folder are not told apart
+except ImportError:  # Windows has no such locks; there two runs in one folder are not told apart
     fcntl = None
 
 # oneDNN keeps a kernel for each shape of a batch, by default 1,024 of them: up to 3 GB. Batches seldom recur.
@@ -42,7 +41,7 @@ PATIENCE = timedelta(minutes=10)  # how long a rank waits for the others before 
 OUT_OF_MEMORY = re.compile("out of memory|can't allocate memory|not enough memory|ALLOC(ATION)?_FAILED",
                            re.IGNORECASE)
 NO_BF16 = re.compile("could not create a primitive")  # oneDNN, of an LSTM in bf16 on a CPU without AVX-512
-# What a file of plain values names; torch.load also lets pass bytearray(10**11) and the like.
+# What a file of plain values names; torch.load also lets bytearray(10**11) and the like pass.
 PLAIN = re.compile(r"torch \w+Storage|collections OrderedDict|"
                    r"torch\._utils _rebuild_(tensor|tensor_v2|parameter)")
 
@@ -52,15 +51,15 @@ class UserError(Exception):
 
 
 class Stopped(KeyboardInterrupt):
-    """Ctrl-C or SIGTERM. Its text, if any, says what was saved and how to go on; `code` is the exit code."""
+    """Ctrl-C or SIGTERM. Its text, if any, says what was saved and how to continue; `code`: the exit code."""
 
     def __init__(self, code: int, text: str = ""):
         super().__init__(text)
         self.code = code
 
 
-def run(main, *args, errors=(), memory: str = "close other programs"):
-    """Call main(*args) as a script: expected errors become one line on stderr and exit code 2.
+def main(script, args, errors=(), memory: str = "close other programs") -> None:
+    """Call script(args): expected errors become one line on stderr and exit code 2.
 
     Ctrl-C ends with 130, SIGTERM with 143. `memory` says what to lower when memory does not suffice.
     """
@@ -74,15 +73,15 @@ def run(main, *args, errors=(), memory: str = "close other programs"):
         elif hasattr(getattr(sys, name), "reconfigure"):  # a terminal without Korean shows ? for it
             getattr(sys, name).reconfigure(errors="replace")
     try:
-        main(*args)
+        script(args)
         if WORLD > 1 and torch.distributed.is_initialized():
             torch.distributed.destroy_process_group()
             sys.stdout.flush()
             sys.stderr.flush()
             os._exit(0)  # gloo's threads can abort an interpreter that ends in the usual way
-    except BrokenPipeError:  # the reader of a pipe, such as head, has enough; 141 is what a shell tells then
+    except BrokenPipeError:  # the reader of a pipe, such as head, has enough; 141 is what a shell reports
         os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
-        _end(141, f"stopped: standard output was closed{'; ' + how_to_go_on() if _locks else ''}")
+        _end(141, "stopped: standard output was closed")
     except OSError as error:
         reason = error.strerror or error
         _end(2, f"error: {error.filename}: {reason}" if error.filename else f"error: {reason}")
@@ -91,17 +90,17 @@ def run(main, *args, errors=(), memory: str = "close other programs"):
     except (MemoryError, RuntimeError) as error:
         reason = (str(error).strip() or "MemoryError").split("\n")[0][:200]
         if NO_BF16.search(reason):
-            _end(2, f"error: this processor has no bf16 for the LSTM ({reason}); give --precision fp32")
+            _end(2, f"error: this processor has no bf16 for the LSTM ({reason}); use --precision fp32")
         if not isinstance(error, MemoryError) and not OUT_OF_MEMORY.search(reason):
             raise
         _end(2, f"error: out of memory ({reason}); {memory}")
     except KeyboardInterrupt as stopped:
-        text = str(stopped) or (how_to_go_on() if _locks else "nothing was written")
+        text = str(stopped) or (how_to_continue() if _locks else "nothing was written")
         _end(getattr(stopped, "code", 130), f"interrupted; {text}")
 
 
 def warn(text: str) -> None:
-    """One line on stderr, of rank 0 alone."""
+    """One line on stderr, from rank 0 alone."""
     if RANK == 0:
         print(f"warning: {text}", file=sys.stderr)
 
@@ -109,7 +108,7 @@ def warn(text: str) -> None:
 def _end(code: int, line: str):
     """Print the last line and leave with this exit code."""
     # The line with its end at once: print would let another rank's line come between.
-    line = " ".join(line.splitlines())  # whatever a library's message brought along
+    line = " ".join(line.splitlines())  # a library's message may have several
     sys.stderr.write(f"{f'rank {RANK}: ' if WORLD > 1 else ''}{line}\n")
     sys.stderr.flush()
     if WORLD > 1:
@@ -140,52 +139,30 @@ def autocast(device: torch.device, precision: str):
     return contextlib.nullcontext()
 
 
-def pick_precision(name: str, device: torch.device, step) -> str:
-    """Resolve 'auto' to 'bf16' or 'fp32' by trying: step() is one forward (and backward) pass on the device.
+def pick_precision(name: str, device: torch.device, lstm: bool = False) -> str:
+    """Resolve 'auto' to 'bf16' or 'fp32' by what the processor has; all ranks agree.
 
-    A CPU without bf16 instructions either refuses bf16 LSTMs or runs bf16 products hundreds of times slower,
-    and no flag of PyTorch tells in advance. So bf16 is taken, on every rank or on none, where its products
-    are not emulated and the step does not lose by more than a quarter: a race that a little gain decides
-    would be won by noise, and the same command would not give the same bytes twice. The random state is left
-    as it was.
+    A CPU with AMX is faster in bf16 at everything. With AVX-512 bf16, or ARM's, Transformers are 1.6 to 1.9
+    times as fast and LSTMs no faster. A GPU's LSTM has no bf16 worth having (student.lstm_states).
     """
     if name != "auto":
         return name
-    fit = torch.tensor([float(_has_bf16(device, step))], device=device)
-    sum_over_ranks([fit])
-    return "bf16" if fit.item() == WORLD else "fp32"
-
-
-def _has_bf16(device: torch.device, step) -> bool:
     if device.type == "cuda":
-        return torch.cuda.is_bf16_supported(including_emulation=False)
-    if device.type != "cpu":
-        return False
-    best = {"fp32": math.inf, "bf16": math.inf}
-    with torch.random.fork_rng(devices=[]):
-        matrix = torch.randn(256, 256)
-        if _seconds(lambda: matrix.bfloat16() @ matrix.bfloat16()) > 5 * _seconds(lambda: matrix @ matrix):
-            return False  # emulated: one step would take minutes
-        for _ in range(3):  # in turn, so that a busy moment of the machine meets both
-            for precision in best:
-                try:
-                    with autocast(device, precision):
-                        best[precision] = min(best[precision], _seconds(step))
-                except RuntimeError:  # oneDNN has no bf16 kernel for this CPU
-                    if precision == "fp32":
-                        raise
-                    return False
-    return best["bf16"] < 1.25 * best["fp32"]
+        fit = not lstm and torch.cuda.is_bf16_supported(including_emulation=False)
+    else:
+        flags = cpu_flags() if device.type == "cpu" else set()
+        fit = "amx_bf16" in flags or (not lstm and bool(flags & {"avx512_bf16", "bf16"}))
+    votes = torch.tensor([float(fit)], device=device)
+    return "bf16" if sum_of(votes) == WORLD else "fp32"
 
 
-def _seconds(step) -> float:
-    """The better of two calls, after one that pays for set-up."""
-    times = []
-    for _ in range(3):
-        start = time.perf_counter()
-        step()
-        times.append(time.perf_counter() - start)
-    return min(times[1:])
+def cpu_flags() -> set[str]:
+    """Instruction sets as Linux names them (x86: flags, ARM: Features); empty on other systems."""
+    with contextlib.suppress(OSError):
+        for line in Path("/proc/cpuinfo").read_text(encoding="utf-8").splitlines():
+            if line.startswith(("flags", "Features")):
+                return set(line.split(":", 1)[1].split())
+    return set()
 
 
 def be_deterministic() -> None:
@@ -198,8 +175,8 @@ def be_deterministic() -> None:
 def seed_everything(device: torch.device, *numbers: int) -> None:
     """Seed PyTorch's generator of the CPU and of `device` with a hash of the numbers.
 
-    The training loops call it before each step with (seed, epoch, step, rank): dropout is then a function of
-    those alone, and a run can go on from any step without a stored random state.
+    Run calls it before each step with (seed, epoch, step, rank): dropout is then a function of those alone,
+    and a run can continue from any step without a stored random state.
     """
     seed = int(np.random.SeedSequence(numbers).generate_state(1, np.uint64)[0] >> 1)
     torch.default_generator.manual_seed(seed)  # torch.manual_seed would visit every device: 0.1 ms
@@ -208,6 +185,11 @@ def seed_everything(device: torch.device, *numbers: int) -> None:
         torch.cuda.default_generators[device.index or 0].manual_seed(seed)
     elif device.type == "mps":
         torch.mps.manual_seed(seed)
+
+
+def schedule(done: float, warmup: float) -> float:
+    """The learning rate as a share of its peak: linear up to `warmup`, then linear down to 0 at done = 1."""
+    return min(done / max(warmup, 1e-9), (1 - done) / (1 - warmup))
 
 
 # ---- torchrun ----------------------------------------------------------------------------------------------
@@ -221,13 +203,13 @@ def connect(device: torch.device) -> torch.device:
         device = torch.device("cuda", int(os.environ["LOCAL_RANK"]))
         if device.index >= torch.cuda.device_count():
             raise UserError(f"torchrun started {device.index + 1} or more processes on a machine with "
-                            f"{torch.cuda.device_count()} GPUs: lower --nproc_per_node")
+                            f"{torch.cuda.device_count()} GPUs; lower --nproc_per_node")
         torch.cuda.set_device(device)
     elif device.type != "cpu":
-        raise UserError(f"--device {device}: runs in one process alone; use --device cpu under torchrun")
+        raise UserError(f"--device {device}: runs in one process only; use --device cpu under torchrun")
     if RANK > 0:
         sys.stdout = open(os.devnull, "w")  # noqa: SIM115 - for the rest of the run
-    with _others("cannot meet the other ranks"):
+    with _others("cannot meet the other processes"):
         torch.distributed.init_process_group("nccl" if device.type == "cuda" else "gloo", timeout=PATIENCE)
     return device
 
@@ -237,7 +219,7 @@ def sum_over_ranks(tensors: list[torch.Tensor]) -> None:
     if WORLD == 1:
         return
     flat = torch.cat([tensor.flatten() for tensor in tensors])
-    with _others("lost another rank"):
+    with _others("another process died"):
         torch.distributed.all_reduce(flat)
     for tensor, total in zip(tensors, flat.split([tensor.numel() for tensor in tensors]), strict=True):
         tensor.copy_(total.view_as(tensor))
@@ -273,8 +255,7 @@ def _others(trouble: str):
         yield
     except RuntimeError as error:  # what torch.distributed raises for all of it
         reason = str(error).strip().split("\n")[0][:200]
-        raise UserError(f"{trouble}, whose own message tells why ({reason}); start the run again, "
-                        f"where it was training with --resume") from None
+        raise UserError(f"{trouble} ({reason}; see its message above); run the same command again") from None
 
 
 # ---- artifacts ---------------------------------------------------------------------------------------------
@@ -321,56 +302,72 @@ def save_together(files: dict) -> None:
 def refuse_device(path: Path) -> None:
     """A UserError for a device or pipe: a rename would put a file in its place."""
     if path.exists() and not (path.is_file() or path.is_dir()):
-        raise UserError(f"{path}: is no file that could be replaced")
+        raise UserError(f"{path} is not a regular file; choose another path")
+
+
+def refuse_to_overwrite_inputs(read: list, written: list[Path]) -> None:
+    """A UserError when a file that is read is one of those that will be written."""
+    written = {Path(file).resolve() for file in written}
+    for file in read:
+        if file is not None and Path(file).resolve() in written:
+            raise UserError(f"{file}: would be overwritten, but is an input; choose another output")
 
 
 def load(path, kind: str, format: int, keys=()) -> dict:
     """Read an artifact of this kit: tensors, numbers, strings and lists only, never pickled code.
 
-    Raises UserError when the file is missing, is no .pt file, carries code, is damaged, is of another kind or
-    format, or has not all of `keys`.
+    Raises UserError when the file is missing, is not a .pt file, carries code, is damaged, is of another kind
+    or of a newer format, or lacks one of `keys`.
     """
     return check(load_weights(path), path, kind, format, keys)
 
 
 def check(artifact, path, kind: str, format: int, keys=()) -> dict:
     """`artifact`, as load_weights read it from `path`, if it is of this kind and format; else a UserError."""
-    found = artifact.get("kind") if isinstance(artifact, dict) else None
-    found = found if isinstance(found, str) and found.isprintable() else "something that is not of this kit"
+    found = kind_of(artifact)
     if found != kind:
-        raise UserError(f"{path}: holds {found}, a {kind} is needed")
+        raise UserError(f"{path}: this is {found}, but a {kind} file is needed")
     number = artifact.get("format")
-    if number.__class__ is not int or number != format:
+    if number.__class__ is not int or not 1 <= number <= format:
         number = number if isinstance(number, int) else "unknown"
-        raise UserError(f"{path}: format {number}, this version reads {format}; make it anew")
+        raise UserError(f"{path}: format {number}, this version reads 1 to {format}; update the kit, or make "
+                        f"the file again")
     missing = [key for key in keys if key not in artifact]
     if missing:
-        raise UserError(f"{path}: damaged, no {' or '.join(missing)} in it; --overwrite makes it anew")
+        raise UserError(f"{path}: damaged, it has no {' or '.join(missing)}; make it again with --overwrite")
     return artifact
 
 
-def load_weights(path, mmap: bool = False):
-    """torch.load on the CPU with weights_only, its many ways of failing told in one line each.
+def kind_of(artifact) -> str:
+    """What an artifact says it is: student, teacher, logits, …"""
+    kind = artifact.get("kind") if isinstance(artifact, dict) else None
+    return kind if isinstance(kind, str) and kind.isprintable() else "not a file of this kit"
 
-    Checked before any memory is taken: the archive is not packed (a small file cannot unfold into a large
-    one), its sums are right (torch.load does not look at them), and it names nothing but tensors. Checked
-    after: every tensor is a plain one that claims no more than the file holds. With `mmap`, tensors stay in
-    the file until they are read (not in files from before PyTorch 1.6, which have no sums either).
+
+def load_model(path, loaders: dict, device="cpu"):
+    """The model in a file, by the loader of its kind: {"teacher": Teacher.load, "student": Student.load}."""
+    if os.path.isdir(path):
+        raise UserError(f"{path} is a folder, not a .pt file; to use a published checkpoint as it is: "
+                        f"finetune_teacher.py --checkpoint {path} --epochs 0")
+    kind = kind_of(load_weights(path, mmap=True))
+    if kind not in loaders:
+        raise UserError(f"{path}: this is {kind}, but a {' or '.join(loaders)} file is needed")
+    return loaders[kind](path, device)
+
+
+def load_weights(path, mmap: bool = False):
+    """torch.load on the CPU with weights_only; each of its many ways to fail becomes one line.
+
+    Checked before any memory is taken: check_archive. Checked after: every tensor is a plain one that claims
+    no more than the file holds. With `mmap`, tensors stay in the file until they are read (not in files from
+    before PyTorch 1.6, which have no checksums either).
     """
     try:
         archive = zipfile.is_zipfile(path)
         if archive:
             check_archive(path)
         else:
-            with open(path, "rb") as file:
-                if file.read(2) == b"PK":
-                    raise ValueError("its end is missing")
-                file.seek(0)
-                try:
-                    for _ in range(5):  # its form before PyTorch 1.6: five pickles, then the tensors' bytes
-                        check_names(file)
-                except MemoryError:  # a text in it claims to be longer than any file
-                    raise ValueError("damaged: a length is wrong") from None
+            check_legacy(path)
         value = torch.load(path, map_location="cpu", weights_only=True, mmap=mmap and archive)
         plain = holds_plain_tensors(value, os.path.getsize(path))
     except OSError as error:
@@ -383,44 +380,34 @@ def load_weights(path, mmap: bool = False):
         reason = (reason.splitlines() or [type(error).__name__])[0][:200]
         raise UserError(f"{path}: not a .pt file that can be loaded safely ({reason})") from None
     if not plain:
-        raise UserError(f"{path}: holds a tensor that is not plain, or claims more than the file holds")
+        raise UserError(f"{path}: has a tensor that is not plain, or claims more than the file holds")
     return value
 
 
+# student.py has the same function: that file must work alone.
 def check_archive(path) -> None:
-    """A ValueError when the zip archive of a .pt file is packed, damaged, or names more than tensors.
-
-    Its table of contents has to end where the file does: elsewhere, torch.load might read another one.
-    """
+    """ValueError if the zip archive of a .pt file is packed, damaged, or names anything but tensors."""
     size = os.path.getsize(path)
     with open(path, "rb") as file:
         file.seek(max(size - 98, 0))
-        tail = file.read().rjust(98)  # zip64's end record (56 bytes), where that is (20), the end record (22)
-    zip64 = tail[56:60] == b"PK\6\7"
-    end = size - (98 if zip64 else 22)
-    where, start, length = (int.from_bytes(part, "little") for part in (
-        (tail[64:72], tail[48:56], tail[40:48]) if zip64 else (b"", tail[92:96], tail[88:92])))
-    if tail[76:80] != b"PK\5\6" or start + length != end or (zip64 and where != end):
-        raise ValueError("damaged: its table of contents is not at its end")
+        tail = file.read().rjust(98)  # zip64's end record (56 bytes), its locator (20), the end record (22)
     with zipfile.ZipFile(path) as archive:
-        members = archive.infolist()
-        if any(member.compress_type != zipfile.ZIP_STORED for member in members) \
-                or sum(member.file_size for member in members) > size:
+        # zipfile and PyTorch must read the same table of contents: the one that ends where the file does.
+        members, start = archive.infolist(), archive.start_dir.to_bytes(8, "little")
+        zip64 = tail[56:60] == b"PK\6\7"
+        if tail[76:80] != b"PK\5\6" or start != (tail[48:56] if zip64 else tail[92:96] + bytes(4)) \
+                or (zip64 and tail[:4] + tail[64:72] != b"PK\6\6" + (size - 98).to_bytes(8, "little")):
+            raise ValueError("damaged: its table of contents is not at its end")
+        if any(each.compress_type for each in members) or sum(each.file_size for each in members) > size:
             raise ValueError("the archive is packed")
-        if any(member.is_dir() or member.external_attr & 16 for member in members):
+        if any(each.is_dir() or each.external_attr & 16 for each in members):
             raise ValueError("damaged: has a folder")  # of one, torch.load takes what memory happens to hold
         if damaged := archive.testzip():
             raise ValueError(f"damaged: the checksum of {damaged} is wrong")
-        for member in members:
-            if member.filename.lower().endswith("data.pkl"):
-                check_names(archive.read(member))
-
-
-def check_names(pickle) -> None:
-    """A ValueError when a pickle (bytes, or a file at its start) names more than PLAIN."""
-    for opcode, name, _ in pickletools.genops(pickle):
-        if opcode.name == "GLOBAL" and not PLAIN.fullmatch(name):
-            raise ValueError(f"Unsupported global: GLOBAL {'.'.join(name.split())}")
+        for member in (each for each in members if each.filename.lower().endswith("data.pkl")):
+            for opcode, name, _ in pickletools.genops(archive.read(member)):
+                if opcode.name == "GLOBAL" and not PLAIN.fullmatch(name):
+                    raise ValueError(f"Unsupported global: GLOBAL {'.'.join(name.split())}")
 
 
 def holds_plain_tensors(value, size: int) -> bool:
@@ -445,13 +432,27 @@ def holds_plain_tensors(value, size: int) -> bool:
     return not waiting and sum(storages.values()) <= size
 
 
+def check_legacy(path) -> None:
+    """A ValueError unless a file from before PyTorch 1.6 (five pickles, then the tensors' bytes) is plain."""
+    with open(path, "rb") as file:
+        if file.read(2) == b"PK":
+            raise ValueError("its end is missing")
+        file.seek(0)
+        try:
+            for _ in range(5):
+                for opcode, name, _ in pickletools.genops(file):
+                    if opcode.name == "GLOBAL" and not PLAIN.fullmatch(name):
+                        raise ValueError(f"Unsupported global: GLOBAL {'.'.join(name.split())}")
+        except MemoryError:  # a text in it claims to be longer than any file
+            raise ValueError("damaged: a length is wrong") from None
+
+
 def fingerprint(value: torch.Tensor | str) -> str:
     """SHA-256 of a text, or of a tensor's shape, type and bytes."""
     if isinstance(value, str):
         return hashlib.sha256(value.encode()).hexdigest()
-    tensor = value
-    digest = hashlib.sha256(f"{tuple(tensor.shape)} {tensor.dtype}".encode())
-    digest.update(tensor.detach().cpu().contiguous().flatten().view(torch.uint8).numpy())
+    digest = hashlib.sha256(f"{tuple(value.shape)} {value.dtype}".encode())
+    digest.update(value.detach().cpu().contiguous().flatten().view(torch.uint8).numpy())
     return digest.hexdigest()
 
 
@@ -464,17 +465,24 @@ def made_by(arguments: dict, fingerprints: dict) -> dict:
             "versions": {"python": platform.python_version(), "torch": str(torch.__version__)}}
 
 
-def _commit() -> dict:
-    """The git commit of the scripts, when they are in a repository and git is there."""
-    try:
-        done = subprocess.run(["git", "describe", "--always", "--dirty", "--abbrev=40", "--exclude=*"],
-                              cwd=Path(__file__).parent, capture_output=True, text=True, timeout=10)
-    except (OSError, subprocess.TimeoutExpired):
-        return {}
-    return {"commit": done.stdout.strip()} if done.returncode == 0 else {}
+def refuse_other_values(path, before: dict, now: dict) -> None:
+    """A UserError that lists what differs between the run that made `path` and this one."""
+    differing = []
+    for name in now:
+        if before.get(name).__class__ is not now[name].__class__ or before.get(name) != now[name]:
+            short = all(isinstance(value, (int, float, str, type(None))) and len(str(value)) < 40
+                        and str(value).isprintable() for value in (before.get(name), now[name]))
+            differing.append(f"{name} ({before.get(name)}, now {now[name]})" if short else name)
+    if differing:
+        raise UserError(f"{path} was made with other settings: {', '.join(differing)}; use the same ones, "
+                        f"another --output-dir, or --overwrite to start over")
 
 
-# ---- stopping and going on ---------------------------------------------------------------------------------
+def unchanged(path, since: os.stat_result) -> None:
+    """A UserError when the file is another one than at os.stat() `since`, or was written to."""
+    now = os.stat(path)
+    if any(getattr(now, name) != getattr(since, name) for name in ("st_ino", "st_size", "st_mtime_ns")):
+        raise UserError(f"{path}: was changed while it was read; run again")
 
 
 _locks = {}  # path: its open file
@@ -483,8 +491,8 @@ _locks = {}  # path: its open file
 def lock(path, *names: str) -> None:
     """Take the lock file `path` until this process ends, or a UserError: another process holds it.
 
-    The lock is the operating system's, so a run that was killed does not hold it. What such a run left half
-    written of the files `names`, beside the lock, is removed. Of several ranks, 0 alone takes it.
+    The lock is the operating system's, so a run that was killed does not hold it. Temporary files that such a
+    run left of the files `names`, beside the lock, are removed. Of several ranks, 0 alone takes it.
     """
     if RANK > 0:
         return
@@ -495,7 +503,7 @@ def lock(path, *names: str) -> None:
         path.parent.mkdir(parents=True, exist_ok=True)
         file = open(path, "a+", encoding="utf-8")  # noqa: SIM115 - held for the whole run
     except OSError as error:
-        raise UserError(f"{path.parent}: cannot write there ({error.strerror or error}); give another "
+        raise UserError(f"{path.parent}: cannot write there ({error.strerror or error}); choose another "
                         f"--output-dir") from None
     if fcntl is not None:
         try:
@@ -504,7 +512,7 @@ def lock(path, *names: str) -> None:
             file.seek(0)
             owner = file.read().strip() or "unknown"
             raise UserError(f"{path.parent}: another run (process {owner}) is writing there; wait until it "
-                            f"ends, or give another --output-dir") from None
+                            f"ends, or choose another --output-dir") from None
     file.truncate(0)
     file.write(f"{os.getpid()}\n")
     file.flush()
@@ -514,169 +522,266 @@ def lock(path, *names: str) -> None:
     _locks[path.resolve()] = file
 
 
-def unchanged(path, since: os.stat_result) -> None:
-    """A UserError when the file is another one than at os.stat() `since`, or was written to."""
-    now = os.stat(path)
-    if any(getattr(now, name) != getattr(since, name) for name in ("st_ino", "st_size", "st_mtime_ns")):
-        raise UserError(f"{path}: was changed while it was read; run again")
+def how_to_continue() -> str:
+    """The command of this process, as it has to be given again."""
+    if WORLD > 1:
+        return "run the same command again to continue (without --overwrite)"
+    # argparse takes "--over" for --overwrite too.
+    words = [word for word in sys.argv if not (word.startswith("--") and len(word) > 3
+                                               and "--overwrite".startswith(word))]
+    return f"to continue, run again: python {shlex.join(words)}"
 
 
-def refuse_to_overwrite(*files: Path) -> None:
-    """A UserError when one of the files is there: an earlier run's, finished or not."""
-    for file in files:
-        if file.exists():
-            raise UserError(f"{file}: is there already; --resume goes on with its run, --overwrite starts "
-                            f"anew, another --output-dir keeps both")
+# ---- a training run ----------------------------------------------------------------------------------------
 
 
-def refuse_to_read_and_write(read: list, written: list[Path]) -> None:
-    """A UserError when a file that is read is one of those that will be written."""
-    written = {Path(file).resolve(): file for file in written}
-    for file in read:
-        if file is not None and Path(file).resolve() in written:
-            raise UserError(f"{file}: is read, and would be overwritten; give another --output-dir")
+class Run:
+    """One training run in one folder: lock, state, log, signals, saves, the check for finite values.
 
+        run = Run("students/base", "student.pt", made_by, args, device, precision)
+        if not run.finished:
+            with run.start(student, optimizer, seed, data.name_row):
+                for epoch in run.epochs(args.epochs):
+                    for window, rows in run.steps(batches, rows_in_an_epoch):
+                        …                                          # forward, loss, backward, clipping
+                        run.step(norm, window.numbers[rows], rate=schedule(run.done(len(rows)), args.warmup))
+                    if run.best(scores, "accuracy"):
+                        student.save(run.artifact, scores=run.at["best"])
 
-REPLACED = "to be replaced"
-
-
-def mark_replaced(*files: Path) -> None:
-    """Put a mark in place of each file: --overwrite is to replace what belongs to it, and --resume, when the
-    run is killed before it comes to that, must not take it for the run's own."""
-    save_together({file: {"kind": REPLACED} for file in files})
-
-
-def is_marked(file: Path) -> bool:
-    """Whether mark_replaced() was here last."""
-    if not file.exists():
-        return False
-    artifact = load_weights(file)
-    return isinstance(artifact, dict) and artifact.get("kind") == REPLACED
-
-
-def refuse_other_values(path, before: dict, now: dict) -> None:
-    """A UserError that lists what differs between the run that made `path` and this one."""
-    differing = []
-    for name in now:
-        if before.get(name).__class__ is not now[name].__class__ or before.get(name) != now[name]:
-            short = all(isinstance(value, (int, float, str, type(None))) and len(str(value)) < 40
-                        and str(value).isprintable() for value in (before.get(name), now[name]))
-            differing.append(f"{name} ({before.get(name)}, now {now[name]})" if short else name)
-    if differing:
-        raise UserError(f"{path}: was made with other values of {', '.join(differing)}; use those, or "
-                        f"--overwrite to start anew")
-
-
-def resume(path, artifact, kind: str, format: int, made_by: dict, args) -> dict | None:
-    """What an interrupted run left in `path`, or None: it was killed before it had anything to leave.
-
-    A UserError when the run was another one (naming what differs), or its best `artifact` is not there.
-    """
-    path, artifact = Path(path), Path(artifact)
-    if not path.exists():
-        if artifact.exists():
-            raise UserError(f"{artifact}: is there, but no {path.name} to go on from; --overwrite starts "
-                            f"anew")
-        return None
-    if is_marked(path):
-        return None
-    state = load(path, kind, format, ("weights", "optimizer", "at", "precision", "made_by"))
-    try:
-        before = {"--precision": state["precision"],
-                  **state["made_by"]["arguments"], **state["made_by"]["fingerprints"]}
-        best = bool(state["at"]["best"])
-    except (TypeError, LookupError, RuntimeError) as error:
-        raise UserError(f"{path}: damaged ({error}); --overwrite starts anew") from None
-    precision = state["precision"] if args.precision == "auto" else args.precision
-    refuse_other_values(path, before, {"--precision": precision, **made_by["arguments"],
-                                       **made_by["fingerprints"]})
-    if best and not artifact.exists():
-        raise UserError(f"{artifact}: the best so far is gone; put it back, or --overwrite to start anew")
-    return state
-
-
-def restore(path, state: dict, model, optimizer, at: dict, score: str = "valid_accuracy") -> tuple[dict, str]:
-    """Give model and AdamW what resume() found; returns where the run was, in the form of `at`, and its
-    precision. `score` is what at["best"] has once there is a best."""
-    def settings():
-        return [sorted(str(item) for item in group.items() if item[0] != "lr")
-                for group in optimizer.state_dict()["param_groups"]]
-
-    try:
-        fresh = settings()
-        model.load_state_dict(state["weights"])
-        optimizer.load_state_dict(state["optimizer"])
-        if settings() != fresh:
-            raise ValueError("the optimizer has other settings")
-        for parameter, values in optimizer.state.items():
-            # The fused step trusts these: of another size they would let it write beyond them.
-            if {name: value.shape for name, value in values.items() if value.is_contiguous()} != {
-                    "step": (), "exp_avg": parameter.shape, "exp_avg_sq": parameter.shape}:
-                raise ValueError("the optimizer's state is of another shape")
-        found, precision = state["at"], state["precision"]
-        if precision not in ("fp32", "bf16") or min(found["epoch"], found["step"], found["rows"]) < 0 \
-                or any(found[name].__class__ is not at[name].__class__ for name in at) \
-                or ((found["epoch"] or found["best"]) and not isinstance(found["best"].get(score), float)):
-            raise ValueError("where it was is not known")
-        return found, precision
-    except Exception as error:  # whatever state_dicts that do not fit can raise
-        reason = " ".join(str(error).split())[:200]
-        raise UserError(f"{path}: damaged ({reason}); --overwrite starts anew") from None
-
-
-class Watch:
-    """Calls `diverged` with the first step whose loss or gradient is not finite.
-
-    On the CPU before the step changes a weight; on a GPU one step later, since reading a value at once would
-    let the GPU stand idle. finish() looks at what is left: call it before anything is saved.
+    The state is FOLDER/last.pt. Without one the run begins; an unfinished one is continued at its step, with
+    the bits of an uninterrupted run on the CPU; of a finished one `finished` says so; one that was made with
+    other settings is a UserError with a list of what differs. `at` says where the run is: epoch, step, rows
+    and sums (of losses) in the epoch, seconds of training, the best scores, the log so far.
     """
 
-    def __init__(self, device: torch.device, diverged):
-        self.late, self.diverged, self.steps = device.type != "cpu", diverged, []
+    FORMAT = 1  # of last.pt
 
-    def step(self, value: torch.Tensor, *which) -> None:
-        """Note a step's value, which no rank has reason to use afterwards: it becomes the sum over all."""
-        sum_over_ranks([value])
-        copied = None
-        if value.is_cuda:  # a later .item() would wait for the next step's work too
-            value, copied = value.to("cpu", non_blocking=True), torch.cuda.Event()
-            copied.record()
-        self.steps.append((value, copied, which))
-        self.finish(self.late)
+    def __init__(self, folder, artifact: str, made_by: dict, args, device: torch.device, precision: str,
+                 others=()):
+        """Take the folder's lock and look at what is there. `others` are further files the run writes."""
+        self.folder = Path(folder)
+        self.last, self.artifact = self.folder / "last.pt", self.folder / artifact
+        self.made_by, self.args, self.device, self.precision = made_by, args, device, precision
+        lock(self.folder / ".lock", "last.pt", artifact, "diverged.tsv", *others)
+        if args.overwrite:
+            # A tombstone, so that a killed --overwrite run is not continued from the old run's file.
+            save({"kind": "tombstone"}, self.last)
+        self.state = None if args.overwrite else self._look()
+        self.finished = bool(self.state and self.state["at"]["finished"])
 
-    def finish(self, keep: int = 0) -> None:
-        while len(self.steps) > keep:
-            value, copied, which = self.steps.pop(0)
-            if copied:
-                copied.synchronize()
-            if not math.isfinite(value.item()):
-                self.diverged(*which)
+    def _look(self) -> dict | None:
+        """What an earlier run left, None if there is nothing to continue. Raises UserError."""
+        if not self.last.exists():
+            if self.artifact.exists():
+                raise UserError(f"{self.artifact} exists, but not the last.pt of the run that made it; "
+                                f"--overwrite replaces it, another --output-dir keeps it")
+            return None
+        state = load_weights(self.last)
+        if kind_of(state) == "tombstone":
+            return None
+        if kind_of(state).endswith("-resume"):
+            raise UserError(f"{self.last}: a run of an older version of the kit, which this one cannot "
+                            f"continue; --overwrite starts over, another --output-dir keeps it")
+        check(state, self.last, "run", self.FORMAT, ("weights", "optimizer", "at", "precision", "made_by"))
+        try:
+            before = {**state["made_by"]["arguments"], **state["made_by"]["fingerprints"]}
+            best, _ = bool(state["at"]["best"]), state["at"]["finished"]
+        except (TypeError, LookupError, RuntimeError) as error:
+            raise UserError(f"{self.last}: damaged ({error}); --overwrite starts over") from None
+        if self.args.precision == "auto":  # decided once
+            self.precision = state["precision"]
+        refuse_other_values(self.last, {"--precision": state["precision"], **before}, {
+            "--precision": self.precision, **self.made_by["arguments"], **self.made_by["fingerprints"]})
+        if best and not self.artifact.exists():
+            raise UserError(f"{self.artifact}: the best model so far is gone; put it back, or --overwrite to "
+                            f"start over")
+        return state
 
+    def say_finished(self) -> None:
+        """A line for a run that there is nothing to do for."""
+        best = ", ".join(f"{name.replace('_', ' ')} {value:.4g}"
+                         for name, value in self.state["at"]["best"].items())
+        print(f"{self.artifact}: finished already ({best})")
 
-class Saves:
-    """When a loop saves, and whether it then stops: every `minutes`, and at Ctrl-C or SIGTERM.
+    def start(self, model, optimizer, seed: int, name_row, sums: int = 1, **more) -> "Run":
+        """Give model and optimizer what was saved. Use the result in a `with` statement.
 
-    From its making to close(), the two signals only leave a note; a second one ends the loop at once, but
-    not under torchrun, which hands on what its processes have got already. Several ranks agree, at every 16th
-    step.
-    """
+        Each of the optimizer's groups has a "peak", the rate of which step() takes a share. `name_row` turns
+        the number of a row into (file, row) for diverged.tsv; `sums` is how many sums of losses add() has;
+        `more` are further values of `at`.
+        """
+        self.model, self.optimizer, self.seed, self.name_row = model, optimizer, seed, name_row
+        self.at = {"epoch": 0, "step": 0, "rows": 0, "sums": [0.0] * sums, "seconds": 0.0, "best": {},
+                   "finished": False, "log": "", **more}
+        self.resumed = self.state is not None
+        if self.resumed:
+            self._restore(self.state)
+            print(f"{self.folder}: continuing after epoch {self.at['epoch']}, step {self.at['step']}")
+        self.state, self.watch = None, Watch(self.device, self._diverged)
+        return self
 
-    def __init__(self, minutes: float, device: torch.device):
-        self.seconds, self.device, self.last, self.signal = 60 * minutes, device, time.monotonic(), 0
-        self.before = {number: signal.signal(number, self._note)
-                       for number in (signal.SIGINT, signal.SIGTERM)}
+    def _restore(self, state: dict) -> None:
+        def settings():
+            return [sorted(str(item) for item in group.items() if item[0] != "lr")
+                    for group in self.optimizer.state_dict()["param_groups"]]
+
+        try:
+            fresh = settings()
+            self.model.load_state_dict(state["weights"])
+            self.optimizer.load_state_dict(state["optimizer"])
+            if settings() != fresh:
+                raise ValueError("the optimizer has other settings")
+            for parameter, values in self.optimizer.state.items():
+                # The fused step trusts these: of another size they would let it write beyond them.
+                if {name: value.shape for name, value in values.items() if value.is_contiguous()} != {
+                        "step": (), "exp_avg": parameter.shape, "exp_avg_sq": parameter.shape}:
+                    raise ValueError("the optimizer's state has another shape")
+            at = state["at"]
+            if state["precision"] not in ("fp32", "bf16") or min(at["epoch"], at["step"], at["rows"]) < 0 \
+                    or any(at[name].__class__ is not self.at[name].__class__ for name in self.at) \
+                    or [value.__class__ for value in at["sums"]] != [float] * len(self.at["sums"]) \
+                    or any(value.__class__ not in (float, int) for value in at["best"].values()) \
+                    or (at["epoch"] and not at["best"]):
+                raise ValueError("where it was is not known")
+            self.at = {name: at[name] for name in self.at}
+        except Exception as error:  # whatever state_dicts that do not fit can raise
+            reason = " ".join(str(error).split())[:200]
+            raise UserError(f"{self.last}: damaged ({reason}); --overwrite starts over") from None
+
+    def __enter__(self) -> "Run":
+        self.log = Log(self.folder / "log.jsonl", self.at["log"], self.args.tensorboard)
+        if not self.at["log"]:
+            self.log.begin(self.args, self.made_by, self.device, precision=self.precision)
+        self.signal, self.saved, self.progress, self.seconds = 0, time.monotonic(), None, self.at["seconds"]
+        self.sums = torch.tensor(self.at["sums"] if RANK == 0 else [0.0] * len(self.at["sums"]),
+                                 device=self.device)
+        self.handlers = {number: signal.signal(number, self._note)
+                         for number in (signal.SIGINT, signal.SIGTERM)}
+        barrier(self.device)  # every rank has seen what is there before rank 0 changes it
+        if not self.resumed:
+            self.save()  # from here on the folder is this run's
+            if RANK == 0:
+                (self.folder / "diverged.tsv").unlink(missing_ok=True)
+        return self
+
+    def __exit__(self, kind, error, trace) -> None:
+        for number, handler in self.handlers.items():
+            signal.signal(number, handler)
+        if kind is None:
+            if not self.at["finished"]:
+                self.at["finished"] = True
+                self.save()
+            self._stop_if_told()
+        self.log.close()
+
+    def epochs(self, count: int):
+        """The epochs that are left. After the body of each: log, save, a line on standard output."""
+        self.epoch_count = count
+        for epoch in range(self.at["epoch"], count):
+            yield epoch
+            train_loss = sum_of(self.sums) / self.rows
+            self.log.write(epoch + 1, train_loss=train_loss, **self.scores,
+                           seconds=round(self.at["seconds"] - self.seconds, 2))
+            self.sums.zero_()
+            self.seconds = self.at["seconds"]
+            self.at.update(epoch=epoch + 1, step=0, rows=0, finished=epoch + 1 == count)
+            self.save()
+            best = f"valid_{self.best_name}"
+            print(f"epoch {epoch + 1}/{count}: train loss {train_loss:.4f}, validation loss "
+                  f"{self.scores['valid_loss']:.4f}, {self.best_name} {self.scores[best]:.4f} (best "
+                  f"{self.at['best'][best]:.4f}), {self.progress.counted / self.progress.seconds:,.0f} "
+                  f"texts/s {self.precision}, {clock(self.progress.seconds)}")
+            sys.stdout.flush()
+            self._stop_if_told()
+
+    def steps(self, batches, rows: int, unit: str = "texts"):
+        """The batches of this epoch that are left; `rows` are how many rows all of it has.
+
+        Before each the random generators are seeded; after each step() has to be called.
+        """
+        epoch, self.rows = self.at["epoch"], rows
+        self.progress = Progress(f"epoch {epoch + 1}/{self.epoch_count}", rows, unit, self.at["rows"])
+        before = self.at["seconds"]
+        for step, batch in enumerate(islice(batches, self.at["step"], None), self.at["step"]):
+            seed_everything(self.device, self.seed, epoch, step, RANK)
+            yield batch
+            self.at["seconds"] = before + self.progress.seconds
+            if self._due(step):
+                self.save()
+                self._stop_if_told()
+        self.watch.finish()
+        self.progress.close()
+        self.at["seconds"] = before + self.progress.seconds
+
+    def done(self, rows: int) -> float:
+        """The share of the run that is done in the middle of a step of so many rows, in (0, 1)."""
+        return (self.at["epoch"] + (self.at["rows"] + rows / 2) / self.rows) / self.epoch_count
+
+    def add(self, *losses: torch.Tensor) -> None:
+        """Add losses, summed over this rank's rows, to what the log's mean is made of."""
+        self.sums += torch.stack(losses).detach()
+
+    def step(self, norm: torch.Tensor, numbers: np.ndarray, rate: float) -> None:
+        """One optimizer step at `rate` times each group's peak, if `norm` and the losses are finite.
+
+        numbers (rows,): which rows of the training set the step was computed from, on all ranks.
+        """
+        for group in self.optimizer.param_groups:
+            group["lr"] = group["peak"] * rate
+        self.watch.step(self.sums.sum() + norm, self.at["epoch"], self.at["step"], numbers)
+        self.optimizer.step()
+        self.optimizer.zero_grad()
+        self.at["step"] += 1
+        self.at["rows"] += len(numbers)
+        self.progress.add(len(numbers), self.sums[0] * WORLD if len(self.sums) == 1 else None)
+
+    def best(self, scores: dict, name: str) -> bool:
+        """Note this epoch's validation scores, "loss" among them; whether score `name` is the best yet."""
+        if not math.isfinite(scores["loss"]):
+            raise UserError(f"epoch {self.at['epoch'] + 1}: the validation loss is not finite; lower --lr"
+                            + self._best_before())
+        self.scores, self.best_name = {f"valid_{key}": value for key, value in scores.items()}, name
+        better = scores[name] > self.at["best"].get(f"valid_{name}", -math.inf)
+        if better:
+            self.at["best"] = {**self.scores, "epoch": self.at["epoch"] + 1}
+        return better
+
+    def save(self) -> None:
+        """Write last.pt."""
+        self.watch.finish()
+        total = self.sums.clone()
+        sum_over_ranks([total])
+        self.at.update(sums=total.tolist(), log=self.log.text)
+        save({"kind": "run", "format": self.FORMAT, "weights": self.model.state_dict(),
+              "optimizer": self.optimizer.state_dict(), "at": self.at, "precision": self.precision,
+              "made_by": self.made_by}, self.last)
+        self.saved = time.monotonic()
+
+    def _diverged(self, epoch: int, step: int, numbers) -> None:
+        """Raise a UserError: the loss or gradient of these rows is not finite."""
+        rows = [self.name_row(number) for number in sorted(numbers)]
+        path = self.folder / "diverged.tsv"
+        save_together({path: "file\trow\n" + "".join(f"{file}\t{row}\n" for file, row in rows)})
+        raise UserError(f"epoch {epoch + 1}, step {step + 1}: loss or gradient is not finite; its "
+                        f"{len(rows)} rows are listed in {path}; lower --lr" + self._best_before())
+
+    def _best_before(self) -> str:
+        return f" ({self.artifact} is the best before)" if self.at["best"] else ""
+
+    # A signal only leaves a note, so that the step ends and is saved. A second one ends the loop at once, but
+    # not under torchrun, which passes on what its processes have got already.
 
     def _note(self, number, frame):
         if self.signal and WORLD == 1:
-            raise Stopped(128 + number, how_to_go_on())
+            raise Stopped(128 + number, how_to_continue())
         self.signal = number
         if RANK == 0:  # not print: a handler may come while the loop is printing
             again = "; once more stops at once" if WORLD == 1 else ""
             os.write(2, f"stopping after this step{again}\n".encode())
 
-    def due(self, step: int) -> bool:
-        """Whether to save after this step; then call done()."""
-        due = bool(self.signal) or time.monotonic() - self.last >= self.seconds
+    def _due(self, step: int) -> bool:
+        """Whether to save after this step; several ranks agree, at every 16th step."""
+        due = bool(self.signal) or time.monotonic() - self.saved >= 60 * self.args.save_every
         return due if WORLD == 1 else step % 16 == 0 and self._agree(due)
 
     def _agree(self, due: bool) -> bool:
@@ -688,41 +793,59 @@ class Saves:
         self.signal = signal.SIGINT if interrupted else signal.SIGTERM if terminated else 0
         return due > 0
 
-    def done(self) -> None:
+    def _stop_if_told(self) -> None:
         """The state is on disk. Raises Stopped if a signal came."""
-        self.last = time.monotonic()
         if WORLD > 1:
             self._agree(False)
         if self.signal:
-            raise Stopped(128 + self.signal, f"saved; {how_to_go_on()}")
-
-    def close(self) -> None:
-        """The loop is at its end, and what it made is on disk. Raises Stopped if a signal came."""
-        for number, handler in self.before.items():
-            signal.signal(number, handler)
-        self.done()
+            raise Stopped(128 + self.signal, f"saved; {how_to_continue()}")
 
 
-def how_to_go_on() -> str:
-    """The command of this process with --resume."""
-    if WORLD > 1:
-        return "go on with the same command and --resume"
-    # argparse takes "--over" for --overwrite too.
-    words = [word for word in sys.argv
-             if not any(word.startswith("--") and len(word) > 3 and flag.startswith(word)
-                        for flag in ("--overwrite", "--resume"))]
-    return f"go on with: python {shlex.join([*words, '--resume'])}"
+class Watch:
+    """Calls `diverged` with the first step whose value, a sum of losses and gradient norm, is not finite.
+
+    On the CPU before the step changes a weight; on a GPU one step later, since reading a value at once would
+    let the GPU stand idle. finish() looks at what is left: call it before anything is saved.
+    """
+
+    def __init__(self, device: torch.device, diverged):
+        self.late, self.diverged, self.waiting = device.type != "cpu", diverged, []
+
+    def step(self, value: torch.Tensor, *which) -> None:
+        """Note a step's value, which no rank has reason to use afterwards: it becomes the sum over all."""
+        sum_over_ranks([value])
+        copied = None
+        if value.is_cuda:  # a later .item() would wait for the next step's work too
+            value, copied = value.to("cpu", non_blocking=True), torch.cuda.Event()
+            copied.record()
+        self.waiting.append((value, copied, which))
+        self.finish(self.late)
+
+    def finish(self, keep: int = 0) -> None:
+        while len(self.waiting) > keep:
+            value, copied, which = self.waiting.pop(0)
+            if copied:
+                copied.synchronize()
+            if not math.isfinite(value.item()):
+                self.diverged(*which)
+
+
+def finished_runs(folder: Path):
+    """(folder, last.pt's content) of each finished run in a subfolder, tensors still in their files."""
+    for last in sorted(Path(folder).glob("*/last.pt")):
+        state = load_weights(last, mmap=True)
+        if kind_of(state) == "run" and state["at"]["finished"]:
+            yield last.parent, state
 
 
 # ---- log and progress --------------------------------------------------------------------------------------
 
 
 class Log:
-    """One JSON object a line, flushed; numbers also go to TensorBoard when asked.
+    """One JSON object per line, flushed; numbers also go to TensorBoard when asked.
 
-    `text` is all that was written, for last.pt; given to the Log of a resumed run, it is what that goes on
-    from, so that a line of a step that has to be done again does not occur twice. Of several ranks, 0 alone
-    writes.
+    `text` is all that was written, for last.pt; a continued run begins its Log with it, so that the line of a
+    step that has to be done again does not occur twice. Of several ranks, 0 alone writes.
     """
 
     def __init__(self, path, text: str = "", tensorboard: bool = False):
@@ -744,7 +867,7 @@ class Log:
 
     def begin(self, args, made_by: dict, device: torch.device, **values) -> None:
         """The first line: all arguments, versions, git commit, hardware and `values`."""
-        given = {name: value for name, value in vars(args).items() if name not in ("resume", "overwrite")}
+        given = {name: value for name, value in vars(args).items() if name != "overwrite"}
         arguments = {"arguments": given | made_by["arguments"]}
         self.write(**made_by | arguments, **_commit(), **machine(device), **values)
 
@@ -770,6 +893,16 @@ class Log:
             self.writer.close()
 
 
+def _commit() -> dict:
+    """The git commit of the scripts, when they are in a repository and git is there."""
+    try:
+        done = subprocess.run(["git", "describe", "--always", "--dirty", "--abbrev=40", "--exclude=*"],
+                              cwd=Path(__file__).parent, capture_output=True, text=True, timeout=10)
+    except (OSError, subprocess.TimeoutExpired):
+        return {}
+    return {"commit": done.stdout.strip()} if done.returncode == 0 else {}
+
+
 def machine(device: torch.device) -> dict:
     """The hardware line of a log: what the run's times were measured on."""
     name = torch.cuda.get_device_name(device) if device.type == "cuda" else platform.processor()
@@ -791,7 +924,7 @@ class Progress:
     def __init__(self, what: str, total: int | None, unit: str, done: int = 0):
         self.what, self.total, self.unit = what, total, unit
         self.done, self.before, self.shown = done, done, False
-        self.start = time.perf_counter()
+        self.start, self.end = time.perf_counter(), None
         self.terminal = sys.stderr.isatty()
         self.next = self.start + 2 if RANK == 0 else float("inf")
 
@@ -825,11 +958,12 @@ class Progress:
 
     @property
     def seconds(self) -> float:
-        """Since the start."""
-        return time.perf_counter() - self.start
+        """Since the start, up to close()."""
+        return (self.end or time.perf_counter()) - self.start
 
     def close(self) -> float:
         """End the line; returns the seconds since the start."""
+        self.end = time.perf_counter()
         if self.shown and self.terminal:
             print("\r\x1b[K", end="", file=sys.stderr, flush=True)
         return self.seconds

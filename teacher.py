@@ -3,11 +3,10 @@
     teacher = Teacher.load("teacher/teacher.pt")
     teacher.predict(["이 영화 진짜 재밌다"])            # (N, C) probabilities
     teacher, report = load_checkpoint("monologg/koelectra-small-v3-discriminator", ["0", "1"], 128)
-    model, report = load_checkpoint("monologg/koelectra-small-v3-generator", [], 128, MaskedLM)
 
-The four families share the post-norm encoder of Vaswani et al. (2017, arXiv 1706.03762) and differ in
-names, in embeddings (ELECTRA projects them up, DistilBERT has no segments, RoBERTa's positions start after
-the padding index) and in the classification head. Logits equal those of the `transformers` package
+The four families share the post-norm encoder of Vaswani et al. (2017, arXiv 1706.03762). They differ in
+tensor names, in embeddings (ELECTRA projects them up, DistilBERT has no segments, RoBERTa's positions start
+after the padding index) and in the head. Logits equal those of the `transformers` package
 (tests/test_teacher.py).
 Shapes: B batch, T tokens, D hidden size, E embedding size, A heads, C classes.
 """
@@ -26,9 +25,8 @@ from tokenizers import AddedToken, Tokenizer, decoders, models, normalizers, pre
 from torch import nn
 
 import runtime
-from data.batching import Encoded, encode, logits_in_order
+from data.batches import encode, largest_id, logits_in_order
 from runtime import UserError
-from student import Student, StudentError, largest_id
 
 FORMAT = 1
 ACTIVATIONS = {
@@ -39,16 +37,12 @@ ACTIVATIONS = {
     "silu": F.silu,
     "tanh": torch.tanh,
 }
-TO_JSON = ("a SentencePiece model has to be converted first: with transformers, "
+TO_JSON = ("a SentencePiece model must be converted first: in transformers, "
            "AutoTokenizer.from_pretrained(…).save_pretrained(…) writes tokenizer.json")
-# Between the two layers of the head, and whether dropout also comes before the first: BERT's pooler and
-# classifier, ElectraClassificationHead, RobertaClassificationHead, DistilBERT's pre_classifier.
+# The activation between the two layers of the head, and whether dropout also precedes the first: BERT's
+# pooler and classifier, ElectraClassificationHead, RobertaClassificationHead, DistilBERT's pre_classifier.
 HEADS = {"bert": ("tanh", False), "electra": ("gelu", True), "roberta": ("tanh", True),
          "distilbert": ("relu", False)}
-
-SPECIAL_TOKENS = {"pad_token": ("[PAD]", "<pad>"), "unk_token": ("[UNK]", "<unk>"),
-                  "cls_token": ("[CLS]", "<s>"), "sep_token": ("[SEP]", "</s>"),
-                  "mask_token": ("[MASK]", "<mask>")}
 
 
 @dataclass
@@ -75,22 +69,17 @@ class TeacherConfig:
     position_offset: int = 0  # index of the first token's position embedding
 
     def __post_init__(self):
-        if self.family not in HEADS:
-            raise ValueError(f"family {self.family!r} is none of {', '.join(HEADS)}")
-        if self.activation not in ACTIVATIONS:
-            raise ValueError(f"activation {self.activation!r} is none of {', '.join(ACTIVATIONS)}")
-        for name, least in (*dict.fromkeys((
-                "vocab_size", "hidden_size", "num_layers", "num_heads", "intermediate_size", "embedding_size",
-                "max_positions", "num_labels"), 1).items(), *dict.fromkeys((
-                "type_vocab_size", "pad_id", "position_offset"), 0).items()):
-            value = getattr(self, name)
-            if not isinstance(value, int):
-                raise ValueError(f"{name} is {value!r}, must be a whole number")
-            if value < least:
-                raise ValueError(f"{name} is {value}, must be at least {least}")
+        for name, allowed in (("family", HEADS), ("activation", ACTIVATIONS)):
+            if getattr(self, name) not in allowed:
+                raise ValueError(f"{name} {getattr(self, name)!r} is not one of {', '.join(allowed)}")
+        for name in ("vocab_size", "hidden_size", "num_layers", "num_heads", "intermediate_size",
+                     "embedding_size", "max_positions", "num_labels", "type_vocab_size", "pad_id",
+                     "position_offset"):
+            least = 0 if name in ("type_vocab_size", "pad_id", "position_offset") else 1
             most = 1000 if name == "num_layers" else 2**24
-            if value > most:
-                raise ValueError(f"{name} is {value}, must be at most {most}")
+            if not isinstance(getattr(self, name), int) or not least <= getattr(self, name) <= most:
+                raise ValueError(f"{name} is {getattr(self, name)!r}, must be a whole number in "
+                                 f"[{least}, {most}]")
         for name in ("layer_norm_eps", "hidden_dropout", "attention_dropout", "head_dropout",
                      "initializer_range"):
             if not isinstance(getattr(self, name), (int, float)) or not 0 <= getattr(self, name) <= 1:
@@ -98,7 +87,7 @@ class TeacherConfig:
         if self.pad_id >= self.vocab_size or self.position_offset >= self.max_positions:
             raise ValueError(f"pad_id {self.pad_id} or position_offset {self.position_offset} is too large")
         if self.hidden_size % self.num_heads:
-            raise ValueError(f"hidden size {self.hidden_size} is not a multiple of {self.num_heads} heads")
+            raise ValueError(f"hidden_size {self.hidden_size} is not a multiple of {self.num_heads} heads")
 
     @property
     def max_length(self) -> int:
@@ -128,8 +117,11 @@ class Layer(nn.Module):
         self.dropout = nn.Dropout(config.hidden_dropout)
 
     def forward(self, x, bias, first_only: bool = False, keep=None):
-        """x (B, T, D), bias (B, 1, 1, T) -> (B, T, D), or (B, 1, D): the first token alone, or (K, D): the
-        tokens `keep` (K,) of all B · T."""
+        """x (B, T, D), bias (B, 1, 1, T) -> (B, T, D).
+
+        With first_only, (B, 1, D): only the first token of each row. With keep (K,), (K, D): only those of
+        all B · T tokens.
+        """
         B, T, D = x.shape
         queries = x[:, :1] if first_only else x
         q = self.query(queries).view(B, -1, self.num_heads, D // self.num_heads).transpose(1, 2)
@@ -144,8 +136,10 @@ class Layer(nn.Module):
 
 
 def attention(q, k, v, bias, dropout: float):
-    """softmax(q kᵀ / √d + bias) v. On the CPU the plain form: the fused one spends half of a small encoder's
-    training step in its backward pass."""
+    """softmax(q kᵀ / √d + bias) v.
+
+    The CPU takes the plain form: the fused one's backward pass is half of a small encoder's training step.
+    """
     if q.device.type != "cpu":
         return F.scaled_dot_product_attention(q, k, v, attn_mask=bias.to(q.dtype), dropout_p=dropout)
     scores = (q @ k.transpose(-1, -2)) * (1 / math.sqrt(q.size(-1))) + bias
@@ -168,8 +162,10 @@ class Encoder(nn.Module):
         self.layers = nn.ModuleList(Layer(config) for _ in range(config.num_layers))
 
     def forward(self, input_ids, lengths, second=None, first_only: bool = False, keep=None):
-        """input_ids (B, T), lengths (B,), second (B,) or None -> (B, T, D), or (B, 1, D) with first_only, or
-        (K, D) with keep (K,): of all B · T tokens those, and the last layer computes no other."""
+        """input_ids (B, T), lengths (B,), second (B,): where text2 starts, or None -> (B, T, D).
+
+        With first_only, (B, 1, D); with keep (K,), (K, D): the last layer computes only those tokens.
+        """
         columns = torch.arange(input_ids.size(1), device=input_ids.device)  # (T,)
         x = self.word_embeddings(input_ids) + self.position_embeddings(columns + self.config.position_offset)
         if self.type_embeddings is not None:
@@ -189,18 +185,16 @@ class Encoder(nn.Module):
 
 
 class Teacher(nn.Module):
-    """Encoder and its family's classification head, with the tokenizer and the label names."""
+    """An encoder with its family's head, its tokenizer, and the names of its outputs."""
 
-    def __init__(self, config: TeacherConfig, tokenizer: Tokenizer, label_names: list[str], max_length: int):
+    def __init__(self, config: TeacherConfig, tokenizer: Tokenizer, label_names: list[str], max_length: int,
+                 task: str = "classification"):
         super().__init__()
-        try:  # the size of a vocabulary tells too little: its ids may have gaps
-            size = 1 + largest_id(tokenizer)
-        except StudentError as error:
-            raise UserError(str(error)) from None
+        size = 1 + largest_id(tokenizer)  # get_vocab_size() is too small if the ids have gaps
         if size > config.vocab_size:
             raise UserError(f"the tokenizer has {size} tokens, the model embeds only "
                             f"{config.vocab_size}; they do not belong together")
-        self.config, self.tokenizer, self.label_names = config, tokenizer, label_names
+        self.config, self.tokenizer, self.label_names, self.task = config, tokenizer, label_names, task
         self.max_length = min(max_length, config.max_length)
         D = config.hidden_size
         self.encoder = Encoder(config)
@@ -215,7 +209,7 @@ class Teacher(nn.Module):
 
     def forward(self, input_ids, lengths, second=None):
         """input_ids (B, T), lengths (B,), second (B,) or None -> logits (B, C)."""
-        # Only the first token is read, so the last layer computes no other.
+        # The head reads only the first token, so the last layer computes no other.
         return self.classify(self.encoder(input_ids, lengths, second, first_only=True)[:, 0])
 
     def classify(self, x):
@@ -224,22 +218,36 @@ class Teacher(nn.Module):
         x = self.head_dense(self.dropout(x) if dropout_first else x)
         return self.head_out(self.dropout(ACTIVATIONS[activation](x)))
 
-    def encode(self, texts, texts2=None, progress=None) -> Encoded:
-        """All rows as data.batching.Encoded on the CPU, special tokens included."""
-        unknown = self.tokenizer.token_to_id("[UNK]") or self.tokenizer.token_to_id("<unk>") or 0
-        return encode(self.tokenizer, texts, texts2, self.max_length, self.config.pad_id, blank_id=unknown,
-                      segments=self.config.type_vocab_size > 1, progress=progress)
+    @staticmethod
+    def names_of(config: TeacherConfig) -> dict[str, list[str]]:
+        """The name of each parameter -> its names in a published checkpoint, for load_checkpoint."""
+        return published_names(config)
 
-    def predict(self, texts, texts2=None, max_tokens: int = 16384) -> torch.Tensor:
-        """Probabilities (N, C) in float32 on the CPU, in order; the same call as Student.predict."""
+    # ---- use -----------------------------------------------------------------------------------------------
+
+    @property
+    def reads(self) -> dict:
+        """How data.batches.encode must encode texts for this model."""
+        unknown = self.tokenizer.token_to_id("[UNK]") or self.tokenizer.token_to_id("<unk>") or 0
+        return {"max_length": self.max_length, "pad_id": self.config.pad_id, "blank_id": unknown,
+                "segments": self.config.type_vocab_size > 1}
+
+    def logits(self, texts, texts2=None, max_tokens: int = 16384, precision: str = "fp32") -> torch.Tensor:
+        """Logits (N, C) of texts, or of pairs, in order, in float32 on the CPU."""
         if not texts:
-            return torch.empty(0, len(self.label_names))
-        device = self.head_out.weight.device
-        return logits_in_order(self, self.encode(texts, texts2).to(device), max_tokens).softmax(1)
+            return torch.empty(0, self.config.num_labels)
+        encoded = encode(self.tokenizer, texts, texts2, **self.reads)
+        return logits_in_order(self, encoded.to(self.head_out.weight.device), max_tokens, precision)
+
+    def predict(self, texts, texts2=None, max_tokens: int = 16384, precision: str = "fp32") -> torch.Tensor:
+        """Class probabilities (N, C) of a classification teacher; the same call as Student.predict."""
+        return self.logits(texts, texts2, max_tokens, precision).softmax(1)
 
     def embeddings_of(self, tokens: list[str]) -> torch.Tensor:
-        """(N, E) word embeddings of another tokenizer's tokens: of the same token where the vocabulary has
-        it, else the mean over those that its text is cut into."""
+        """(N, E) word embeddings for the tokens of another tokenizer.
+
+        A token that this vocabulary has gets its embedding, any other the mean over its sub-tokens.
+        """
         vocab, weight = self.tokenizer.get_vocab(), self.encoder.word_embeddings.weight.detach().cpu()
         self.tokenizer.no_truncation()
         texts = [token.removeprefix("##").replace("▁", " ").strip() for token in tokens]
@@ -248,161 +256,49 @@ class Teacher(nn.Module):
                for token, encoding in zip(tokens, encodings, strict=True)]
         return torch.stack([weight[i].mean(0) if i else weight.mean(0) for i in ids])
 
-    def fingerprints(self) -> dict:
-        return fingerprints(self, self.max_length)
-
     def save(self, path, **extra) -> None:
         """Write teacher.pt; `extra` are further plain values such as scores."""
         self.tokenizer.no_truncation()
         runtime.save({
-            "kind": "teacher", "format": FORMAT, "config": asdict(self.config),
+            "kind": "teacher", "format": FORMAT, "task": self.task, "config": asdict(self.config),
             "weights": {name: tensor.detach().cpu() for name, tensor in self.state_dict().items()},
             "tokenizer": self.tokenizer.to_str(), "label_names": self.label_names,
             "max_length": self.max_length, **extra,
         }, path)
 
     @classmethod
-    def load(cls, path) -> "Teacher":
-        """Read teacher.pt as finetune_teacher.py writes it. Raises UserError."""
-        return cls.from_artifact(runtime.load_weights(path), path)
-
-    @classmethod
-    def from_artifact(cls, artifact, path) -> "Teacher":
-        """The teacher in what runtime.load_weights read from `path`. Raises UserError."""
-        runtime.check(artifact, path, "teacher", FORMAT)
+    def load(cls, path, device="cpu") -> "Teacher":
+        """Read teacher.pt: tensors and plain values only, never code. Raises UserError."""
+        artifact = runtime.load(path, "teacher", FORMAT)
         try:
-            config, names, weights = (artifact[key] for key in ("config", "label_names", "weights"))
+            config, names, weights, max_length = (
+                artifact[key] for key in ("config", "label_names", "weights", "max_length"))
+            task = artifact.get("task", "classification")  # files from before there were tasks
             config = TeacherConfig(**config)
             if not isinstance(names, list) or len(names) != config.num_labels \
-                    or not all(isinstance(name, str) for name in names):
+                    or not all(isinstance(name, str) for name in [task, *names]):
                 raise ValueError(f"label names {names} for {config.num_labels} classes")
-            if artifact["max_length"].__class__ is not int or artifact["max_length"] < 1:
-                raise ValueError("its maximum length is no whole number")
+            if max_length.__class__ is not int or max_length < 1:
+                raise ValueError("its maximum length is not a positive whole number")
             if config.num_layers > len(weights) or any(t.dtype != torch.float32 for t in weights.values()):
-                raise ValueError("the weights are not those of its config")
+                raise ValueError("its weights do not fit its config")
             if not all(t.isfinite().all() for t in weights.values()):
                 raise ValueError("its weights are not finite")
             tokenizer = Tokenizer.from_str(artifact["tokenizer"])
-            with torch.device("meta"):  # shapes alone: no config claims memory that the weights do not fill
-                teacher = cls(config, tokenizer, names, artifact["max_length"])
+            with torch.device("meta"):  # only shapes: a config cannot claim memory that no weights fill
+                teacher = cls(config, tokenizer, names, max_length, task)
             teacher.load_state_dict(weights, assign=True)
         except Exception as error:  # the tokenizers library raises bare Exception
             reason = " ".join(str(error).split())[:200]
-            raise UserError(f"{path}: not a usable teacher ({reason}); make it anew") from None
-        return teacher.eval()
-
-
-class Assistant(Student):
-    """A student that teaches smaller ones, alone or averaged with teachers of its own: the teacher assistant
-    of Mirzadeh et al. (2020, arXiv 1902.03393)."""
-
-    def encode(self, texts, texts2=None, progress=None) -> Encoded:
-        """As Teacher.encode."""
-        config = self.config
-        return encode(self.tokenizer, texts, texts2, config.max_length, config.pad_id, config.blank_id,
-                      progress=progress)
-
-    def fingerprints(self) -> dict:
-        return fingerprints(self, self.config.max_length)
-
-
-def fingerprints(model: Teacher | Assistant, max_length: int) -> dict:
-    """All that decides the logits of a text: SHA-256 of config and weights and of the tokenizer, and the
-    maximum length."""
-    digest = hashlib.sha256(json.dumps(asdict(model.config), sort_keys=True).encode())
-    for name, tensor in sorted(model.state_dict().items()):
-        digest.update(name.encode())
-        digest.update(tensor.detach().cpu().contiguous().numpy().data)
-    model.tokenizer.no_padding()  # what encode sets on the tokenizer is not part of the model
-    model.tokenizer.no_truncation()
-    return {"weights": digest.hexdigest(), "tokenizer": runtime.fingerprint(model.tokenizer.to_str()),
-            "max_length": max_length}
-
-
-def load_model(path, device="cpu") -> Teacher | Assistant:
-    """The model of a teacher.pt or student.pt. Raises UserError."""
-    artifact = runtime.load_weights(path)
-    kind = artifact.get("kind") if isinstance(artifact, dict) else None
-    kind = kind if isinstance(kind, str) and kind.isprintable() else None
-    if kind == "teacher":
-        return Teacher.from_artifact(artifact, path).to(device)
-    if kind != "student":
-        raise UserError(f"{path}: holds {kind or 'something that is not of this kit'}; "
-                        f"a student.pt or teacher.pt is needed")
-    try:
-        return Assistant.load(path, device)
-    except StudentError as error:
-        raise UserError(str(error)) from None
-
-
-class MaskedLM(Teacher):
-    """A Teacher with its family's masked-language-model head, whose output embedding is that of the input.
-
-    Without label names it has no classification head.
-    """
-
-    def __init__(self, config: TeacherConfig, tokenizer: Tokenizer, label_names: list[str], max_length: int):
-        super().__init__(config, tokenizer, label_names, max_length)
-        if not label_names:
-            del self.head_dense, self.head_out
-        E = config.embedding_size
-        self.mlm_dense = nn.Linear(config.hidden_size, E)
-        self.mlm_norm = nn.LayerNorm(E, eps=config.layer_norm_eps)
-        self.mlm_bias = nn.Parameter(torch.zeros(config.vocab_size))
-        nn.init.normal_(self.mlm_dense.weight, std=config.initializer_range)
-        nn.init.zeros_(self.mlm_dense.bias)
-        gelu = config.family in ("electra", "roberta")  # whatever the encoder has
-        self.mlm_activation = ACTIVATIONS["gelu" if gelu else config.activation]
-
-    def forward(self, input_ids, lengths, second=None, *, keep):
-        """As Teacher's, and keep (K,) of all B · T tokens -> their scores (K, V) of each token of the
-        vocabulary, and the logits (B, C), None without classification head."""
-        B, T = input_ids.shape
-        if self.label_names:
-            keep = torch.cat([torch.arange(0, B * T, T, device=keep.device), keep])
-        x = self.encoder(input_ids, lengths, second, keep=keep)  # (K, D), before it the first tokens
-        logits = None
-        if self.label_names:
-            logits, x = self.classify(x[:B]), x[B:]
-        x = self.mlm_norm(self.mlm_activation(self.mlm_dense(x)))  # (K, E)
-        return F.linear(x, self.encoder.word_embeddings.weight, self.mlm_bias), logits
-
-    def save_published(self, folder, **extra) -> None:
-        """Write the folder that load_checkpoint and `transformers` read; `extra` goes to config.json."""
-        folder, config, tokenizer = Path(folder), self.config, self.tokenizer
-        tokenizer.no_padding()
-        tokenizer.no_truncation()
-        settings = published_settings(config) | extra
-        if self.label_names:
-            settings["id2label"] = {str(i): name for i, name in enumerate(self.label_names)}
-            settings["label2id"] = {name: i for i, name in enumerate(self.label_names)}
-        accents = re.search(r'"strip_accents":(true|false)', tokenizer.to_str())  # else as lowercase has it
-        words = {"tokenizer_class": "PreTrainedTokenizerFast", "model_max_length": config.max_length,
-                 "do_lower_case": '"lowercase":true' in tokenizer.to_str(),  # where vocab.txt alone is read
-                 "strip_accents": json.loads(accents[1]) if accents else None,
-                 "model_input_names": ["input_ids", "attention_mask"]
-                 + ["token_type_ids"] * (config.type_vocab_size > 1)}
-        words |= {name: token for name, tokens in SPECIAL_TOKENS.items() for token in tokens
-                  if tokenizer.token_to_id(token) is not None}
-        files = {"tokenizer.json": tokenizer.to_str(pretty=True),
-                 "tokenizer_config.json": json.dumps(words, ensure_ascii=False, indent=1),
-                 "config.json": json.dumps(settings, ensure_ascii=False, indent=1)}
-        if isinstance(tokenizer.model, models.WordPiece):
-            vocab = tokenizer.get_vocab()
-            files["vocab.txt"] = "".join(f"{token}\n" for token in sorted(vocab, key=vocab.get))
-        weights, names = {}, published_names(config) | masked_lm_names(config)
-        for ours, tensor in self.state_dict().items():
-            parts = tensor.detach().cpu().chunk(len(names[ours]))
-            weights |= {name: part.clone() for name, part in zip(names[ours], parts, strict=True)}
-        files["pytorch_model.bin"] = weights
-        runtime.save_together({folder / name: content for name, content in files.items()})
+            raise UserError(f"{path}: not a usable teacher ({reason}); make it again") from None
+        return teacher.to(device).eval()
 
 
 # ---- published checkpoints ---------------------------------------------------------------------------------
 
 
 def published_names(config: TeacherConfig) -> dict[str, list[str]]:
-    """Name of each parameter here -> its name(s) in the published format; two where two are stored as one."""
+    """The name of each parameter here -> its names in the published format: two for key_value."""
     prefix = f"{config.family}."
     if config.family == "distilbert":
         layer = "distilbert.transformer.layer.{}."
@@ -441,30 +337,16 @@ def published_names(config: TeacherConfig) -> dict[str, list[str]]:
     return names
 
 
-def masked_lm_names(config: TeacherConfig) -> dict[str, list[str]]:
-    """As published_names, of the masked-language-model head."""
-    dense, norm, bias = {
-        "bert": ("cls.predictions.transform.dense", "cls.predictions.transform.LayerNorm",
-                 "cls.predictions.bias"),
-        "electra": ("generator_predictions.dense", "generator_predictions.LayerNorm",
-                    "generator_lm_head.bias"),
-        "roberta": ("lm_head.dense", "lm_head.layer_norm", "lm_head.bias"),
-        "distilbert": ("vocab_transform", "vocab_layer_norm", "vocab_projector.bias"),
-    }[config.family]
-    return {"mlm_bias": [bias], **{f"mlm_{ours}.{part}": [f"{theirs}.{part}"] for part in ("weight", "bias")
-                                   for ours, theirs in (("dense", dense), ("norm", norm))}}
+def load_checkpoint(source: str, label_names: list[str], max_length: int, kind: type = Teacher,
+                    task: str = "classification") -> tuple[Teacher, list[str]]:
+    """A Teacher (or a subclass, `kind`) with the weights of a published checkpoint.
 
-
-def load_checkpoint(source: str, label_names: list[str], max_length: int,
-                    kind: type = Teacher) -> tuple[Teacher, list[str]]:
-    """A Teacher, or MaskedLM as `kind`, with the weights of a published checkpoint: a folder, or a model id
-    on the Hugging Face hub.
-
-    Returns the teacher and a report that accounts for every tensor, one line an entry. A head of another
-    number of classes, or none, starts fresh (normal, std = initializer_range) and the report names it. A head
-    of the same labels keeps its order of them; the classes of one that names others, such as LABEL_0 and
-    LABEL_1, or none, are taken to be label_names in their order, and the report says so.
-    Raises UserError when files are missing or do not fit.
+    `source` is a folder, or a model id on the Hugging Face hub. A published head whose id2label lists the
+    label names keeps its order of them. One that names anything else (LABEL_0, LABEL_1), or nothing, is taken
+    to have label_names in their order. A head of another number of classes, or a missing one, starts from
+    random weights (normal, std = initializer_range).
+    Returns the teacher and a report, one line per entry, that accounts for every tensor and says which of
+    these happened. Raises UserError if files are missing or do not fit.
     """
     folder = Path(source) if os.path.isdir(source) else _from_hub(source)
     settings = _read_json(folder / "config.json")
@@ -476,54 +358,68 @@ def load_checkpoint(source: str, label_names: list[str], max_length: int,
     file, tensors = _read_weights(folder)
     tensors = {_modern_name(name, config.family): tensor for name, tensor in tensors.items()}
     if config.num_layers > len(tensors):
-        raise UserError(f"{file}: holds {len(tensors)} tensors, config.json asks for {config.num_layers} "
+        raise UserError(f"{file}: holds {len(tensors)} tensors, but config.json states {config.num_layers} "
                         f"layers")
     try:
-        with torch.device("meta"):  # shapes alone: no config claims memory that the tensors do not fill
-            teacher = kind(config, tokenizer, label_names, max_length)
+        with torch.device("meta"):  # only shapes: a config cannot claim memory that no tensors fill
+            teacher = kind(config, tokenizer, label_names, max_length, task)
     except UserError as error:
         raise UserError(f"{folder}: {error}") from None
-    own = teacher.state_dict()
-    loaded, fresh, used = {}, [], set()
-    names = published_names(config) | masked_lm_names(config)
-    for ours in own:
-        theirs = names[ours]
-        rows, *rest = own[ours].shape
-        shape = [rows // len(theirs), *rest]
-        unfit = [name for name in theirs if name not in tensors or list(tensors[name].shape) != shape]
-        if not unfit:
-            if not all(tensors[name].is_floating_point() for name in theirs):
-                raise UserError(f"{file}: tensor {' or '.join(theirs)} is not of floating-point numbers")
-            loaded[ours] = torch.cat([tensors[name] for name in theirs]).float()
-            if not loaded[ours].isfinite().all():
-                raise UserError(f"{file}: tensor {' or '.join(theirs)} is not finite; get the file again")
-            used.update(theirs)
-        elif not ours.startswith("encoder."):
-            fresh.append(ours)
-            loaded[ours] = torch.full(own[ours].shape, float(ours == "mlm_norm.weight"))
-            if ours.endswith("weight") and "norm" not in ours:
-                loaded[ours].normal_(std=config.initializer_range)
-        elif unfit[0] not in tensors:
-            raise UserError(f"{file}: tensor {unfit[0]} is missing; the encoder is not complete")
-        else:
-            raise UserError(f"{file}: tensor {unfit[0]} has shape {list(tensors[unfit[0]].shape)}, "
-                            f"config.json asks for {shape}")
-    teacher.load_state_dict(loaded, assign=True)
+    weights, used, fresh = _match(teacher, tensors, file)
+    teacher.load_state_dict(weights, assign=True)
     unused = sorted(set(tensors) - used)
     report = [f"{file}: {len(used)} tensors read, {len(unused)} not used, {len(fresh)} started fresh"]
     if unused:
         report.append("not used: " + ", ".join(unused))
     if fresh:
-        heads = {"masked-LM" if name.startswith("mlm_") else "classification" for name in fresh}
-        report.append("starts fresh: " + ", ".join(fresh) + f" ({' and '.join(sorted(heads))} head)")
-    if label_names and not same_labels and all(name.startswith("mlm_") for name in fresh):
-        theirs = published or "(no names)"
-        report.append(f"the head's classes {theirs} are taken to be {label_names}, in this order")
+        report.append("starts fresh: " + ", ".join(fresh))
+    if label_names and not same_labels and not any(name.startswith("head_") for name in fresh):
+        report.append(f"the head's classes {published or '(no names)'} are taken to be {label_names}, "
+                      f"in this order")
     return teacher, report
 
 
+def _match(teacher: Teacher, tensors: dict, file: Path) -> tuple[dict, set[str], list[str]]:
+    """(weights of the teacher, names of the published tensors they are made of, names of fresh weights).
+
+    Weights of a head start fresh if no tensor fits them; those of the encoder must all be there.
+    """
+    weights, used, fresh = {}, set(), []
+    names = teacher.names_of(teacher.config)
+    for ours, tensor in teacher.state_dict().items():
+        theirs = names[ours]
+        shape = [tensor.size(0) // len(theirs), *tensor.shape[1:]]
+        unfit = [name for name in theirs if name not in tensors or list(tensors[name].shape) != shape]
+        if not unfit:
+            where = f"{file}: tensor {' or '.join(theirs)}"
+            weights[ours] = _joined([tensors[name] for name in theirs], where)
+            used.update(theirs)
+        elif not ours.startswith("encoder."):
+            norm = "norm" in ours and ours.endswith("weight")
+            weights[ours] = torch.full(tensor.shape, float(norm))
+            if ours.endswith("weight") and not norm:
+                weights[ours].normal_(std=teacher.config.initializer_range)
+            fresh.append(ours)
+        elif unfit[0] not in tensors:
+            raise UserError(f"{file}: tensor {unfit[0]} is missing; the encoder is not complete")
+        else:
+            raise UserError(f"{file}: tensor {unfit[0]} has shape {list(tensors[unfit[0]].shape)}, but by "
+                            f"config.json it is {shape}")
+    return weights, used, fresh
+
+
+def _joined(parts: list[torch.Tensor], where: str) -> torch.Tensor:
+    """The parts of one parameter, one below the other, in float32."""
+    if not all(part.is_floating_point() for part in parts):
+        raise UserError(f"{where} does not hold floating-point numbers")
+    joined = torch.cat(parts).float()
+    if not joined.isfinite().all():
+        raise UserError(f"{where} is not finite; get the file again")
+    return joined
+
+
 def _head_labels(settings: dict) -> list[str]:
-    """The labels that a published head names, in its order; none where it has no names."""
+    """The labels that a published head names, in its order; none if it has no names."""
     try:
         return [str(name) for _, name in sorted(settings["id2label"].items(), key=lambda item: int(item[0]))]
     except (KeyError, AttributeError, ValueError):
@@ -531,6 +427,7 @@ def _head_labels(settings: dict) -> list[str]:
 
 
 def _from_hub(source: str) -> Path:
+    """The folder in the hub's cache that holds the files of a model id, downloaded if need be."""
     if not re.fullmatch(r"[\w.-]+/[\w.-]+|[\w.-]+", source):
         raise UserError(f"{source}: no such folder")
     from huggingface_hub import snapshot_download
@@ -542,25 +439,30 @@ def _from_hub(source: str) -> Path:
         if not (folder / "pytorch_model.bin").exists():
             folder = Path(snapshot_download(source, allow_patterns=[*wanted, "model.safetensors"]))
     except Exception as error:  # the hub's client raises errors of its HTTP library, which varies by version
-        raise UserError(
-            f"{source}: is no folder here and could not be had from the Hugging Face hub "
-            f"({type(error).__name__}); offline, pass a folder with config.json, vocab.txt and "
-            f"pytorch_model.bin"
-        ) from None
+        raise UserError(f"{source}: not a local folder, and the download from the Hugging Face hub failed "
+                        f"({type(error).__name__}); offline, pass a folder with config.json, vocab.txt and "
+                        f"pytorch_model.bin") from None
     for file in folder.iterdir():
-        # The hub's cache names a file by the hash that the hub states, and looks no further: the SHA-256 of a
-        # large one, git's SHA-1 of another.
-        stated = file.resolve().name
-        if re.fullmatch("[0-9a-f]{40}|[0-9a-f]{64}", stated):
-            git = hashlib.sha1(b"blob %d\0" % file.stat().st_size)
-            digest = git if len(stated) == 40 else hashlib.sha256()
-            with open(file, "rb") as data:
-                while chunk := data.read(2**20):
-                    digest.update(chunk)
-            if digest.hexdigest() != stated:
-                raise UserError(f"{file}: is damaged (its hash is not the one that the hub states); delete "
-                                f"{file.resolve()} and run again")
+        _check_hash(file)
     return folder
+
+
+def _check_hash(file: Path) -> None:
+    """A UserError if a file in the hub's cache is not what the hub states.
+
+    The cache names each file by a hash and never checks it: SHA-256 for large files, git's SHA-1 for others.
+    """
+    stated = file.resolve().name
+    if not re.fullmatch("[0-9a-f]{40}|[0-9a-f]{64}", stated):
+        return
+    git = hashlib.sha1(b"blob %d\0" % file.stat().st_size)
+    digest = git if len(stated) == 40 else hashlib.sha256()
+    with open(file, "rb") as data:
+        while chunk := data.read(2**20):
+            digest.update(chunk)
+    if digest.hexdigest() != stated:
+        raise UserError(f"{file}: damaged (its hash is not the one that the hub states); delete "
+                        f"{file.resolve()} and run again")
 
 
 def _read_json(path: Path) -> dict:
@@ -568,11 +470,11 @@ def _read_json(path: Path) -> dict:
         value = json.loads(path.read_text(encoding="utf-8"))
     except OSError as error:
         raise UserError(f"{path}: cannot read ({error.strerror}); "
-                        f"a published checkpoint folder has it") from None
+                        f"every published checkpoint has this file") from None
     except (ValueError, RecursionError) as error:
         raise UserError(f"{path}: not valid JSON ({error})") from None
     if not isinstance(value, dict):
-        raise UserError(f"{path}: a JSON object is needed")
+        raise UserError(f"{path}: not a JSON object")
     return value
 
 
@@ -582,8 +484,7 @@ def _config(settings: dict, num_labels: int, path: Path) -> TeacherConfig:
     family = settings.get("model_type")
     if not isinstance(family, str) or family not in HEADS:
         raise UserError(f"{path}: model_type is {family!r}; this kit reads {', '.join(HEADS)} "
-                        f"(any other model teaches through its logits: save them as an (N, C) tensor, "
-                        f"see README)")
+                        f"(any other model can teach through its logits: save them as an (N, C) tensor)")
     if settings.get("position_embedding_type", "absolute") != "absolute":
         raise UserError(f"{path}: only absolute position embeddings are supported")
     try:
@@ -615,32 +516,9 @@ def _config(settings: dict, num_labels: int, path: Path) -> TeacherConfig:
             position_offset=pad_id + 1 if family == "roberta" else 0,
         )
     except KeyError as error:
-        raise UserError(f"{path}: has no {error}") from None
+        raise UserError(f"{path}: no {error} in it") from None
     except (TypeError, ValueError) as error:
         raise UserError(f"{path}: {error}") from None
-
-
-def published_settings(config: TeacherConfig) -> dict:
-    """config.json of a TeacherConfig: what _config reads, and the class of `transformers` for all tensors."""
-    name = {"bert": "Bert", "electra": "Electra", "roberta": "Roberta", "distilbert": "DistilBert"}
-    settings = {"architectures": [f"{name[config.family]}ForMaskedLM"], "model_type": config.family,
-                "vocab_size": config.vocab_size, "max_position_embeddings": config.max_positions,
-                "initializer_range": config.initializer_range, "pad_token_id": config.pad_id,
-                "tie_word_embeddings": True}
-    if config.family == "distilbert":
-        return settings | {
-            "dim": config.hidden_size, "n_layers": config.num_layers, "n_heads": config.num_heads,
-            "hidden_dim": config.intermediate_size, "activation": config.activation,
-            "dropout": config.hidden_dropout, "attention_dropout": config.attention_dropout,
-            "seq_classif_dropout": config.head_dropout}
-    if config.family == "electra":
-        settings["embedding_size"] = config.embedding_size
-    return settings | {
-        "hidden_size": config.hidden_size, "num_hidden_layers": config.num_layers,
-        "num_attention_heads": config.num_heads, "intermediate_size": config.intermediate_size,
-        "type_vocab_size": config.type_vocab_size, "hidden_act": config.activation,
-        "layer_norm_eps": config.layer_norm_eps, "hidden_dropout_prob": config.hidden_dropout,
-        "attention_probs_dropout_prob": config.attention_dropout, "classifier_dropout": config.head_dropout}
 
 
 def _read_weights(folder: Path) -> tuple[Path, dict]:
@@ -649,16 +527,16 @@ def _read_weights(folder: Path) -> tuple[Path, dict]:
         tensors = runtime.load_weights(file)
         if not isinstance(tensors, dict) or not all(
                 isinstance(name, str) and torch.is_tensor(value) for name, value in tensors.items()):
-            raise UserError(f"{file}: is not a dict of tensors")
+            raise UserError(f"{file}: not a dict of tensors")
         return file, tensors
     file = folder / "model.safetensors"
     if not file.exists():
-        raise UserError(f"{folder}: neither pytorch_model.bin nor model.safetensors is there")
+        raise UserError(f"{folder}: no pytorch_model.bin or model.safetensors in it")
     try:
         from safetensors import SafetensorError
         from safetensors.torch import load_file
     except ImportError:
-        raise UserError(f"{file}: reading it needs a package: pip install safetensors") from None
+        raise UserError(f"{file}: needs one more package: pip install safetensors") from None
     try:
         return file, load_file(file)
     except (OSError, SafetensorError) as error:
@@ -683,30 +561,29 @@ def load_tokenizer(folder: Path, family: str) -> Tokenizer:
         elif (folder / "vocab.json").exists() and (folder / "merges.txt").exists():
             tokenizer = _byte_level_bpe(folder)
         else:
-            raise UserError(f"{folder}: no tokenizer.json, vocab.txt, or vocab.json with merges.txt is there"
-                            + (f"; {TO_JSON}"
-                               if list(folder.glob("*.model")) else ""))
+            raise UserError(f"{folder}: no tokenizer.json, vocab.txt, or vocab.json with merges.txt in it"
+                            + (f"; {TO_JSON}" if list(folder.glob("*.model")) else ""))
     except UserError:
         raise
     except Exception as error:  # the Rust library raises bare Exception for a file it cannot parse
-        raise UserError(f"{folder}: the tokenizer cannot be read ({' '.join(str(error).split())})") from None
+        raise UserError(f"{folder}: cannot read the tokenizer ({' '.join(str(error).split())})") from None
     tokenizer.no_padding()
     tokenizer.no_truncation()
     return tokenizer
 
 
 def _wordpiece(folder: Path) -> Tokenizer:
-    """BERT's WordPiece. Its settings are in tokenizer_config.json, or else the library's defaults."""
+    """BERT's WordPiece; settings missing from tokenizer_config.json are the library's defaults."""
     path = folder / "tokenizer_config.json"
     settings = _read_json(path) if path.exists() else {}
     tokens = (folder / "vocab.txt").read_text(encoding="utf-8").removesuffix("\n").split("\n")
     vocab = {token.removesuffix("\r"): i for i, token in enumerate(tokens)}
     if any(token.startswith("▁") for token in vocab) and not any(token.startswith("##") for token in vocab):
-        raise UserError(f"{folder / 'vocab.txt'}: lists SentencePiece tokens, as KoBERT's does, which "
+        raise UserError(f"{folder / 'vocab.txt'}: holds SentencePiece tokens, as KoBERT's does, which "
                         f"WordPiece would misread; {TO_JSON}")
     missing = [token for token in ("[UNK]", "[CLS]", "[SEP]", "[PAD]") if token not in vocab]
     if missing:
-        raise UserError(f"{folder / 'vocab.txt'}: has no {' '.join(missing)}; not a BERT vocabulary")
+        raise UserError(f"{folder / 'vocab.txt'}: no {' '.join(missing)} in it; not a BERT vocabulary")
     tokenizer = Tokenizer(models.WordPiece(vocab, unk_token="[UNK]"))
     tokenizer.add_special_tokens([t for t in ("[PAD]", "[UNK]", "[CLS]", "[SEP]", "[MASK]") if t in vocab])
     tokenizer.normalizer = normalizers.BertNormalizer(

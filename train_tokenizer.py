@@ -5,10 +5,13 @@
 
 reads   files with a text column; labels are not needed
 writes  OUTPUT_DIR/vocab_size_N/tokenizer.json, and vocab.txt for WordPiece
+again   the same texts give the same file; a different one that is there is kept unless --overwrite
 next    python distill.py --tokenizer tokenizer/vocab_size_3000 …
 """
 
 import argparse
+
+import flags
 
 
 def parse_args(argv=None):
@@ -17,23 +20,18 @@ def parse_args(argv=None):
     # artifacts
     arg("--data", required=True, nargs="+", metavar="FILE", help="texts (.tsv .csv .jsonl, also .gz)")
     arg("--output-dir", default="tokenizer", metavar="DIR", help="default: %(default)s")
-    arg("--overwrite", action="store_true", help="even if another tokenizer is there already")
-    arg("--text-column", metavar="NAME", help="default: text or document")
-    arg("--text2-column", metavar="NAME", help="second text of a pair; default: text2 if there")
+    arg("--overwrite", action="store_true", help="replace a different tokenizer that is there")
+    flags.add_columns(arg, answers=None)
     # vocabulary
     arg("--type", default="bpe", choices=["bpe", "wordpiece", "unigram"], help="default: %(default)s")
-    arg("--vocab-size", type=int, nargs="+", default=[3000], metavar="N", help="default: 3000")
-    arg("--min-frequency", type=int, default=5, help="of a token, not for unigram (default: %(default)s)")
-    arg("--limit-alphabet", type=int, metavar="N",
+    # the trainers take 70 bytes per token at once
+    arg("--vocab-size", type=flags.number(int, 10, 2**20, f"a whole number from 10 to {2**20}"), nargs="+",
+        default=[3000], metavar="N", help="default: 3000")
+    arg("--min-frequency", type=flags.count, default=5,
+        help="of a token, not for unigram (default: %(default)s)")
+    arg("--limit-alphabet", type=flags.count, metavar="N",
         help="characters kept, not for unigram (default: 1500, or 1000 up to 2,000 tokens)")
-    args = p.parse_args(argv)
-    numbers = [*args.vocab_size, args.min_frequency]
-    numbers += [] if args.limit_alphabet is None else [args.limit_alphabet]
-    if min(args.vocab_size) < 10 or min(numbers) < 1:
-        p.error("--vocab-size must be at least 10, --min-frequency and --limit-alphabet at least 1")
-    if max(args.vocab_size) > 2**20 or max(numbers) > 2**31:  # the trainers take 70 bytes a token at once
-        p.error(f"--vocab-size must be at most {2**20}, --min-frequency and --limit-alphabet {2**31}")
-    return args
+    return p.parse_args(argv)
 
 
 if __name__ == "__main__":
@@ -46,7 +44,7 @@ from pathlib import Path
 from tokenizers import Tokenizer, decoders, models, normalizers, pre_tokenizers, processors, trainers
 
 import runtime
-from data.batching import encode
+from data.batches import encode
 from data.examples import read_examples
 from runtime import UserError
 
@@ -90,7 +88,7 @@ def train(texts: list[str], words: Counter, kind: str, vocab_size: int, min_freq
         tokenizer.train_from_iterator(texts, trainer, length=len(texts))
     except Exception as error:  # the Rust library's own, as for a unigram vocabulary too small
         raise UserError(f"--vocab-size {vocab_size}: {error}") from None
-    if kind == "wordpiece":  # anew, as the alphabet must not stay special
+    if kind == "wordpiece":  # built again, as the alphabet must not stay special
         trained = tokenizer
         tokenizer = Tokenizer(models.WordPiece(trained.get_vocab(), unk_token="[UNK]"))
         tokenizer.normalizer, tokenizer.pre_tokenizer = trained.normalizer, trained.pre_tokenizer
@@ -126,10 +124,10 @@ def alphabet(words: Counter, limit: int) -> tuple[list[str], list[str]]:
 
 
 def save(tokenizer: Tokenizer, folder: Path, kind: str, overwrite: bool) -> None:
-    """tokenizer.json, and vocab.txt (a token a line, by id) for WordPiece; each whole or not at all.
+    """tokenizer.json, and vocab.txt (one token per line, by id) for WordPiece; each complete or not at all.
 
-    Students and logits may depend on a tokenizer that is there: only the same one is written without being
-    told to. Raises UserError.
+    Students may depend on a tokenizer that is there: a different one is replaced with --overwrite only.
+    Raises UserError.
     """
     files = {"tokenizer.json": tokenizer.to_str(pretty=True)}
     if kind == "wordpiece":
@@ -137,8 +135,8 @@ def save(tokenizer: Tokenizer, folder: Path, kind: str, overwrite: bool) -> None
         files["vocab.txt"] = "".join(f"{token}\n" for token in sorted(vocab, key=vocab.get))
     for name, text in files.items():
         if (folder / name).is_file() and not overwrite and (folder / name).read_bytes() != text.encode():
-            raise UserError(f"{folder / name}: is there already and is another one; --overwrite replaces it, "
-                            f"another --output-dir keeps both")
+            raise UserError(f"{folder / name}: a different tokenizer is there already; --overwrite replaces "
+                            f"it, another --output-dir keeps both")
     runtime.save_together({folder / name: text for name, text in files.items()})
 
 
@@ -159,7 +157,7 @@ def main(args):
         encoded = encode(tokenizer, texts, None, max_length=1_000_000, pad_id=0, blank_id=0)
         share = (encoded.tokens == unknown).float().mean().item()
         print(f"{folder}: {tokenizer.get_vocab_size():,} tokens ({args.type}), {share:.3%} of tokens "
-              f"unknown, {encoded.lengths.mean():.1f} tokens a text (longest {encoded.lengths.max()})")
+              f"unknown, {encoded.lengths.mean():.1f} tokens per text (longest {encoded.lengths.max()})")
         if tokenizer.get_vocab_size() < vocab_size:
             print(f"  fewer than the {vocab_size:,} asked for: the texts hold no more"
                   + ("" if args.type == "unigram" else "; lower --min-frequency"))
@@ -169,4 +167,4 @@ def main(args):
 
 
 if __name__ == "__main__":
-    runtime.run(main, ARGS)
+    runtime.main(main, ARGS)

@@ -1,9 +1,10 @@
-"""Read a file of labelled or unlabelled texts, name its rows, fingerprint its texts.
+"""Read a file of texts, with answers or without: name its rows, fingerprint its texts.
 
 One format in every script: a header and the columns `text` (or `document`), `text2` (the second sentence of
-a pair), `label` and `id`; only the text is required. The ending tells the format: .tsv or .txt (tabs, no
-quoting: a quote is a quote), .csv (RFC 4180), .jsonl (an object a line), each also with .gz. UTF-8, with or
-without BOM, LF or CRLF. Row i of the data (from 0, header not counted) is example i everywhere in the kit.
+a pair), `label` and `id`; only the text is required. The ending tells the format: .tsv or .txt (tabs;
+quotation marks have no special meaning), .csv (RFC 4180), .jsonl (one object per line), each also with .gz.
+UTF-8, with or without BOM, LF or CRLF. Row i of the data (from 0, header not counted) is example i everywhere
+in the kit.
 """
 
 import csv
@@ -14,44 +15,45 @@ import math
 import re
 import zlib
 from array import array
+from collections import Counter
 from collections.abc import Iterator
 from dataclasses import dataclass
 from itertools import islice
 from pathlib import Path
 
+import torch
+
 from runtime import UserError
 
 TEXT_COLUMNS = ("text", "document")
+ANSWER_COLUMNS = ("label",)  # of each kind of task in tasks.py
 CHUNK = 8192  # rows that stream_examples yields at a time
 LONGEST = 2**24  # bytes of a line
 
 
 @dataclass
 class Examples:
-    """Rows of one file, in file order. `texts2`, `labels` and `ids` are None when the column is absent.
+    """Rows of one file, in file order. `texts2`, `answers` and `ids` are None when the column is absent.
 
-    A blank text is a row like any other; an empty label means that the row has none.
+    A blank text is a row like any other; an empty cell among the answers means that the answer is unknown.
     """
 
     path: str
     texts: list[str]
     texts2: list[str] | None
-    labels: list[str] | None
+    answers: list[str] | None  # cells as they stand in the file; a task reads them
     ids: list[str] | None
     lines: array  # line number of each row, for messages
+    column: str | None = None  # name of the column of answers
 
     def __len__(self) -> int:
         return len(self.texts)
 
-    def after(self, row: int) -> "Examples":
-        """The rows from `row` on."""
-        return Examples(self.path, *(column and column[row:] for column in
-                                     (self.texts, self.texts2, self.labels, self.ids, self.lines)))
-
     def take(self, rows) -> "Examples":
         """These rows."""
         return Examples(self.path, *(column and [column[row] for row in rows] for column in
-                                     (self.texts, self.texts2, self.labels, self.ids, self.lines)))
+                                     (self.texts, self.texts2, self.answers, self.ids, self.lines)),
+                        self.column)
 
     def fingerprint(self) -> str:
         """SHA-256 of the texts in order: equal exactly when every row's texts are. Labels do not enter."""
@@ -59,36 +61,35 @@ class Examples:
         fingerprint.add(self)
         return fingerprint.hexdigest()
 
-    def label_ids(self, label_names: list[str], every_row: bool = False) -> list[int]:
-        """Index of each row's label in `label_names`, -1 where it has none (refused with `every_row`).
+    def targets(self, task, every_row: bool = False) -> tuple[torch.Tensor, torch.Tensor]:
+        """(N, …) targets as the task reads them, (N,) bool: which rows have an answer. Raises UserError.
 
-        An unknown label is refused.
+        With `every_row` one without is refused.
         """
-        index = {name: i for i, name in enumerate(label_names)} | {"": -1}
-        try:
-            ids = [index[label] for label in self.labels] if self.labels is not None else [-1] * len(self)
-            if every_row and -1 in ids:
-                raise UserError(f"{self.path}:{self.lines[ids.index(-1)]}: no label; every row needs one")
-            return ids
-        except KeyError:
-            row = next(i for i, label in enumerate(self.labels) if label not in index)
-            known = label_names if len(label_names) <= 20 else f"the {len(label_names):,} known"
-            raise UserError(
-                f"{self.path}:{self.lines[row]}: label {self.labels[row]!r} is none of {known}; correct it"
-                + ("" if every_row else ", or leave it empty if the row has no label")
-            ) from None
+        cells = self.answers if self.answers is not None else [""] * len(self)
+        texts = self.texts if self.texts2 is None or task.per == "text" else self.texts2
+        found = []
+        for cell, text, line in zip(cells, texts, self.lines, strict=True):
+            if every_row and not cell:
+                raise UserError(f"{self.path}:{line}: no {task.column}; every row of this file needs one")
+            try:
+                found.append(task.read(cell, text))
+            except ValueError as error:
+                raise UserError(f"{self.path}:{line}: {error}"
+                                + ("" if every_row else ", or leave it empty if it is unknown")) from None
+        return torch.as_tensor(found), torch.tensor([bool(cell) for cell in cells])
 
 
 class Fingerprint:
-    """Examples.fingerprint() of a file that is read in parts, and another of its labels in order."""
+    """Examples.fingerprint() of a file that is read in parts, and another of its answers in order."""
 
     def __init__(self):
-        self.texts, self.texts2, self.labels = hashlib.sha256(b"column"), None, hashlib.sha256()
+        self.texts, self.texts2, self.answers = hashlib.sha256(b"column"), None, hashlib.sha256()
 
     def add(self, part: Examples, rows: int | None = None) -> None:
         """Go on with `part`, or with its first `rows` rows."""
         self._update(self.texts, part.texts[:rows])
-        self._update(self.labels, (part.labels or ())[:rows])
+        self._update(self.answers, (part.answers or ())[:rows])
         if part.texts2 is not None:
             self.texts2 = self.texts2 or hashlib.sha256(b"column")
             self._update(self.texts2, part.texts2[:rows])
@@ -112,32 +113,37 @@ class Survey:
 
     path: str
     rows: int
-    labelled: int
-    labels: set[str]
+    answers: Counter  # how often each cell occurs, empty ones aside
+    column: str | None  # name of the column of answers
     pairs: bool
     fingerprint: str  # of the texts
-    label_fingerprint: str
+    answer_fingerprint: str
 
-    def refuse_other_labels(self, label_names: list[str], *columns) -> None:
-        """A UserError with the line of the first label that is none of `label_names`, if there is one."""
-        if not self.labels <= set(label_names):
+    @property
+    def labelled(self) -> int:
+        return self.answers.total()
+
+    def refuse_other_answers(self, task, *columns) -> None:
+        """A UserError with the line of the first cell that the task cannot read, if there is one."""
+        try:
+            for cell in self.answers:
+                task.read(cell, "")
+        except ValueError:
             for part in stream_examples(self.path, *columns):
-                part.label_ids(label_names)
+                part.targets(task)
 
 
 def survey(path, text_column=None, text2_column=None, label_column=None) -> Survey:
     """Read a file once, keeping no row: what is wrong with it is told before any work. Raises UserError."""
-    found = Survey(str(path), 0, 0, set(), False, "", "")
+    found = Survey(str(path), 0, Counter(), None, False, "", "")
     fingerprint = Fingerprint()
     for part in stream_examples(path, text_column, text2_column, label_column):
         found.rows += len(part)
         found.pairs = part.texts2 is not None
         fingerprint.add(part)
-        if part.labels is not None:
-            found.labelled += len(part) - part.labels.count("")
-            found.labels.update(part.labels)
-    found.labels.discard("")
-    found.fingerprint, found.label_fingerprint = fingerprint.hexdigest(), fingerprint.labels.hexdigest()
+        found.column = part.column
+        found.answers.update(filter(None, part.answers or ()))
+    found.fingerprint, found.answer_fingerprint = fingerprint.hexdigest(), fingerprint.answers.hexdigest()
     return found
 
 
@@ -148,8 +154,8 @@ def read_again(found: Survey, text_column=None, text2_column=None, label_column=
     for part in stream_examples(found.path, text_column, text2_column, label_column, chunk):
         fingerprint.add(part)
         yield part
-    now = fingerprint.hexdigest(), fingerprint.labels.hexdigest()
-    if now != (found.fingerprint, found.label_fingerprint):
+    now = fingerprint.hexdigest(), fingerprint.answers.hexdigest()
+    if now != (found.fingerprint, found.answer_fingerprint):
         raise UserError(f"{found.path}: was changed while it was read; run again")
 
 
@@ -169,17 +175,6 @@ def fingerprint_of_first(rows: int, path, *columns) -> str:
     return fingerprint.hexdigest()
 
 
-def label_names(labels: set[str], where: str) -> list[str]:
-    """The labels, whole numbers in numeric, anything else in alphabetical order. `where` names the files."""
-    if len(labels) < 2:
-        have = f"the only label is {min(labels)!r}" if labels else "no row has a label"
-        raise UserError(f"{where}: {have}; a classifier needs at least two "
-                        f"(column `label`, or --label-column)")
-    if all(re.fullmatch(r"-?\d{1,18}", name) for name in labels):
-        return sorted(labels, key=lambda name: (int(name), name))
-    return sorted(labels)
-
-
 def read_examples(path, text_column=None, text2_column=None, label_column=None) -> Examples:
     """Read one file whole. Columns are text/document, text2, label by default; one that is named must exist.
 
@@ -189,7 +184,7 @@ def read_examples(path, text_column=None, text2_column=None, label_column=None) 
     whole = next(parts)
     for part in parts:
         for name, column in vars(part).items():
-            if column is not None and name != "path":
+            if column is not None and name not in ("path", "column"):
                 getattr(whole, name).extend(column)
     return whole
 
@@ -205,27 +200,26 @@ def stream_examples(path, text_column=None, text2_column=None, label_column=None
         records = _json_records(path, text_column, text2_column, label_column)
     else:
         raise UserError(f"{path}: unknown ending; use .tsv, .txt, .csv or .jsonl, each also with .gz")
-    columns = next(records)
+    columns = next(records)  # {"text": name of the column in the file, …}
     rows = 0
     while part := list(islice(records, chunk)):
         lines, *values = zip(*part, strict=True)
         values = dict(zip(columns, map(list, values), strict=True))
-        yield Examples(path, values["text"], values.get("text2"), values.get("label"), values.get("id"),
-                       array("Q", lines))
+        yield Examples(path, values["text"], values.get("text2"), values.get("answer"), values.get("id"),
+                       array("Q", lines), columns.get("answer"))
         rows += len(part)
     if not rows:
         raise UserError(f"{path}: has a header but no rows")
 
 
 def _table_records(path, name, text_column, text2_column, label_column):
-    """The names of the columns found, then (line number, value of each) of every row."""
+    """{role: name of its column} of what the header has, then (line number, value of each) of every row."""
     rows = _csv_rows(path) if name.endswith(".csv") else _tsv_rows(path)
     line, header = next(rows, (1, None))
     if header is None:
         raise UserError(f"{path}: is empty; a header line such as text<TAB>label is needed")
     columns = _columns(f"{path}:{line}", header, text_column, text2_column, label_column)
-    columns = {key: position for key, position in columns.items() if position is not None}
-    yield tuple(columns)
+    yield {key: header[position] for key, position in columns.items()}
     positions = tuple(columns.values())
     for line, row in rows:
         if row == [""] and len(header) > 1:
@@ -237,11 +231,12 @@ def _table_records(path, name, text_column, text2_column, label_column):
 
 
 def _columns(where, header, text_column, text2_column, label_column) -> dict:
-    """Position of each wanted column in the header, None for an optional one that is absent."""
+    """{role: position in the header} of the columns that are there."""
     wanted = {
         "text": ("--text-column", (text_column,) if text_column else TEXT_COLUMNS, True),
         "text2": ("--text2-column", (text2_column or "text2",), text2_column is not None),
-        "label": ("--label-column", (label_column or "label",), label_column is not None),
+        "answer": ("--label-column", (label_column,) if label_column else ANSWER_COLUMNS,
+                   label_column is not None),
         "id": (None, ("id",), False),
     }
     columns = {}
@@ -253,7 +248,8 @@ def _columns(where, header, text_column, text2_column, label_column) -> dict:
         if required and not found:
             raise UserError(f"{where}: no column {' or '.join(names)} among {header}; the first line must "
                             f"name the columns ({flag} for another name)")
-        columns[key] = found[0] if found else None
+        if found:
+            columns[key] = found[0]
     return columns
 
 
@@ -264,8 +260,8 @@ def decoded_lines(path):
         with gzip.open(path) if path.lower().endswith(".gz") else open(path, "rb") as file:
             for number, raw in enumerate(iter(lambda: file.readline(LONGEST + 1), b""), 1):
                 if len(raw) > LONGEST:
-                    raise UserError(f"{path}:{number}: a line of more than {LONGEST:,} bytes; a row is one "
-                                    f"line (are line ends missing?)")
+                    raise UserError(f"{path}:{number}: a line of more than {LONGEST:,} bytes; each row is "
+                                    f"one line (are line ends missing?)")
                 if b"\0" in raw:
                     raise UserError(f"{path}:{number}: NUL byte; the file is not UTF-8 text "
                                     f"(UTF-16? convert it)")
@@ -315,34 +311,34 @@ def _json_records(path, text_column, text2_column, label_column):
         if columns is None:
             found = _columns(f"{path}:{number}", list(record), text_column, text2_column, label_column)
             names = list(record)
-            columns = {key: names[position] for key, position in found.items() if position is not None}
-            optional = {"text2", "label", "id"} - set(columns) - set(columns.values())
-            yield tuple(columns)
+            columns = {key: names[position] for key, position in found.items()}
+            optional = {"text2", *ANSWER_COLUMNS, "id"} - set(columns.values())
+            yield columns
         late = [name for name in optional if name in record]
         if late:
             raise UserError(f"{path}:{number}: has {late[0]!r}, which the first object has not; give every "
                             f"object the same keys (null: no label)")
         yield number, *[_json_field(f"{path}:{number}", record, key, name) for key, name in columns.items()]
     if columns is None:
-        raise UserError(f"{path}: is empty; one JSON object a line is needed")
+        raise UserError(f"{path}: is empty; one JSON object per line is needed")
 
 
 def _json_field(where, record, key, name) -> str:
     value = record.get(name)
     if isinstance(value, str):
         if not value.isascii() and any("\ud800" <= character <= "\udfff" for character in value):
-            raise UserError(f"{where}: {name!r} holds half of a surrogate pair, which is no text")
+            raise UserError(f"{where}: {name!r} holds half of a surrogate pair, which is not text")
         return value
-    if key in ("label", "id"):
+    if key in ("answer", "id"):
         if value is None:
             return ""
         if isinstance(value, int):
             return str(int(value))  # true and false are labels 1 and 0
-        if key == "label" and isinstance(value, float) and math.isfinite(value):
-            return str(value)  # as a target of pretrain_teacher.py
+        if key == "answer" and isinstance(value, float) and math.isfinite(value):
+            return str(value)
     try:
         shown = json.dumps(value)[:40]
     except RecursionError:  # so deep that it could just be read
         shown = "nested too deeply"
-    needed = {"label": "string or number", "id": "string or whole number"}.get(key, "string")
+    needed = {"answer": "string or number", "id": "string or whole number"}.get(key, "string")
     raise UserError(f"{where}: {name!r} is {shown}, a {needed} is needed")

@@ -6,17 +6,19 @@
     python -m data.prepare seed-mix --drop-leaks               # the three together, 500,000 reviews
     python -m data.prepare nsmc --from ~/corpora               # files already downloaded, no network
     python -m data.prepare split reviews.csv --out data/mine   # your own .tsv, .txt, .csv or .jsonl
-    python -m data.prepare split train.csv --test-percent 0    # … when a test file is there already
+    python -m data.prepare split train.csv --test-percent 0    # if you already have a test file
 
-Label 1 is positive, 0 negative; shopping has 4 and 5 stars as positive, 1 and 2 as negative. nsmc keeps the
+Label 1 is positive, 0 negative; in shopping, 4 and 5 stars are positive, 1 and 2 negative. nsmc keeps the
 published test set and takes 5 % of the published training set as valid. The others are shuffled: 10 % become
 test, 5 % of the rest valid (rounded up). The same seed gives the same files.
 
 reads   ratings_train.txt, ratings_test.txt (github.com/e9t/nsmc, CC0), naver_shopping.txt, steam.txt
         (github.com/bab2min/corpus, public domain), downloaded into data/downloads unless they are there; an
-        interrupted download is resumed. Row counts and label balance must be the published ones. Or FILE.
-writes  OUT/train.tsv, valid.tsv, test.tsv: a header, then `id` (where there is one), `text`, `text2` (where
-        there is one) and `label`; UTF-8, tabs, no quoting. All or none. Blank texts stay rows.
+        interrupted download is resumed. Row counts and label balance must match the published ones. Or FILE.
+writes  OUT/train.tsv, valid.tsv, test.tsv: a header, then `id` and `text2` (if there are any), `text` and
+        `label`; UTF-8, tabs, no quoting. Either all of them or none. Rows with a blank text are kept; those
+        without a label go to train.
+next    python train_tokenizer.py --data OUT/train.tsv
 """
 
 import argparse
@@ -33,17 +35,19 @@ from pathlib import Path
 from urllib.error import HTTPError, URLError
 from urllib.request import Request, urlopen
 
+import flags
+
 
 @dataclass
 class Source:
-    """One published file: where it is, and what its README says that it holds."""
+    """One published file: where it is, and what its README says about it."""
 
     url: str
     header: bool  # id, document, label under a header; otherwise label, text and no header
     labels: dict[str, str]  # label in the file -> label written
     rows: int
     positives: int
-    slack: int  # by how many rows the positives may differ: 0 where the exact count is published
+    slack: int  # by how many rows the positives may differ: 0 if the exact count is published
 
 
 NSMC = "https://raw.githubusercontent.com/e9t/nsmc/master/"
@@ -56,12 +60,8 @@ SOURCES = {  # NSMC only states that a "random guess yields 50% accuracy": its f
     "naver_shopping.txt": Source(BAB2MIN + "naver_shopping.txt", False, STARS, 200_000, 99_963, 0),
     "steam.txt": Source(BAB2MIN + "steam.txt", False, BINARY, 100_000, 49_996, 0),
 }
-CORPORA = {
-    "nsmc": ["ratings_train.txt", "ratings_test.txt"],
-    "shopping": ["naver_shopping.txt"],
-    "steam": ["steam.txt"],
-    "seed-mix": list(SOURCES),
-}
+CORPORA = {"nsmc": ["ratings_train.txt", "ratings_test.txt"], "shopping": ["naver_shopping.txt"],
+           "steam": ["steam.txt"], "seed-mix": list(SOURCES)}
 
 
 def parse_args(argv=None):
@@ -71,53 +71,46 @@ def parse_args(argv=None):
     arg("corpus", choices=[*CORPORA, "split"], help="a public corpus, or split for a FILE of your own")
     arg("file", nargs="?", metavar="FILE", help="the labelled file to split (split only)")
     # artifacts
-    arg("--out", type=Path, metavar="DIR", help="folder to write into (default: data/CORPUS or FILE's name)")
-    arg("--from", type=Path, metavar="DIR", dest="source_dir", help="use the files in DIR, fetch nothing")
+    arg("--out", type=Path, metavar="DIR", help="output folder (default: data/CORPUS or data/FILE)")
+    arg("--from", type=Path, metavar="DIR", dest="source_dir", help="use the files in DIR, download nothing")
     arg("--downloads", type=Path, metavar="DIR", default=Path("data/downloads"),
-        help="folder that keeps downloaded files (default: %(default)s)")
+        help="folder for downloaded files (default: %(default)s)")
     # method
-    arg("--seed", type=int, default=1, help="seed of the shuffle (default: %(default)s)")
-    arg("--test-percent", type=int, default=10, metavar="P",
-        help="share of FILE that becomes test, 0: you have a test file already (default: %(default)s)")
+    arg("--seed", type=flags.natural, default=1, help="of the shuffle (default: %(default)s)")
+    arg("--test-percent", type=flags.number(int, 0, 89, "a whole number from 0 to 89"), metavar="P",
+        default=10, help="share of FILE that becomes test; 0: there is a test file (default: %(default)s)")
     arg("--drop-leaks", action="store_true", help="remove train rows whose text is also in valid or test")
-    # columns of FILE
-    arg("--text-column", metavar="NAME", help="its text column (default: text or document)")
-    arg("--text2-column", metavar="NAME", help="its second text (default: text2, if there is one)")
-    arg("--label-column", metavar="NAME", help="its label column (default: label)")
+    flags.add_columns(arg, "label")
     args = p.parse_intermixed_args(argv)  # FILE may follow a flag
     if args.corpus == "split":
         if not args.file:
             p.error("split needs a FILE: python -m data.prepare split reviews.csv")
         if args.source_dir:
             p.error("--from is for the public corpora; split reads FILE")
-        if not 0 <= args.test_percent < 90:
-            p.error("--test-percent must be in [0, 90)")
     elif args.file or args.text_column or args.text2_column or args.label_column or args.test_percent != 10:
         p.error(f"FILE, --test-percent and the column flags are for split; {args.corpus} has its own files")
     if args.out is None:
         args.out = Path("data") / (Path(args.file).name.split(".")[0] if args.file else args.corpus)
         if args.file and args.out.exists():
-            p.error(f"{args.out} exists; name the folder to write into with --out")
+            p.error(f"{args.out} exists; name the output folder with --out")
     return args
 
 
 if __name__ == "__main__":
     ARGS = parse_args()  # before torch is imported: --help and a wrong flag answer at once
 
-from data.examples import Examples, decoded_lines, label_names, read_examples
-from runtime import Progress, UserError, refuse_device, run, warn
+import runtime
+from data.examples import Examples, decoded_lines, read_examples
+from runtime import Progress, UserError, warn
 
 TIMEOUT = 30  # seconds without a byte
 UNFIT = str.maketrans("\t\n\r\0", "    ")  # what a field of an unquoted TSV cannot hold
 
 
-# ---- download ----------------------------------------------------------------------------------------------
-
-
 def download(url: str, path: Path) -> None:
-    """Fetch `url` into PATH.partial, which a later call resumes, and rename it when every byte is there.
+    """Fetch `url` into PATH.partial, which a later call resumes, and rename it when it is complete.
 
-    Raises UserError when the server is out of reach, refuses or ends early; the partial file then stays.
+    Raises UserError if the server cannot be reached, refuses or ends early; the partial file then stays.
     """
     partial = path.with_name(path.name + ".partial")
     try:
@@ -133,7 +126,7 @@ def download(url: str, path: Path) -> None:
             if error.headers.get("Content-Range") != f"bytes */{have}":  # the start of another version
                 partial.unlink()
                 return download(url, path)
-        os.replace(partial, path)  # 416: the partial file was whole already
+        os.replace(partial, path)  # 416: the partial file was complete already
     except (OSError, http.client.HTTPException) as error:  # unreachable, timed out, reset: all are OSError
         reason = error.reason if type(error) is URLError else error
         raise UserError(f"{url}: cannot download ({reason}); run again to resume, or use files already "
@@ -141,15 +134,15 @@ def download(url: str, path: Path) -> None:
 
 
 def _receive(response, partial: Path, have: int) -> None:
-    """Append a 206 answer to the partial file; write any other answer (Range was ignored) over it."""
+    """Append a 206 answer to the partial file; any other answer (Range was ignored) replaces it."""
     if response.status == 206:
         found = re.fullmatch(r"bytes (\d+)-\d+/(\d+)", response.headers.get("Content-Range", ""))
         if not found or int(found[1]) != have:
             partial.unlink(missing_ok=True)
-            raise OSError("the server sent another part than was asked for; the next run starts from byte 0")
+            raise OSError("the server sent a different part than requested; the next run starts at byte 0")
         total = int(found[2])
     else:
-        have, total = 0, response.length  # Content-Length, None where there is none
+        have, total = 0, response.length  # Content-Length, None if it is not known
     with (open(partial, "ab" if have else "wb") as file,
           contextlib.closing(Progress(partial.stem, (total or 0) - have, "bytes")) as progress):
         while chunk := response.read(1 << 16):
@@ -160,11 +153,8 @@ def _receive(response, partial: Path, have: int) -> None:
         raise OSError(f"the connection ended after {have:,} of {total:,} bytes")
 
 
-# ---- read and verify ---------------------------------------------------------------------------------------
-
-
 def load(name: str, args) -> Examples:
-    """One published file as examples labelled 0 and 1, downloaded if need be and held to its README."""
+    """One published file with labels 0 and 1, downloaded if need be and checked against its README."""
     source, path = SOURCES[name], (args.source_dir or args.downloads) / name
     if not path.exists():
         if args.source_dir:
@@ -174,15 +164,17 @@ def load(name: str, args) -> Examples:
     examples = read_examples(path, label_column="label") if source.header else _read_headerless(path)
     hint = "it is damaged or another version: delete or replace it and run again"
     if len(examples) != source.rows:
-        raise UserError(f"{path}: {len(examples):,} rows, published are {source.rows:,}; {hint}")
-    for line, label in zip(examples.lines, examples.labels, strict=True):
+        raise UserError(f"{path}: has {len(examples):,} rows, the published file {source.rows:,}; {hint}")
+    for line, label in zip(examples.lines, examples.answers, strict=True):
         if label not in source.labels:
-            raise UserError(f"{path}:{line}: label {label!r} where {' '.join(source.labels)} occur; {hint}")
-    examples.labels = [source.labels[label] for label in examples.labels]
-    positives = examples.labels.count("1")
+            raise UserError(f"{path}:{line}: label {label!r} is none of {' '.join(source.labels)}; {hint}")
+    examples.answers = [source.labels[label] for label in examples.answers]
+    positives = examples.answers.count("1")
     if abs(positives - source.positives) > source.slack:
-        published = f"{source.positives:,}" + (f" ± {source.slack:,}" if source.slack else "")
-        raise UserError(f"{path}: {positives:,} positive rows, published are {published}; {hint}")
+        raise UserError(f"{path}: has {positives:,} positive rows, the published file {source.positives:,} "
+                        f"± {source.slack:,}; {hint}")
+    if args.corpus == "seed-mix":
+        examples.ids = None  # only NSMC has them
     return examples
 
 
@@ -192,39 +184,37 @@ def _read_headerless(path: Path) -> Examples:
     for number, line in decoded_lines(str(path)):
         label, tab, text = line.removesuffix("\n").removesuffix("\r").partition("\t")
         if not tab:
-            raise UserError(f"{path}:{number}: no tab; a line must be label<TAB>text")
-        examples.labels.append(label)
+            raise UserError(f"{path}:{number}: no tab; each line must be label<TAB>text")
+        examples.answers.append(label)
         examples.texts.append(text)
         examples.lines.append(number)
     return examples
 
 
-# ---- split and write ---------------------------------------------------------------------------------------
-
-
 def table(examples: Examples) -> tuple[list[str], list[tuple]]:
     """The names of the columns that are there, and the rows with every field made fit for an unquoted TSV."""
-    columns = {"id": examples.ids, "text": examples.texts, "text2": examples.texts2, "label": examples.labels}
+    columns = {"id": examples.ids, "text": examples.texts, "text2": examples.texts2,
+               "label": examples.answers}
     columns = {name: values for name, values in columns.items() if values is not None}
     fit = ([value.translate(UNFIT) for value in values] for values in columns.values())
     return list(columns), list(zip(*fit, strict=True))
 
 
 def shuffle(rows: list, seed: int) -> list:
-    """Sorted by random(): the one method of which Python promises equal numbers in every version."""
+    """Sort by random(): the only method for which Python promises equal numbers in every version."""
     generator = random.Random(seed)
     keys = [generator.random() for _ in rows]
     return [rows[i] for i in sorted(range(len(rows)), key=keys.__getitem__)]
 
 
 def cut(rows: list, percent: int) -> tuple[list, list]:
-    """(The first `percent` of the rows, the rest), in whole numbers and rounded up: no part is empty."""
+    """(The first `percent` of the rows, the rest), rounded up in whole numbers, so that no part is empty."""
     size = -(-len(rows) * percent // 100)
     return rows[:size], rows[size:]
 
 
 def report_leaks(splits: dict, header: list[str], drop: bool) -> None:
-    """Print how many train rows have a text that valid or test has too; take them out of train if `drop`."""
+    """Print how many train rows have a text that is also in valid or test; with `drop`, remove them."""
     texts = [i for i, name in enumerate(header) if name in ("text", "text2")]
     keys = {name: [tuple(row[i].strip() for i in texts) for row in rows] for name, rows in splits.items()}
     train, leaks = splits["train"], set()
@@ -244,90 +234,70 @@ def report_leaks(splits: dict, header: list[str], drop: bool) -> None:
 
 
 def write(out: Path, header: list[str], splits: dict) -> None:
-    """Write all files to temporaries, set earlier ones aside, rename. A failure puts everything back.
+    """Set the earlier files aside, write the new ones. A failure puts everything back.
 
-    Since all earlier files go before the first new one comes, not even a killed run leaves a mixture of sets.
+    The earlier files are gone before the first new one comes: not even a killed run leaves a mixture of sets.
     """
-    files = [out / f"{name}.tsv" for name in splits]
-    new, old = ([out / f".{file.name}.{os.getpid()}.{kind}" for file in files] for kind in ("partial", "old"))
-    for file in files:
-        refuse_device(file)
+    texts = {out / f"{name}.tsv": "".join("\t".join(row) + "\n" for row in (header, *rows))
+             for name, rows in splits.items()}
+    earlier = {file: out / f".{file.name}.{os.getpid()}.old" for file in texts if file.is_file()}
     try:
-        out.mkdir(parents=True, exist_ok=True)
-        for path, rows in zip(new, splits.values(), strict=True):
-            with open(path, "w", encoding="utf-8", newline="\n") as file:
-                file.writelines("\t".join(row) + "\n" for row in (header, *rows))
-                file.flush()
-                os.fsync(file.fileno())
-        try:
-            for file, aside in zip(files, old, strict=True):
-                if file.is_file():
-                    os.replace(file, aside)
-            for path, file in zip(new, files, strict=True):
-                os.replace(path, file)
-        except BaseException:  # Ctrl-C too
-            for path, file, aside in zip(new, files, old, strict=True):
-                if not path.exists():
-                    file.unlink()
-                if aside.exists():
-                    os.replace(aside, file)
-            raise
-        new += old  # the set is in place: what it replaces can go
-    except OSError as error:
-        raise UserError(f"{error.filename2 or out}: cannot write ({error.strerror or error}); nothing was "
-                        f"changed") from None
-    finally:
-        for path in new:  # and never `old` after a failure: it may be all that is left
-            with contextlib.suppress(OSError):
-                path.unlink()
+        for file, aside in earlier.items():
+            os.replace(file, aside)
+        runtime.save_together(texts)
+    except BaseException:  # Ctrl-C too
+        for file in texts:
+            if file not in earlier and file.is_file():
+                file.unlink()
+            elif file in earlier and earlier[file].exists():
+                os.replace(earlier[file], file)
+        raise
+    for aside in earlier.values():
+        with contextlib.suppress(OSError):
+            aside.unlink()
 
 
-def summary(out: Path, splits: dict, names: list[str]) -> None:
-    titles = ["negative", "positive"] if names == ["0", "1"] else names[:8]
+def summary(out: Path, splits: dict, labels: list[str]) -> None:
+    titles = ["negative", "positive"] if labels == ["0", "1"] else labels[:8]
     print(f"{'split':5} {'rows':>10}", *(f"{title:>10}" for title in titles), " file")
     for split, rows in splits.items():
-        counts = [sum(row[-1] == name for row in rows) for name in names[:8]]  # the label is the last column
+        counts = [sum(row[-1] == label for row in rows) for label in labels[:8]]  # the last column
         print(f"{split:5} {len(rows):>10,}", *(f"{count:>10,}" for count in counts), f" {out / split}.tsv")
-        if absent := sorted(set(names) - {row[-1] for row in rows}):
-            warn(f"{out / split}.tsv has no row of {', '.join(absent[:8])}; more rows would do")
+        if absent := sorted(set(labels) - {row[-1] for row in rows}):
+            warn(f"{out / split}.tsv has no row of {', '.join(absent[:8])}; a larger file would have some")
     print(f"next: python train_tokenizer.py --data {shlex.quote(str(out / 'train.tsv'))}")
 
 
 def main(args) -> None:
     if args.corpus == "split":
         parts = [read_examples(args.file, args.text_column, args.text2_column, args.label_column)]
-        if len(parts[0]) < 3:
-            raise UserError(f"{args.file}: {len(parts[0])} rows; train, valid and test need at least 3")
-        for file in (args.out / f"{split}.tsv" for split in ("train", "valid", "test")):
-            if file.exists() and file.samefile(args.file):
-                raise UserError(f"{file}: is the FILE to split and would be overwritten; give another --out")
+        runtime.refuse_to_overwrite_inputs(
+            [args.file], [args.out / f"{split}.tsv" for split in ("train", "valid", "test")])
     else:
         parts = [load(name, args) for name in CORPORA[args.corpus]]
-    labels = {label for part in parts for label in part.labels or () if label}
-    names = label_names(labels, ", ".join(part.path for part in parts))  # refuses files without labels
-    if args.corpus == "seed-mix":
-        for part in parts:
-            part.ids = None  # NSMC alone has them
-    headers, rows = zip(*map(table, parts), strict=True)
-    unlabelled = [row for row in rows[0] if not row[-1]] if args.corpus == "split" else []
-    if unlabelled:  # they can teach, but neither choose nor judge
-        rows = ([row for row in rows[0] if row[-1]],)
-    if args.corpus == "nsmc":
-        rest, test = shuffle(rows[0], args.seed), rows[1]
-    else:
-        test, rest = cut(shuffle(list(chain(*rows)), args.seed), args.test_percent)
+    labels = {label for part in parts for label in part.answers or () if label}
+    if len(labels) < 2:
+        have = f"the only label is {min(labels)!r}" if labels else "no row has a label"
+        raise UserError(f"{args.file}: {have}; at least two are needed (column `label`, or --label-column)")
+    numbers = all(re.fullmatch(r"-?\d{1,18}", label) for label in labels)
+    labels = sorted(labels, key=lambda label: (int(label) if numbers else 0, label))
+    headers, tables = zip(*map(table, parts), strict=True)
+    rows = tables[0] if args.corpus == "nsmc" else list(chain(*tables))
+    labelled = shuffle([row for row in rows if row[-1]], args.seed)
+    unlabelled = [row for row in rows if not row[-1]]  # they can teach, but neither choose the epoch nor test
+    test, rest = (tables[1], labelled) if args.corpus == "nsmc" else cut(labelled, args.test_percent)
     valid, train = cut(rest, 5)
     if not train:  # of a file to split
-        raise UserError(f"{args.file}: {len(rows[0])} labelled rows leave none to train on; give more, or a "
-                        f"lower --test-percent")
+        raise UserError(f"{args.file}: {len(labelled)} labelled rows leave none to train on; give more, or "
+                        f"a lower --test-percent")
     splits = {"train": train + unlabelled, "valid": valid} | ({"test": test} if test else {})
     if not test and (args.out / "test.tsv").exists():
-        raise UserError(f"{args.out / 'test.tsv'}: is there from an earlier split, and train would now "
-                        f"hold rows of it; remove it or give another --out")
+        raise UserError(f"{args.out / 'test.tsv'}: comes from an earlier split, and train would now contain "
+                        f"rows of it; remove it or give another --out")
     report_leaks(splits, headers[0], args.drop_leaks)
     write(args.out, headers[0], splits)
-    summary(args.out, splits, names)
+    summary(args.out, splits, labels)
 
 
 if __name__ == "__main__":
-    run(main, ARGS)
+    runtime.main(main, ARGS)

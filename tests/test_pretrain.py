@@ -1,4 +1,4 @@
-"""Masked-language-model pretraining: masks, losses, the published folder, resume, two ranks, bad input."""
+"""Masked-language-model pretraining: masks, losses, the published folder, continuing, ranks, bad input."""
 
 import json
 import math
@@ -15,13 +15,14 @@ import torch.nn.functional as F
 import transformers
 
 import finetune_teacher
-import pretrain_teacher
 import runtime
 import train_tokenizer
-from data import batching
+from data import batches
 from data.examples import read_again
+from extra import pretrain_teacher
+from extra.pretrain_teacher import MaskedLM, Masker, losses
 from runtime import UserError
-from teacher import HEADS, MaskedLM, TeacherConfig, load_checkpoint, load_tokenizer
+from teacher import HEADS, TeacherConfig, bert_template, load_checkpoint, load_tokenizer
 
 CPU = torch.device("cpu")
 ROOT = Path(__file__).parent.parent
@@ -79,7 +80,7 @@ def refused(function, *parts):
 def new_model(files, family="electra", names=(), seed=0):
     """A random model, the vocabulary larger than the tokenizer's, whose scores differ from token to token."""
     tokenizer = load_tokenizer(files / "tokenizer" / "vocab_size_100", family)
-    tokenizer.post_processor = finetune_teacher.bert_template(tokenizer)
+    tokenizer.post_processor = bert_template(tokenizer)
     roberta = family == "roberta"
     config = TeacherConfig(
         family, 103, 16, 2, 2, 24, 8 if family == "electra" else 16, 40, 0 if family == "distilbert" else 2,
@@ -88,6 +89,10 @@ def new_model(files, family="electra", names=(), seed=0):
     model = MaskedLM(config, tokenizer, list(names), 30).eval()
     torch.nn.init.normal_(model.mlm_bias)
     return model
+
+
+def encoded(model, rows):
+    return batches.encode(model.tokenizer, [text for text, *_ in rows], None, **model.reads)
 
 
 # ---- masks and losses --------------------------------------------------------------------------------------
@@ -104,7 +109,7 @@ def test_masks_keep_the_rates_and_leave_special_tokens_and_padding_alone(files):
     ids[torch.arange(50) >= lengths[:, None]] = 7  # padding counts by its place, not by its token
     batch = {"input_ids": ids.clone(), "lengths": lengths}
     runtime.seed_everything(CPU, 1)
-    masker = pretrain_teacher.Masker(model, 0.3, CPU)
+    masker = Masker(model, 0.3, CPU)
     found = masker(batch)
     assert torch.equal(batch["input_ids"], ids) and torch.equal(found["input_ids"], ids)
     may = (ids > 4) & (torch.arange(50) < lengths[:, None])
@@ -134,12 +139,13 @@ def test_folder_and_loss_are_those_of_transformers(files, tmp_path, family):
     theirs, info = CLASSES[family].from_pretrained(tmp_path, output_loading_info=True)
     assert not any(info[name] for name in ("missing_keys", "unexpected_keys", "mismatched_keys"))
     theirs.eval()
-    texts = [text for text, *_ in ROWS[:20]] + ["없는 낱말 ☃ 정말 Movie", "정말"]
+    rows = [*ROWS[:20], ("없는 낱말 ☃ 정말 Movie",), ("정말",)]
+    texts = [row[0] for row in rows]
     inputs = transformers.AutoTokenizer.from_pretrained(tmp_path)(texts, padding=True, return_tensors="pt")
-    batch = model.encode(texts).batch(np.arange(22))
+    batch = encoded(model, rows).batch(np.arange(22))
     assert torch.equal(inputs["input_ids"], batch["input_ids"])
     runtime.seed_everything(CPU, 5)
-    batch = pretrain_teacher.Masker(model, 0.3, CPU)(batch)
+    batch = Masker(model, 0.3, CPU)(batch)
     labels = batch["input_ids"].masked_fill(~batch["predict"], -100)
     with torch.no_grad():
         if family == "roberta":  # theirs derives positions from ids: none may look like padding
@@ -149,7 +155,7 @@ def test_folder_and_loss_are_those_of_transformers(files, tmp_path, family):
         keep = batch["predict"].flatten().nonzero()[:, 0]
         scores, logits = model(batch["read"], batch["lengths"], keep=keep)
         hidden = model.encoder(batch["read"], batch["lengths"])
-        total, other = pretrain_teacher.losses(model, batch)
+        total, other = losses(model, batch)
     assert logits is None and other == 0 and len(keep) > 10
     torch.testing.assert_close(scores, output.logits.flatten(0, 1)[keep], rtol=0, atol=1e-5)
     real = inputs["attention_mask"] == 1
@@ -164,7 +170,7 @@ def test_folder_and_loss_are_those_of_transformers(files, tmp_path, family):
     for name, tensor in model.state_dict().items():
         assert torch.equal(again.state_dict()[name], tensor), name
     teacher, report = load_checkpoint(str(tmp_path), ["0", "1"], 30)
-    assert "(classification head)" in report[-1] and report[1].count(",") == 4
+    assert report[-1].count("head_") == 4 and report[1].count(",") == 4
     assert torch.equal(teacher.eval().encoder(batch["read"], batch["lengths"]), hidden)
 
 
@@ -173,16 +179,16 @@ def test_folder_and_loss_are_those_of_transformers(files, tmp_path, family):
 ])
 def test_the_second_loss_reads_the_first_token_of_rows_with_a_target(files, names, values):
     model = new_model(files, names=names)
-    batch = model.encode([text for text, *_ in ROWS[:3]]).batch(np.arange(3))
-    batch = pretrain_teacher.Masker(model, 0.3, CPU)(batch | {"targets": torch.tensor(values)})
+    batch = encoded(model, ROWS[:3]).batch(np.arange(3))
+    batch = Masker(model, 0.3, CPU)(batch | {"target": torch.tensor(values)})
     with torch.no_grad():
         logits = model.classify(model.encoder(batch["read"], batch["lengths"])[:, 0])
-        total, second = pretrain_teacher.losses(model, batch)
-        del batch["targets"]
+        total, second = losses(model, batch)
+        del batch["target"]
         alone = new_model(files)
         alone.load_state_dict({name: tensor for name, tensor in model.state_dict().items()
                                if not name.startswith("head_")})
-        assert total.item() == pytest.approx(pretrain_teacher.losses(alone, batch)[0].item(), rel=1e-6)
+        assert total.item() == pytest.approx(losses(alone, batch)[0].item(), rel=1e-6)
     if len(names) == 1:
         expected = (logits[0, 0] - 1.5) ** 2 + (logits[2, 0] + 1) ** 2
     else:
@@ -192,15 +198,15 @@ def test_the_second_loss_reads_the_first_token_of_rows_with_a_target(files, name
 
 @pytest.mark.parametrize("names", [["target"], ["0", "1"]])
 def test_a_row_without_target_has_no_part_in_the_gradient(files, names):
-    """Its target is read as NaN, which times nought would be NaN again."""
+    """Its target is NaN, and zero times NaN would be NaN again."""
     model = new_model(files, names=names)
-    batch = model.encode([text for text, *_ in ROWS[:3]]).batch(np.arange(3))
-    batch = pretrain_teacher.Masker(model, 0.3, CPU)(batch)
+    batch = encoded(model, ROWS[:3]).batch(np.arange(3))
+    batch = Masker(model, 0.3, CPU)(batch)
     gradients = []
     for rows, targets in (([0, 1, 2], [1, torch.nan, 0]), ([0, 2], [1, 0])):
-        part = {name: value[rows] for name, value in batch.items()} | {"targets": torch.tensor(targets)}
+        part = {name: value[rows] for name, value in batch.items()} | {"target": torch.tensor(targets)}
         model.zero_grad()
-        pretrain_teacher.losses(model, part)[1].backward()
+        losses(model, part)[1].backward()
         gradients.append(model.head_out.weight.grad.clone())
     assert gradients[1].abs().max() > 0
     torch.testing.assert_close(gradients[0], gradients[1], rtol=1e-4, atol=1e-6)
@@ -230,7 +236,7 @@ def test_the_loss_falls_on_learnable_text(pretrained):
 
 
 def test_going_on_starts_at_the_published_weights(files, pretrained, tmp_path, capsys):
-    """The first loss is the last of the run before; without the second loss its head is left out."""
+    """The first loss is the last one of the run before; without the second loss its head is left out."""
     flags = {"checkpoint": pretrained, "layers": None, "tokenizer": None, "lr": 1e-30, "epochs": 1}
     pretrain(files, tmp_path / "more", **flags)
     assert " 0 started fresh" in capsys.readouterr().out
@@ -272,11 +278,10 @@ def test_finetuning_reads_the_folder(files, pretrained, tmp_path):
 
 
 @pytest.mark.parametrize("window", [None, 400])
-def test_a_resumed_run_equals_an_uninterrupted_one_to_the_bit(files, tmp_path, monkeypatch, window):
-    """Stopped after every second step or so, and at the first validation; also with rows that come in several
-    windows."""
+def test_a_continued_run_equals_an_uninterrupted_one_to_the_bit(files, tmp_path, monkeypatch, capsys, window):
+    """Stopped every second step or so, also at the first validation; and with rows in several windows."""
     if window:
-        monkeypatch.setattr(batching, "WINDOW", window)
+        monkeypatch.setattr(batches, "WINDOW", window)
         monkeypatch.setattr(read_again, "__defaults__", (None, None, None, 16))
     monkeypatch.setattr(sys, "argv", ["pretrain_teacher.py"])
     flags = ["--target-column", "label", "--dropout", "0.2"]
@@ -294,12 +299,12 @@ def test_a_resumed_run_equals_an_uninterrupted_one_to_the_bit(files, tmp_path, m
         patch.setattr(runtime, "save_together", interrupt)
         for left[0] in (1, 2, 6, 3):  # files written until then
             with pytest.raises(KeyboardInterrupt):
-                pretrain(files, tmp_path / "parts", *flags, "--resume", max_tokens=200, save_every=0)
+                pretrain(files, tmp_path / "parts", *flags, max_tokens=200, save_every=0)
             torch.rand(7)
     at = torch.load(tmp_path / "parts" / "last.pt")["at"]
-    assert 6 < at["steps"] < steps - 1
-    pretrain(files, tmp_path / "parts", *flags, "--resume", max_tokens=200)
-    for name in ("pytorch_model.bin", "config.json", "tokenizer.json", "vocab.txt", "tokenizer_config.json"):
+    assert 6 < at["steps"] < steps - 1 and not at["finished"]
+    pretrain(files, tmp_path / "parts", *flags, max_tokens=200)
+    for name in ("pytorch_model.bin", *pretrain_teacher.WRITTEN):
         assert (tmp_path / "parts" / name).read_bytes() == (tmp_path / "whole" / name).read_bytes(), name
     whole, parts = (torch.load(tmp_path / folder / "last.pt") for folder in ("whole", "parts"))
     for name in whole["weights"]:
@@ -307,14 +312,21 @@ def test_a_resumed_run_equals_an_uninterrupted_one_to_the_bit(files, tmp_path, m
     for i, moments in whole["optimizer"]["state"].items():
         assert all(torch.equal(value, parts["optimizer"]["state"][i][key]) for key, value in moments.items())
     clock = {"seconds": 0, "log": ""}
-    assert whole["at"] | clock == parts["at"] | clock
+    assert whole["at"] | clock == parts["at"] | clock and parts["at"]["finished"]
     lines = [[line | {"seconds": 0} for line in log_lines(tmp_path / name)] for name in ("whole", "parts")]
     assert lines[0] == lines[1] and len(lines[0]) == steps // 3 + 1 + (steps % 3 > 0)
-    pretrain(files, tmp_path / "parts", *flags, "--resume", max_tokens=200)  # is done: nothing changes
-    ends = [(tmp_path / name / "pytorch_model.bin").read_bytes() for name in ("whole", "parts")]
-    assert ends[0] == ends[1]
-    refused(lambda: pretrain(files, tmp_path / "parts", *flags, "--resume", lr=0.02), r"lr \(0.01, now 0.02")
-    refused(lambda: pretrain(files, tmp_path / "parts", *flags), "--resume", "--overwrite")
+
+    files_of_parts = [path for path in (tmp_path / "parts").iterdir() if path.name != ".lock"]
+    before = [path.stat().st_mtime_ns for path in files_of_parts]
+    capsys.readouterr()
+    pretrain(files, tmp_path / "parts", *flags, max_tokens=200)  # finished: nothing changes
+    assert "finished" in capsys.readouterr().out.splitlines()[-1]
+    refused(lambda: pretrain(files, tmp_path / "parts", *flags, max_tokens=200, lr=0.02),
+            r"last\.pt", r"lr \(0.01, now 0.02", "--overwrite")
+    assert before == [path.stat().st_mtime_ns for path in files_of_parts]
+    pretrain(files, tmp_path / "parts", *flags, "--overwrite", max_tokens=200, lr=0.02)
+    assert all(now > then for now, then in zip((path.stat().st_mtime_ns for path in files_of_parts), before,
+                                               strict=True))
 
 
 def test_the_first_step_takes_the_mean_gradient_of_its_tokens_and_rows(files, tmp_path, monkeypatch):
@@ -331,16 +343,16 @@ def test_the_first_step_takes_the_mean_gradient_of_its_tokens_and_rows(files, tm
     args = arguments(files, tmp_path)
     runtime.seed_everything(CPU, 0)
     model = pretrain_teacher.new_model(args, ["나쁨", "좋음"]).eval()  # no dropout is the default
-    encoded = model.encode([text for text, *_ in ROWS])
-    encoded.columns["targets"] = torch.tensor([float(label == "좋음") for *_, label in ROWS])
-    (rows,) = batching.token_batches(encoded.lengths, 9999, (0, 0, 0))
+    rows_of_all = encoded(model, ROWS)
+    rows_of_all.columns["target"] = torch.tensor([float(label == "좋음") for *_, label in ROWS])
+    (rows,) = batches.token_batches(rows_of_all.lengths, 9999, (0, 0, 0))
     runtime.seed_everything(CPU, 0, 0, 0)
-    batch = pretrain_teacher.Masker(model, 0.15, CPU)(encoded.batch(rows))
+    batch = Masker(model, 0.15, CPU)(rows_of_all.batch(rows))
     x = model.encoder(batch["read"], batch["lengths"])
     scores = model.mlm_norm(F.gelu(model.mlm_dense(x))) @ model.encoder.word_embeddings.weight.T
     scores = scores + model.mlm_bias
     loss = F.cross_entropy(scores[batch["predict"]], batch["input_ids"][batch["predict"]])
-    loss = loss + 0.3 * F.cross_entropy(model.classify(x[:, 0]), batch["targets"].long())
+    loss = loss + 0.3 * F.cross_entropy(model.classify(x[:, 0]), batch["target"].long())
     parameters = sorted(model.parameters(), key=lambda p: p.dim() == 1)
     assert len(gradients) == 1
     for actual, expected in zip(gradients[0], torch.autograd.grad(loss, parameters), strict=True):
@@ -382,8 +394,9 @@ def test_two_processes_train_the_model_that_one_does(files, tmp_path):
             "--precision=fp32"]
     pretrain_teacher.main(pretrain_teacher.parse_args([*args, f"--output-dir={tmp_path / 'one'}"]))
     command = [sys.executable, "-m", "torch.distributed.run", "--standalone", "--nproc_per_node", "2",
-               ROOT / "pretrain_teacher.py", *args, f"--output-dir={tmp_path / 'two'}"]
-    done = subprocess.run(command, env=os.environ | {"OMP_NUM_THREADS": "1"}, capture_output=True, text=True)
+               ROOT / "extra" / "pretrain_teacher.py", *args, f"--output-dir={tmp_path / 'two'}"]
+    done = subprocess.run(command, env=os.environ | {"OMP_NUM_THREADS": "1"}, cwd=tmp_path,
+                          capture_output=True, text=True)
     assert done.returncode == 0, done.stderr
     assert done.stdout.count("validation loss") == 1
     one, two = (torch.load(tmp_path / name / "pytorch_model.bin") for name in ("one", "two"))
@@ -397,11 +410,11 @@ def test_two_processes_train_the_model_that_one_does(files, tmp_path):
 
 @pytest.mark.parametrize("flags, named", [
     ({"layers": None, "tokenizer": None}, "--checkpoint or --layers"), ({"checkpoint": "x"}, "--checkpoint"),
-    ({"tokenizer": None}, "--tokenizer"), ({"epochs": 0}, "epochs"), ({"hours": 1}, "--hours"),
-    ({"epochs": None, "hours": -1}, "--hours"), ({"lr": "nan"}, "finite"), ({"warmup": 1}, "--warmup"),
-    ({"mask_rate": 1}, "--mask-rate"), ({"dropout": -0.1}, "--dropout"), ({"heads": 0}, "dimensions"),
+    ({"tokenizer": None}, "--tokenizer"), ({"epochs": 0}, "--epochs"), ({"hours": 1}, "--hours"),
+    ({"epochs": None, "hours": -1}, "--hours"), ({"lr": "nan"}, "--lr"), ({"warmup": 1}, "--warmup"),
+    ({"mask_rate": 1}, "--mask-rate"), ({"dropout": -0.1}, "--dropout"), ({"heads": 0}, "--heads"),
     ({"family": "bert"}, "--embedding-dim"), ({"target": "class"}, "--target-column"),
-    ({"seed": -1}, "--seed"),
+    ({"seed": -1}, "--seed"), ({"max_length": 2}, "--max-length"),
 ])
 def test_wrong_flags_end_with_usage(files, tmp_path, capsys, flags, named):
     with pytest.raises(SystemExit) as error:
@@ -409,56 +422,72 @@ def test_wrong_flags_end_with_usage(files, tmp_path, capsys, flags, named):
     assert error.value.code == 2 and named in capsys.readouterr().err.splitlines()[-1]
 
 
-def test_wrong_input_is_one_line_and_harms_no_file(files, tmp_path):
+def test_wrong_input_is_one_line_and_harms_no_file(files, tmp_path, capsys):
     out, tokenizer = tmp_path / "out", files / "tokenizer" / "vocab_size_100"
     stars, label = ("--target-column", "stars"), ("--target-column", "label")
-    refused(lambda: pretrain(files, out, "--target-column", "none"), r"a\.tsv:1: no column none")
+    refused(lambda: pretrain(files, out, "--target-column", "none"), r"a\.tsv:1: ", "column none")
     refused(lambda: pretrain(files, out, *label, target="numeric"), "column label", "--target class")
     refused(lambda: pretrain(files, out, hidden_dim=30, heads=4), "--hidden-dim 30 --heads 4: ")
-    refused(lambda: pretrain(files, out, tokenizer=files), "no tokenizer.json")
+    refused(lambda: pretrain(files, out, tokenizer=files), r"tokenizer\.json")
     other = write(tmp_path / "other.tsv", [("가", "나")], "text\ttext2")
     refused(lambda: pretrain(files, out, valid=other), "text2")
     write(other, [("가", "중립")], "text\tlabel")
-    refused(lambda: pretrain(files, out, *label, valid=other), r"other\.tsv:2: label '중립'")
+    refused(lambda: pretrain(files, out, *label, valid=other), r"other\.tsv:2: ", "중립")
     write(other, [("가", "많이")], "text\tstars")
-    refused(lambda: pretrain(files, out, *stars, valid=other, target="numeric"), r"other\.tsv: column stars")
+    refused(lambda: pretrain(files, out, *stars, valid=other, target="numeric"), r"other\.tsv", "stars")
     write(other, [("가", ""), ("나", "")], "text\tstars")
-    refused(lambda: pretrain(files, out, "--train", str(other), *stars),
-            r"other\.tsv: column stars is empty in every row")
-    assert not out.exists()
+    refused(lambda: pretrain(files, out, "--train", str(other), *stars), r"other\.tsv", "stars", "empty")
     same = [(text, "3", label) for text, _, label in ROWS]
-    for rows, flags, named in ((ROWS[:3], (), "6 rows are too few"),
-                               (same, (*stars, "--target", "numeric"), "no two different values")):
-        for name in ("a.tsv", "b.tsv"):
-            write(tmp_path / "data" / name, rows)
-        refused(lambda flags=flags: pretrain(tmp_path / "data", out, *flags, tokenizer=tokenizer), named)
+    for name in ("a.tsv", "b.tsv"):
+        write(tmp_path / "data" / name, same)
+    for target in ("numeric", "class"):
+        refused(lambda target=target: pretrain(tmp_path / "data", out, *stars, tokenizer=tokenizer,
+                                               target=target), "stars", "same value")
+    assert not out.exists()
+    for name in ("a.tsv", "b.tsv"):
+        write(tmp_path / "data" / name, ROWS[:3])
+    refused(lambda: pretrain(tmp_path / "data", out, tokenizer=tokenizer), "6 rows are too few")
+    write(tmp_path / "data" / "b.tsv", [*same[:10], (ROWS[0][0], "3.0", "x")])
+    write(tmp_path / "data" / "a.tsv", same[:10])
+    refused(lambda: pretrain(tmp_path / "data", out, *stars, tokenizer=tokenizer, target="numeric"),
+            "stars", "same value")  # though written in two ways
     assert [path.name for path in out.iterdir()] == [".lock"]
-    with pytest.raises(UserError, match="is read there"):
-        pretrain(files, tokenizer)
+    refused(lambda: pretrain(files, tokenizer), "--output-dir")
     write(out / "vocab.txt", ROWS)
-    refused(lambda: pretrain(files, out, "--overwrite", valid=out / "vocab.txt"), r"vocab\.txt: is read")
-    done = subprocess.run([sys.executable, ROOT / "pretrain_teacher.py", "--train", "x.tsv", "--layers", "1",
-                           "--tokenizer", "y"], capture_output=True, text=True)
-    assert done.returncode == 2 and done.stderr.startswith("error: x.tsv: cannot read") and not done.stdout
+    refused(lambda: pretrain(files, out, "--overwrite", valid=out / "vocab.txt"), r"vocab\.txt: ")
+    with pytest.raises(SystemExit) as ended:
+        runtime.main(pretrain_teacher.main, arguments(files, out, "--train", "x.tsv"))
+    assert ended.value.code == 2 and capsys.readouterr().err.startswith("error: x.tsv: ")
 
 
 def test_a_damaged_last_pt_is_refused(files, tmp_path):
     pretrain(files, tmp_path, epochs=1)
     whole = torch.load(tmp_path / "last.pt")
-    for name, value in (("sums", [0.0] * 3), ("sums", [0, 0, 0, ""]), ("best", {}),
-                        ("best", {"valid_loss": 1}), ("step", "1")):
+    whole["at"]["finished"] = False
+    for name, value in (("sums", [0.0] * 3), ("sums", [0, 0, 0, ""]), ("steps", "1"), ("step", "1"),
+                        ("best", {"step": 1, "valid_loss": "x"})):
         torch.save({**whole, "at": {**whole["at"], name: value}}, tmp_path / "last.pt")
-        refused(lambda: pretrain(files, tmp_path, "--resume", epochs=1), r"last\.pt: damaged")
+        refused(lambda: pretrain(files, tmp_path, epochs=1), r"last\.pt: damaged")
 
 
 def test_divergence_names_file_and_row_of_every_example(files, tmp_path, monkeypatch):
-    losses = pretrain_teacher.losses
+    """Row 5 of b.tsv is the only one without any of the usual words."""
+    bad = [*ROWS[:75], ("추천 추천 추천", "1", "좋음"), *ROWS[76:]]
+    write(tmp_path / "data" / "a.tsv", bad[:70])
+    write(tmp_path / "data" / "b.tsv", bad[70:])
+    tokenizer = files / "tokenizer" / "vocab_size_100"
+    ids = torch.tensor(load_tokenizer(tokenizer, "electra").encode("추천 추천 추천").ids)
 
     def poisoned(model, batch):
-        return losses(model, batch) * (math.nan if model.training and (batch["number"] == 75).any() else 1)
+        found = (batch["input_ids"][:, 1 : len(ids) + 1] == ids).all(1).any()
+        return losses(model, batch) * (math.nan if model.training and found else 1)
 
     monkeypatch.setattr(pretrain_teacher, "losses", poisoned)
-    refused(lambda: pretrain(files, tmp_path), "epoch 1, step", r"diverged\.tsv")
-    header, *rows = (tmp_path / "diverged.tsv").read_text().splitlines()
-    assert header == "file\trow" and f"{files / 'b.tsv'}\t5" in rows
-    assert all(0 <= int(row.split("\t")[1]) < (70 if "a.tsv" in row else 50) for row in rows)
+    refused(lambda: pretrain(tmp_path / "data", tmp_path / "out", tokenizer=tokenizer), "epoch 1, step",
+            r"diverged\.tsv")
+    header, *rows = (tmp_path / "out" / "diverged.tsv").read_text().splitlines()
+    assert header == "file\trow" and f"{tmp_path / 'data' / 'b.tsv'}\t5" in rows
+    named = [(path.endswith("b.tsv"), int(row)) for path, row in (line.split("\t") for line in rows)]
+    assert all(0 <= row < (50 if second else 70) for second, row in named) and len(set(named)) == len(named)
+    held_out = {(False, row) for row in range(9, 70, 10)} | {(True, row - 70) for row in range(79, 120, 10)}
+    assert not held_out & set(named)

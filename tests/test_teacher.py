@@ -1,4 +1,4 @@
-"""The teachers: logits and tokens equal to transformers', what a published folder may lack, and the file."""
+"""Teachers: logits and tokens equal to those of transformers, faulty published folders, teacher.pt."""
 
 import hashlib
 import json
@@ -12,7 +12,8 @@ import torch
 import transformers
 from tokenizers import AddedToken, ByteLevelBPETokenizer, normalizers
 
-from data.batching import logits_in_order
+from data.batches import encode, logits_in_order
+from data.logits import fingerprints
 from runtime import UserError
 from teacher import ACTIVATIONS, Teacher, load_checkpoint, load_tokenizer
 
@@ -110,7 +111,7 @@ def theirs(model, tokenizer, texts, texts2=None, segments=None):
 
 def ours(teacher, texts, texts2=None, max_tokens=60):
     """Logits (N, C) in small batches of rows of several lengths."""
-    return logits_in_order(teacher, teacher.encode(texts, texts2), max_tokens)
+    return logits_in_order(teacher, encode(teacher.tokenizer, texts, texts2, **teacher.reads), max_tokens)
 
 
 def close(actual, expected, atol=1e-5):
@@ -118,7 +119,7 @@ def close(actual, expected, atol=1e-5):
 
 
 def test_embeddings_of_another_tokenizers_tokens(tmp_path):
-    """Tokens that the teacher has, pieces of one that it has not, a word without its tokenizer's mark."""
+    """Tokens that the teacher has; sub-tokens of one that it lacks; a word without its tokenizer's mark."""
     publish(tmp_path)
     teacher, _ = load_checkpoint(str(tmp_path), NAMES[2], MAX_LENGTH)
     vocab, weight = teacher.tokenizer.get_vocab(), teacher.encoder.word_embeddings.weight.detach()
@@ -131,14 +132,13 @@ def test_embeddings_of_another_tokenizers_tokens(tmp_path):
     close(found, torch.stack(expected), 1e-7)
 
 
-def refused(folder, *parts, names=NAMES[2]):
+def refused(folder, *parts):
+    """The error is one line that names every part: files, tensors, settings, what to do."""
     with pytest.raises(UserError) as error:
-        load_checkpoint(str(folder), names, MAX_LENGTH)
-    message = str(error.value)
-    assert "\n" not in message
+        load_checkpoint(str(folder), NAMES[2], MAX_LENGTH)
+    assert "\n" not in str(error.value)
     for part in parts:
-        assert part in message
-    return message
+        assert part in str(error.value)
 
 
 # ---- equal to transformers ---------------------------------------------------------------------------------
@@ -151,7 +151,7 @@ def test_logits_equal_transformers_from_either_weight_file(tmp_path, name, class
     model, tokenizer = publish(tmp_path, name, **options)
     teacher, report = load_checkpoint(str(tmp_path), NAMES[classes], MAX_LENGTH)
     assert f"{len(model.state_dict())} tensors read, 0 not used, 0 started fresh" in report[0]
-    assert report[1].startswith("the head's classes ") and len(report) == 2
+    assert str(NAMES[classes]) in report[1] and len(report) == 2  # LABEL_0, … are taken to be these
     results = []
     for texts2 in (None, TEXTS2):
         expected = theirs(model, tokenizer, TEXTS, texts2)
@@ -159,8 +159,9 @@ def test_logits_equal_transformers_from_either_weight_file(tmp_path, name, class
         results.append(ours(teacher, TEXTS, texts2))
         close(results[-1], expected)
         close(ours(teacher, TEXTS, texts2, max_tokens=10_000), expected)  # one padded batch
-    close(teacher.predict(TEXTS), theirs(model, tokenizer, TEXTS).softmax(1))
-    assert teacher.predict([]).shape == (0, classes)
+    close(teacher.logits(TEXTS), theirs(model, tokenizer, TEXTS))
+    close(teacher.predict(TEXTS, TEXTS2), theirs(model, tokenizer, TEXTS, TEXTS2).softmax(1))
+    assert teacher.predict([]).shape == teacher.logits([]).shape == (0, classes)
 
     as_bin(tmp_path)
     teacher, _ = load_checkpoint(str(tmp_path), NAMES[classes], MAX_LENGTH)
@@ -254,7 +255,7 @@ def test_rows_are_cut_at_max_length_and_at_the_last_position(tmp_path, max_lengt
     publish(tmp_path)
     teacher, _ = load_checkpoint(str(tmp_path), NAMES[2], max_length)
     assert teacher.max_length == kept
-    encoded = teacher.encode(["노잼 " * 100])
+    encoded = encode(teacher.tokenizer, ["노잼 " * 100], None, **teacher.reads)
     ids = teacher.tokenizer.token_to_id
     expected = [ids("[CLS]"), *([ids("노"), ids("##잼")] * 50)[: kept - 2], ids("[SEP]")]
     assert encoded.tokens.tolist() == expected
@@ -287,7 +288,7 @@ def test_an_encoder_without_head_is_loaded_and_all_is_accounted_for(tmp_path, na
     fresh = [f"{module}.{part}" for module in fresh for part in ("weight", "bias")]
     unused = [f"{module}.{part}" for module in unused for part in ("bias", "weight")]
     lines = dict(line.split(": ", 1) for line in report[1:])
-    assert lines.pop("starts fresh") == ", ".join(fresh) + " (classification head)"
+    assert lines.pop("starts fresh") == ", ".join(fresh)
     assert lines.pop("not used", "") == ", ".join(unused) and not lines
     read = len(model.state_dict()) - len(unused)
     assert f"{read} tensors read, {len(unused)} not used, {len(fresh)} started fresh" in report[0]
@@ -310,7 +311,7 @@ def test_an_encoder_without_head_is_loaded_and_all_is_accounted_for(tmp_path, na
 def test_a_head_of_other_classes_starts_fresh(tmp_path, name):
     model, _ = publish(tmp_path, name, num_labels=3)
     teacher, report = load_checkpoint(str(tmp_path), NAMES[2], MAX_LENGTH)
-    assert report[-1].startswith("starts fresh: head_out.weight, head_out.bias ")
+    assert report[-1] == "starts fresh: head_out.weight, head_out.bias"
     assert teacher.head_out.weight.shape == (2, 16)
     dense = model.bert.pooler.dense if name == "bert" else model.classifier.dense
     assert torch.equal(teacher.head_dense.weight, dense.weight)
@@ -380,10 +381,10 @@ def test_a_config_that_cannot_be_read_is_refused(tmp_path, change, parts):
     ("config.json", None, ["config.json", "cannot read"]),
     ("config.json", "{", ["config.json", "JSON"]),
     ("config.json", "[]", ["config.json", "JSON object"]),
-    ("model.safetensors", None, ["neither pytorch_model.bin nor model.safetensors"]),
+    ("model.safetensors", None, ["pytorch_model.bin", "model.safetensors"]),
     ("model.safetensors", "이것은 모델이 아니다", ["model.safetensors", "cannot read"]),
     ("pytorch_model.bin", "이것은 모델이 아니다", ["pytorch_model.bin"]),
-    ("vocab.txt", None, ["no tokenizer.json, vocab.txt"]),
+    ("vocab.txt", None, ["tokenizer.json", "vocab.txt"]),
     ("vocab.txt", "[PAD]\n[UNK]\n가\n", ["vocab.txt", "[CLS] [SEP]"]),
     ("tokenizer.json", "{}", ["tokenizer"]),
     ("tokenizer_config.json", "{", ["tokenizer_config.json"]),
@@ -432,10 +433,10 @@ def test_a_checkpoint_that_carries_code_is_refused_and_the_code_not_run(tmp_path
 
 
 @pytest.mark.parametrize("content", [["a list"], {"step": 3}])
-def test_a_bin_that_is_no_dict_of_tensors_is_refused(tmp_path, content):
+def test_a_bin_that_is_not_a_dict_of_tensors_is_refused(tmp_path, content):
     publish(tmp_path)
     torch.save(content, tmp_path / "pytorch_model.bin")
-    refused(tmp_path, "pytorch_model.bin", "not a dict of tensors")
+    refused(tmp_path, "pytorch_model.bin", "tensors")
 
 
 def test_safetensors_without_the_package_names_it(tmp_path, monkeypatch):
@@ -448,7 +449,7 @@ def test_safetensors_without_the_package_names_it(tmp_path, monkeypatch):
 # ---- the hub -----------------------------------------------------------------------------------------------
 
 
-def test_a_hub_id_without_network_is_told_in_one_line(tmp_path, monkeypatch):
+def test_a_hub_id_without_network_is_one_line(tmp_path, monkeypatch):
     monkeypatch.chdir(tmp_path)
 
     def offline(*args, **options):
@@ -458,7 +459,7 @@ def test_a_hub_id_without_network_is_told_in_one_line(tmp_path, monkeypatch):
     refused("someone/some-model", "someone/some-model", "offline")
 
 
-def test_a_path_that_is_no_folder_never_asks_the_hub(tmp_path, monkeypatch):
+def test_a_path_that_is_not_a_folder_never_asks_the_hub(tmp_path, monkeypatch):
     monkeypatch.setattr(huggingface_hub, "snapshot_download", lambda *a, **o: pytest.fail("asked the hub"))
     refused(tmp_path / "typo", "typo: no such folder")
 
@@ -494,7 +495,7 @@ def test_a_hub_file_that_is_not_what_the_hub_states_is_refused(tmp_path, monkeyp
     link.symlink_to(blob)
     load_checkpoint("someone/some-model", NAMES[2], MAX_LENGTH)
     blob.write_bytes(data[:-1] + bytes([data[-1] ^ 1]))
-    refused("someone/some-model", f"{link}: is damaged", f"delete {blob} and run again")
+    refused("someone/some-model", f"{link}: damaged", f"delete {blob}")
 
 
 # ---- teacher.pt --------------------------------------------------------------------------------------------
@@ -504,16 +505,23 @@ def test_a_hub_file_that_is_not_what_the_hub_states_is_refused(tmp_path, monkeyp
 def test_save_and_load_keep_logits_and_fingerprints_to_the_bit(tmp_path, name):
     publish(tmp_path / "published", name)
     teacher, _ = load_checkpoint(str(tmp_path / "published"), NAMES[2], MAX_LENGTH)
-    fingerprints = teacher.fingerprints()
+    teacher.task = "multilabel"
+    before = fingerprints(teacher)
     expected = ours(teacher, TEXTS, TEXTS2)
-    assert teacher.fingerprints() == fingerprints  # encoding, which sets truncation, leaves no trace
+    assert fingerprints(teacher) == before  # encoding, which sets truncation, leaves no trace
     teacher.save(tmp_path / "out" / "teacher.pt", epoch=2)
     loaded = Teacher.load(tmp_path / "out" / "teacher.pt")
-    assert loaded.fingerprints() == fingerprints
-    assert (loaded.config, loaded.label_names, loaded.max_length) == (teacher.config, NAMES[2], MAX_LENGTH)
+    assert fingerprints(loaded) == before
+    assert (loaded.config, loaded.label_names, loaded.reads) == (teacher.config, NAMES[2], teacher.reads)
+    assert (loaded.task, loaded.max_length, loaded.training) == ("multilabel", MAX_LENGTH, False)
     assert torch.equal(ours(loaded, TEXTS, TEXTS2), expected)
-    assert torch.load(tmp_path / "out" / "teacher.pt", weights_only=True)["epoch"] == 2
+    artifact = torch.load(tmp_path / "out" / "teacher.pt", weights_only=True)
+    assert artifact["epoch"] == 2
     assert [path.name for path in (tmp_path / "out").iterdir()] == ["teacher.pt"]
+    del artifact["task"]  # as in files from before there were tasks
+    torch.save(artifact, tmp_path / "old.pt")
+    old = Teacher.load(tmp_path / "old.pt")
+    assert old.task == "classification" and torch.equal(ours(old, TEXTS, TEXTS2), expected)
 
 
 @pytest.mark.parametrize("part, changes", [
@@ -531,17 +539,18 @@ def test_each_fingerprint_changes_with_its_part_of_what_decides_a_logit(tmp_path
         teacher, _ = load_checkpoint(str(tmp_path), NAMES[2], MAX_LENGTH)
         with torch.no_grad():
             change(teacher)
-        return teacher.fingerprints()
+        return fingerprints(teacher)
 
     before = changed(lambda teacher: None)
     assert before.keys() == {"weights", "tokenizer", "max_length"} and before["max_length"] == MAX_LENGTH
     assert changed(lambda teacher: None) == before
     after = [changed(change) for change in changes]
-    assert len({fingerprints[part] for fingerprints in (before, *after)}) == 1 + len(changes)
-    assert all(fingerprints | {part: before[part]} == before for fingerprints in after)  # no other part
+    assert len({found[part] for found in (before, *after)}) == 1 + len(changes)
+    assert all(found | {part: before[part]} == before for found in after)  # no other part
 
 
-@pytest.mark.parametrize("content", ["missing", "text", "other kind", "format", "weights", "config", "code"])
+@pytest.mark.parametrize("content", ["missing", "text", "other kind", "format", "weights", "config", "task",
+                                     "code"])
 def test_a_file_that_cannot_be_used_is_refused_in_one_line(tmp_path, content):
     publish(tmp_path)
     path = tmp_path / "teacher.pt"
@@ -555,7 +564,8 @@ def test_a_file_that_cannot_be_used_is_refused_in_one_line(tmp_path, content):
         torch.save({"kind": "teacher", "bomb": Bomb(tmp_path / "harm")}, path)
     else:
         change = {"other kind": {"kind": "student"}, "format": {"format": 99}, "weights": {"weights": {}},
-                  "config": {"config": artifact["config"] | {"hidden_size": 8}}}[content]
+                  "config": {"config": artifact["config"] | {"hidden_size": 8}},
+                  "task": {"task": 3}}[content]
         torch.save(artifact | change, path)
     with pytest.raises(UserError) as error:
         Teacher.load(path)
@@ -570,27 +580,28 @@ def test_activations_equal_transformers(activation):
 
 
 def test_a_published_head_keeps_the_order_of_its_own_labels(tmp_path):
-    """id2label names the data's labels in another order: the columns follow the head, not the data. What a
-    head of other names is taken for is told, unless it starts fresh."""
+    """If id2label lists the data's labels in another order, the columns follow the head, not the data. A head
+    of other names is said to be taken for the data's labels, unless it starts fresh."""
     publish(tmp_path, num_labels=2)
     config = json.loads((tmp_path / "config.json").read_text("utf-8"))
     own, numbered = {"0": "긍정", "1": "부정"}, {"0": "LABEL_0", "1": "LABEL_1"}
-    told = "the head's classes ['LABEL_0', 'LABEL_1'] are taken to be ['부정', '긍정'], in this order"
-    nameless = told.replace("['LABEL_0', 'LABEL_1']", "(no names)")
     two, three = ["부정", "긍정"], ["가", "나", "다"]
-    for names, labels, expected, last in ((own, two, two[::-1], None), (numbered, two, two, told),
-                                          (numbered, three, three, None), ({}, two, two, nameless)):
+    for names, labels, expected, said in (
+            (own, two, two[::-1], None), (numbered, two, two, "['LABEL_0', 'LABEL_1']"),
+            (numbered, three, three, None), ({}, two, two, "no names")):
         (tmp_path / "config.json").write_text(json.dumps(config | {"id2label": names}), encoding="utf-8")
         teacher, report = load_checkpoint(str(tmp_path), labels, MAX_LENGTH)
         assert teacher.label_names == expected
-        assert [line for line in report if "taken" in line] == ([last] if last else [])
+        said_so = [line for line in report if "taken to be" in line]
+        assert len(said_so) == (said is not None)
+        assert all(said in line and str(two) in line for line in said_so)
 
 
 def test_kobert_style_vocabulary_is_not_read_as_wordpiece(tmp_path):
     publish(tmp_path)
     (tmp_path / "tokenizer.json").unlink(missing_ok=True)
     (tmp_path / "vocab.txt").write_text("[PAD]\n[UNK]\n[CLS]\n[SEP]\n▁이\n▁영화\n는\n", encoding="utf-8")
-    refused(tmp_path, "vocab.txt: lists SentencePiece tokens", "save_pretrained")
+    refused(tmp_path, "vocab.txt", "SentencePiece", "save_pretrained")
 
 
 def test_nulls_in_config_json_are_defaults_and_each_part_must_fit(tmp_path):
@@ -601,4 +612,4 @@ def test_nulls_in_config_json_are_defaults_and_each_part_must_fit(tmp_path):
     assert load_checkpoint(str(tmp_path), NAMES[2], MAX_LENGTH)[0].config.pad_id == 0
     key, value = (f"bert.encoder.layer.0.attention.self.{part}.weight" for part in ("key", "value"))
     as_bin(tmp_path, lambda tensors: tensors | {key: torch.zeros(15, 16), value: torch.zeros(17, 16)})
-    refused(tmp_path, f"tensor {key} has shape [15, 16], config.json asks for [16, 16]")
+    refused(tmp_path, key, "[15, 16]", "[16, 16]")

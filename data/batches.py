@@ -52,13 +52,26 @@ class Encoded:
                 **{name: column[rows] for name, column in self.columns.items()}}
 
 
+def inputs(batch: dict) -> dict:
+    """What of a batch a model's forward takes."""
+    return {name: batch[name] for name in ("input_ids", "lengths", "second") if name in batch}
+
+
+def largest_id(tokenizer) -> int:
+    """The largest token id that a tokenizer gives, special tokens included. UserError if it gives none."""
+    try:
+        return max([*tokenizer.get_vocab().values(), *tokenizer.encode("가", "\U0010ffff").ids])
+    except Exception as error:  # the tokenizers library's, such as: its own unknown token is missing
+        raise UserError(f"the tokenizer cannot be used ({error})") from None
+
+
 def encode(tokenizer, texts, texts2, max_length: int, pad_id: int, blank_id: int, segments=False,
            progress=None) -> Encoded:
-    """Tokenize texts (or pairs, if texts2 is no None) in the tokenizer's own threads.
+    """Tokenize texts (or pairs, if texts2 is given) in the tokenizer's own threads.
 
     A row is cut at max_length tokens, special tokens included; a row that has no token becomes [blank_id].
-    With `segments`, where text2 starts is kept for models with segment embeddings. `progress` is a
-    runtime.Progress that counts rows; the caller closes it.
+    With `segments`, where text2 starts is kept for models with segment embeddings. A model's `reads` has all
+    of these arguments. `progress` is a runtime.Progress that counts rows; the caller closes it.
     """
     special = tokenizer.num_special_tokens_to_add(texts2 is not None)
     if max_length < special:
@@ -71,7 +84,7 @@ def encode(tokenizer, texts, texts2, max_length: int, pad_id: int, blank_id: int
         try:
             encodings = tokenizer.encode_batch_fast(rows[start : start + CHUNK])
         except Exception as error:  # the Rust library raises bare Exception: [UNK] is not in its vocabulary
-            raise UserError(f"the tokenizer cannot encode a text ({error}); make it anew") from None
+            raise UserError(f"the tokenizer cannot encode a text ({error}); train it again") from None
         ids = [encoding.ids or [blank_id] for encoding in encodings]
         lengths.append(np.fromiter(map(len, ids), np.int64, len(ids)))
         tokens.append(np.fromiter(chain.from_iterable(ids), np.int32, lengths[-1].sum()))
@@ -115,7 +128,7 @@ class Store:
                 self.files[name][0].flush()
             except OSError as error:
                 raise UserError(f"{self.folder}: cannot write scratch files ({error.strerror or error}); "
-                                f"they hold 4 bytes a token") from None
+                                f"they hold 4 bytes per token") from None
         self.blocks.append((self.rows, len(encoded), self.tokens, len(encoded.tokens)))
         self.rows += len(encoded)
         self.tokens += len(encoded.tokens)
@@ -167,12 +180,12 @@ class Store:
         return Encoded(tokens, offsets(lengths), lengths, columns, self.pad_id, numbers)
 
 
-def training_batches(store: Store, max_tokens: int, seed: tuple, device, labelled: bool = False):
-    """An epoch: (window, rows of a batch in it), every row once; with `labelled` those with a label >= 0."""
+def training_batches(store: Store, max_tokens: int, seed: tuple, device, known_only: bool = False):
+    """An epoch: (window, rows of a batch in it), every row once; with `known_only` those with an answer."""
     for number, window in enumerate(store.windows(device, seed)):
         rows = np.arange(len(window))
-        if labelled:
-            rows = np.flatnonzero(window.columns["labels"].cpu().numpy() >= 0)
+        if known_only:
+            rows = np.flatnonzero(window.columns["known"].cpu().numpy())
         if len(rows):
             for batch in token_batches(window.lengths[rows], max_tokens, (*seed, number)):
                 yield window, rows[batch]
@@ -219,7 +232,7 @@ def logits_in_order(model, encoded: Encoded, max_tokens: int, precision="fp32", 
     for i, rows in enumerate(token_batches(encoded.lengths, max_tokens)):
         if i % WORLD == RANK or i == 0:  # the first tells every rank the number of classes
             with autocast(device, precision):
-                output = model(**encoded.batch(rows)).float()  # (B, C)
+                output = model(**inputs(encoded.batch(rows))).float()  # (B, C)
             if i == 0:
                 logits = torch.zeros(len(encoded), output.size(1), device=device)
             if i % WORLD == RANK:

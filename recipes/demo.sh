@@ -1,0 +1,40 @@
+#!/bin/sh
+# The whole chain on the embedded sample (3,335 reviews), from scratch: make demo. About 40 s on two cores.
+# Expected: labels alone about 63 %, distilled about 73 % of 500 test reviews (the largest class has 54.8 %).
+set -eu
+cd "$(dirname "$0")/.."
+PY=${PYTHON:-python} S=data/sample D=demo
+rm -rf $D
+mkdir $D
+step() { printf '\n%s\n' "$*"; }
+run() { $PY "$@" > $D/last.log 2>&1 || { cat $D/last.log; exit 1; }; cat $D/last.log >> $D/log; }
+
+step "1  train_tokenizer.py    a vocabulary of 3,000 subwords from 2,535 reviews"
+run train_tokenizer.py --data $S/train.tsv $S/unlabeled.tsv --output-dir $D/tokenizer
+tail -n 1 $D/log
+step "2  finetune_teacher.py   a small Transformer from scratch on 1,800 labelled reviews, 8 epochs"
+run finetune_teacher.py --train $S/train.tsv --valid $S/valid.tsv --output-dir $D/teacher \
+    --scratch 1,128,4 --tokenizer $D/tokenizer/vocab_size_3000 --lr 1e-3 --epochs 8 --max-tokens 1024
+tail -n 1 $D/log
+step "3  dump_logits.py        its logits of all 2,535 reviews, once"
+run dump_logits.py --teacher $D/teacher/teacher.pt --data $S/train.tsv $S/unlabeled.tsv --output-dir $D/logits
+grep -h bytes $D/last.log
+step "4  distill.py            six small BiLSTMs: three seeds on those logits, three on labels alone"
+run distill.py --train $S/train.tsv $S/unlabeled.tsv --logits $D/logits/train.pt $D/logits/unlabeled.pt \
+    --valid $S/valid.tsv --tokenizer $D/tokenizer/vocab_size_3000 --size small --alpha 0.1 1 --seed 0 1 2 \
+    --max-tokens 1024 --output-dir $D
+tail -n 1 $D/log
+step "5  evaluate.py           on 500 reviews that none of them has seen"
+echo
+$PY evaluate.py $D/small-alpha1/student.pt $D/small-alpha1-seed1/student.pt $D/small-alpha1-seed2/student.pt \
+    $D/small/student.pt $D/small-seed1/student.pt $D/small-seed2/student.pt $D/teacher/teacher.pt --data $S/test.tsv
+step "6  student.py            what an application calls"
+$PY student.py $D/small/student.pt "배우들 연기가 최고예요" "돈도 시간도 아까움 환불해주세요"
+cat <<'END'
+
+small-alpha1…  trained on labels alone
+small…         trained on the teacher's logits: smaller than the teacher, and here better than labels alone
+teacher        trained from scratch on 1,800 reviews, so all accuracies are low: this shows the workflow
+
+Everything is in demo/. Next: your own file of texts and labels, sh recipes/mine.sh FILE (README, "Your own data").
+END
