@@ -252,8 +252,8 @@ def dimensions(settings: dict) -> tuple[int, int]:
     return settings["embedding_dim"] or embedding_dim, settings["hidden_dim"] or hidden_dim
 
 
-def write_summary(folder: Path) -> None:
-    """One line for each finished student in the folder, best first: printed, and saved as summary.tsv."""
+def summary(folder: Path) -> list[list[str]]:
+    """A header, and a line for each finished student in the folder, best first; empty if one is not more."""
     rows = []
     for path, state in runtime.finished_runs(folder):
         at, arguments = state["at"], state["made_by"]["arguments"]
@@ -263,21 +263,32 @@ def write_summary(folder: Path) -> None:
             "parameters": sum(tensor.numel() for tensor in state["weights"].values()), **at["best"],
             "seconds": round(at["seconds"], 1), "folder": str(path)})
     varied = [name for name in rows[0] if len({str(row.get(name)) for row in rows}) > 1] if rows else []
-    if not varied:  # one student needs no table
-        return
+    if not varied:
+        return []
     score = next(name for name in rows[0] if name.startswith("valid_") and name != "valid_loss")
     shown = [name for name in rows[0] if (name in GRID or name in DECISIVE) and name in varied]
     shown += ["parameters", "valid_loss", score, "epoch", "seconds", "folder"]
     rows.sort(key=lambda row: -row[score])
-    table = [shown] + [[f"{row[name]:.4f}" if name.startswith("valid_") else str(row[name]) for name in shown]
-                       for row in rows]
+    return [shown] + [[f"{row[name]:.4f}" if name.startswith("valid_") else str(row[name]) for name in shown]
+                        for row in rows]
+
+
+def write_summary(folder: Path) -> None:
+    """Print the summary, and save it as summary.tsv. One student needs none."""
+    try:
+        table = summary(folder)
+    except (AttributeError, LookupError, RuntimeError, StopIteration, TypeError, ValueError) as error:
+        raise UserError(f"{folder}: no summary.tsv, as a last.pt of a student there is damaged ({error!r})"
+                        ) from None
+    if not table:
+        return
     path = folder / "summary.tsv"
     runtime.save_together({path: "".join("\t".join(line) + "\n" for line in table)})
     widths = [max(map(len, column)) for column in zip(*table, strict=True)]
     print()
     for line in table:
         print("  ".join(cell.ljust(width) for cell, width in zip(line, widths, strict=True)).rstrip())
-    print(f"{path}: {len(rows)} students")
+    print(f"{path}: {len(table) - 1} students")
 
 
 def main(args):

@@ -102,11 +102,13 @@ class Dump:
         self.file, self.columns, self.teachers = file, columns, teachers
         self.path, self.args, self.device = path, args, device
         self.blocks = path.with_name(f".{path.stem}.blocks")
+        self.tombstone = self.blocks / "overwrite"  # so that a killed --overwrite does not keep the old file
         self.task = tasks.of_name(teachers[0].task, teachers[0].label_names, args.teacher[0])
         self.made_from = {f"the {name} of teacher {i}": value for i, teacher in enumerate(teachers, 1)
                           for name, value in fingerprints(teacher).items()} | {
             "the number of teachers": len(teachers), "--dtype": args.dtype}
-        self.old = read_logits(path) if path.exists() and not args.overwrite else None
+        replaced = args.overwrite or (self.tombstone.exists() and not args.check)
+        self.old = read_logits(path) if path.exists() and not replaced else None
         self.precision = runtime.pick_precision(args.precision, device, all(
             isinstance(teacher, Student) for teacher in teachers))
         if self.old:
@@ -166,6 +168,7 @@ class Dump:
             if logits is None:
                 logits = self.compute(part, progress)
                 runtime.save(logits, self.blocks / f"{names[-1]}.pt")
+                runtime.barrier(self.device)  # a next block of the same texts is then there for every rank
             else:
                 reused += len(part)
                 progress.total -= len(part) * len(self.teachers)
@@ -236,12 +239,18 @@ def main(args):
             runtime.lock(path.with_name(f".{path.stem}.lock"), path.name)
         dumps.append(Dump(file, columns, teachers, path, args, device))
         file.refuse_other_answers(dumps[-1].task, *columns)
+    for dump in dumps:
+        if args.overwrite and RANK == 0:
+            shutil.rmtree(dump.blocks, ignore_errors=True)
+    runtime.save_together({dump.tombstone: "" for dump in dumps if args.overwrite})
     runtime.barrier(device)  # every rank has seen what is there before rank 0 changes it
     for dump in dumps:
         if args.check:
             dump.check()
         elif dump.old and dump.complete:
             print(f"{dump.path}: complete already, {dump.file.rows:,} rows")
+            if RANK == 0:  # of a run that was killed at its end
+                shutil.rmtree(dump.blocks, ignore_errors=True)
         else:
             dump.write()
 

@@ -65,12 +65,12 @@ from teacher import Teacher
 CHUNK = 8192  # texts between two steps of the progress line
 
 
-def columns_of(path: str, names: list[str], wanted: list[str]) -> list[int]:
-    """Where the outputs `wanted` stand among `names`."""
-    if sorted(names) != sorted(wanted):
-        raise UserError(f"{path}: its labels are {names}, those of the first model {wanted}; "
-                        f"compare models of the same labels")
-    return [names.index(name) for name in wanted]
+def columns_of(path: str, kind: str, names: list[str], task) -> list[int]:
+    """Where the outputs of `task`, the first model's, stand among `names` of a model of the task `kind`."""
+    if (kind, sorted(names)) != (tasks.name_of(task), sorted(task.names)):
+        raise UserError(f"{path}: {kind}, labels {names}, but the first model: {tasks.name_of(task)}, labels "
+                        f"{task.names}; compare models of the same task and labels")
+    return [names.index(name) for name in task.names]
 
 
 def run_model(path: str, model, examples: Examples) -> tuple[torch.Tensor, dict]:
@@ -105,7 +105,7 @@ def assess(args, examples: Examples, device) -> tuple:
     target, _ = examples.targets(task, every_row=True)
     results = []
     for path, model in zip(args.models, models, strict=True):
-        order = columns_of(path, model.label_names, task.names)
+        order = columns_of(path, model.task, model.label_names, task)
         logits, speed = run_model(path, model, examples)
         result = {"model": path, "logits": logits[:, order], **speed}
         if isinstance(model, Student):
@@ -113,10 +113,10 @@ def assess(args, examples: Examples, device) -> tuple:
             result |= {"ece_uncalibrated": raw["ece"]} if "ece" in raw else {}
         results.append(result)
     if cached:
-        names = task.names if cached.bare else cached.names
+        kind, names = (tasks.name_of(task), task.names) if cached.bare else (cached.task, cached.names)
         if cached.values.size(1) != len(names):
             raise UserError(f"{args.logits}: {cached.values.size(1)} columns, but the labels are {names}")
-        order = columns_of(args.logits, names, task.names)
+        order = columns_of(args.logits, kind, names, task)
         results.append({"model": args.logits, "logits": cached.values.float()[:, order]})
     return task, target, results
 
@@ -239,7 +239,8 @@ def main(args):
         print(table(results, task, args.all, args.markdown))
         if args.seen:
             print(f"\n{leaked:,} of {len(examples):,} texts ({leaked / len(examples):.2%}) also occur in "
-                  f"{', '.join(args.seen)}" + ("; 'unseen only' is without them" if leaked else ""))
+                  f"{', '.join(args.seen)}"
+                  + ("; 'unseen only' is without them" if 0 < leaked < len(unseen) else ""))
     if args.errors:
         count = write_errors(args.errors, task, target, results, examples)
         if not args.json:

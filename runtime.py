@@ -368,7 +368,8 @@ def load_weights(path, mmap: bool = False):
             check_archive(path)
         else:
             check_legacy(path)
-        value = torch.load(path, map_location="cpu", weights_only=True, mmap=mmap and archive)
+        utf8 = str(path).encode(errors="ignore").decode() == str(path)  # PyTorch maps no file of another name
+        value = torch.load(path, map_location="cpu", weights_only=True, mmap=mmap and archive and utf8)
         plain = holds_plain_tensors(value, os.path.getsize(path))
     except OSError as error:
         raise UserError(f"{path}: cannot read ({error.strerror or error})") from None
@@ -389,6 +390,7 @@ def check_archive(path) -> None:
     """ValueError if the zip archive of a .pt file is packed, damaged, or names anything but tensors."""
     size = os.path.getsize(path)
     with open(path, "rb") as file:
+        head = file.read(4)
         file.seek(max(size - 98, 0))
         tail = file.read().rjust(98)  # zip64's end record (56 bytes), its locator (20), the end record (22)
     with zipfile.ZipFile(path) as archive:
@@ -398,6 +400,8 @@ def check_archive(path) -> None:
         if tail[76:80] != b"PK\5\6" or start != (tail[48:56] if zip64 else tail[92:96] + bytes(4)) \
                 or (zip64 and tail[:4] + tail[64:72] != b"PK\6\6" + (size - 98).to_bytes(8, "little")):
             raise ValueError("damaged: its table of contents is not at its end")
+        if head != b"PK\3\4":  # torch.load would read what is before the archive, in its old format
+            raise ValueError("damaged: its start is not that of an archive")
         if any(each.compress_type for each in members) or sum(each.file_size for each in members) > size:
             raise ValueError("the archive is packed")
         if any(each.is_dir() or each.external_attr & 16 for each in members):
@@ -655,13 +659,13 @@ class Run:
         self.signal, self.saved, self.progress, self.seconds = 0, time.monotonic(), None, self.at["seconds"]
         self.sums = torch.tensor(self.at["sums"] if RANK == 0 else [0.0] * len(self.at["sums"]),
                                  device=self.device)
-        self.handlers = {number: signal.signal(number, self._note)
-                         for number in (signal.SIGINT, signal.SIGTERM)}
         barrier(self.device)  # every rank has seen what is there before rank 0 changes it
         if not self.resumed:
             self.save()  # from here on the folder is this run's
             if RANK == 0:
                 (self.folder / "diverged.tsv").unlink(missing_ok=True)
+        self.handlers = {number: signal.signal(number, self._note)
+                         for number in (signal.SIGINT, signal.SIGTERM)}
         return self
 
     def __exit__(self, kind, error, trace) -> None:
@@ -888,7 +892,8 @@ class Log:
             self.writer.flush()
 
     def close(self) -> None:
-        self.file.close()
+        with contextlib.suppress(OSError):  # of what write() could not write, and has told
+            self.file.close()
         if self.writer is not None:
             self.writer.close()
 

@@ -178,9 +178,9 @@ def bootstrap(task, statistics: list, draws: int = 1000) -> list[dict]:
     means = [[] for _ in statistics]
     for _ in range(draws):
         drawn = torch.randint(rows, (rows,), generator=random)
-        weights = torch.bincount(drawn, minlength=rows).double() / rows  # (N,)
+        counts = torch.bincount(drawn, minlength=rows).double()  # (N,)
         for found, values in zip(means, statistics, strict=True):
-            found.append(weights @ values)  # (S,)
+            found.append(counts @ values / rows)  # (S,)
     samples = [task.scores(torch.stack(found)) for found in means]  # {score: (draws,)} of each model
 
     def interval(values):

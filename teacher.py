@@ -6,8 +6,7 @@
 
 The four families share the post-norm encoder of Vaswani et al. (2017, arXiv 1706.03762). They differ in
 tensor names, in embeddings (ELECTRA projects them up, DistilBERT has no segments, RoBERTa's positions start
-after the padding index) and in the head. Logits equal those of the `transformers` package
-(tests/test_teacher.py).
+after the padding index) and in the head. tests/test_teacher.py compares logits with `transformers`.
 Shapes: B batch, T tokens, D hidden size, E embedding size, A heads, C classes.
 """
 
@@ -17,6 +16,7 @@ import math
 import os
 import re
 from dataclasses import asdict, dataclass
+from functools import partial
 from pathlib import Path
 
 import torch
@@ -29,14 +29,9 @@ from data.batches import encode, largest_id, logits_in_order
 from runtime import UserError
 
 FORMAT = 1
-ACTIVATIONS = {
-    "gelu": F.gelu,
-    "gelu_new": lambda x: F.gelu(x, approximate="tanh"),
-    "gelu_pytorch_tanh": lambda x: F.gelu(x, approximate="tanh"),
-    "relu": F.relu,
-    "silu": F.silu,
-    "tanh": torch.tanh,
-}
+ACTIVATIONS = {"gelu": F.gelu, "relu": F.relu, "silu": F.silu, "tanh": torch.tanh} | dict.fromkeys(
+    ("gelu_new", "gelu_pytorch_tanh"), partial(F.gelu, approximate="tanh"))
+REQUIRED = ("vocab_size", "hidden_size", "num_layers", "num_heads", "intermediate_size", "max_positions")
 TO_JSON = ("a SentencePiece model must be converted first: in transformers, "
            "AutoTokenizer.from_pretrained(…).save_pretrained(…) writes tokenizer.json")
 # The activation between the two layers of the head, and whether dropout also precedes the first: BERT's
@@ -72,18 +67,15 @@ class TeacherConfig:
         for name, allowed in (("family", HEADS), ("activation", ACTIVATIONS)):
             if getattr(self, name) not in allowed:
                 raise ValueError(f"{name} {getattr(self, name)!r} is not one of {', '.join(allowed)}")
-        for name in ("vocab_size", "hidden_size", "num_layers", "num_heads", "intermediate_size",
-                     "embedding_size", "max_positions", "num_labels", "type_vocab_size", "pad_id",
-                     "position_offset"):
-            least = 0 if name in ("type_vocab_size", "pad_id", "position_offset") else 1
-            most = 1000 if name == "num_layers" else 2**24
-            if not isinstance(getattr(self, name), int) or not least <= getattr(self, name) <= most:
-                raise ValueError(f"{name} is {getattr(self, name)!r}, must be a whole number in "
-                                 f"[{least}, {most}]")
-        for name in ("layer_norm_eps", "hidden_dropout", "attention_dropout", "head_dropout",
-                     "initializer_range"):
-            if not isinstance(getattr(self, name), (int, float)) or not 0 <= getattr(self, name) <= 1:
-                raise ValueError(f"{name} is {getattr(self, name)!r}, must be in [0, 1]")
+        for names, kinds, least, most in (
+                ("vocab_size hidden_size num_heads intermediate_size embedding_size max_positions num_labels",
+                 int, 1, 2**24),
+                ("num_layers", int, 1, 1000), ("type_vocab_size pad_id position_offset", int, 0, 2**24),
+                ("layer_norm_eps hidden_dropout attention_dropout head_dropout initializer_range",
+                 (int, float), 0, 1)):
+            for name in names.split():
+                if not isinstance(value := getattr(self, name), kinds) or not least <= value <= most:
+                    raise ValueError(f"{name} is {value!r}, must be a number in [{least}, {most}]")
         if self.pad_id >= self.vocab_size or self.position_offset >= self.max_positions:
             raise ValueError(f"pad_id {self.pad_id} or position_offset {self.position_offset} is too large")
         if self.hidden_size % self.num_heads:
@@ -117,10 +109,8 @@ class Layer(nn.Module):
         self.dropout = nn.Dropout(config.hidden_dropout)
 
     def forward(self, x, bias, first_only: bool = False, keep=None):
-        """x (B, T, D), bias (B, 1, 1, T) -> (B, T, D).
-
-        With first_only, (B, 1, D): only the first token of each row. With keep (K,), (K, D): only those of
-        all B · T tokens.
+        """x (B, T, D), bias (B, 1, 1, T) -> (B, T, D); with first_only (B, 1, D), the first token of each
+        row; with keep (K,), numbers among all B · T tokens, (K, D).
         """
         B, T, D = x.shape
         queries = x[:, :1] if first_only else x
@@ -192,8 +182,8 @@ class Teacher(nn.Module):
         super().__init__()
         size = 1 + largest_id(tokenizer)  # get_vocab_size() is too small if the ids have gaps
         if size > config.vocab_size:
-            raise UserError(f"the tokenizer has {size} tokens, the model embeds only "
-                            f"{config.vocab_size}; they do not belong together")
+            raise UserError(f"the tokenizer has {size} tokens, but the model embeds {config.vocab_size}; "
+                            f"they do not belong together")
         self.config, self.tokenizer, self.label_names, self.task = config, tokenizer, label_names, task
         self.max_length = min(max_length, config.max_length)
         D = config.hidden_size
@@ -218,10 +208,9 @@ class Teacher(nn.Module):
         x = self.head_dense(self.dropout(x) if dropout_first else x)
         return self.head_out(self.dropout(ACTIVATIONS[activation](x)))
 
-    @staticmethod
-    def names_of(config: TeacherConfig) -> dict[str, list[str]]:
-        """The name of each parameter -> its names in a published checkpoint, for load_checkpoint."""
-        return published_names(config)
+    def names(self) -> dict[str, list[str]]:
+        """The name of each parameter -> its names in a published checkpoint."""
+        return published_names(self.config)
 
     # ---- use -----------------------------------------------------------------------------------------------
 
@@ -263,8 +252,7 @@ class Teacher(nn.Module):
             "kind": "teacher", "format": FORMAT, "task": self.task, "config": asdict(self.config),
             "weights": {name: tensor.detach().cpu() for name, tensor in self.state_dict().items()},
             "tokenizer": self.tokenizer.to_str(), "label_names": self.label_names,
-            "max_length": self.max_length, **extra,
-        }, path)
+            "max_length": self.max_length, **extra}, path)
 
     @classmethod
     def load(cls, path, device="cpu") -> "Teacher":
@@ -276,14 +264,12 @@ class Teacher(nn.Module):
             task = artifact.get("task", "classification")  # files from before there were tasks
             config = TeacherConfig(**config)
             if not isinstance(names, list) or len(names) != config.num_labels \
-                    or not all(isinstance(name, str) for name in [task, *names]):
-                raise ValueError(f"label names {names} for {config.num_labels} classes")
-            if max_length.__class__ is not int or max_length < 1:
-                raise ValueError("its maximum length is not a positive whole number")
-            if config.num_layers > len(weights) or any(t.dtype != torch.float32 for t in weights.values()):
-                raise ValueError("its weights do not fit its config")
-            if not all(t.isfinite().all() for t in weights.values()):
-                raise ValueError("its weights are not finite")
+                    or not all(isinstance(name, str) for name in [task, *names]) \
+                    or max_length.__class__ is not int or max_length < 1:
+                raise ValueError("its label names or its maximum length cannot be read")
+            if config.num_layers > len(weights) or not all(
+                    value.dtype == torch.float32 and value.isfinite().all() for value in weights.values()):
+                raise ValueError("its weights do not fit its config, or are not finite")
             tokenizer = Tokenizer.from_str(artifact["tokenizer"])
             with torch.device("meta"):  # only shapes: a config cannot claim memory that no weights fill
                 teacher = cls(config, tokenizer, names, max_length, task)
@@ -299,54 +285,59 @@ class Teacher(nn.Module):
 
 def published_names(config: TeacherConfig) -> dict[str, list[str]]:
     """The name of each parameter here -> its names in the published format: two for key_value."""
-    prefix = f"{config.family}."
-    if config.family == "distilbert":
-        layer = "distilbert.transformer.layer.{}."
-        inner = {"query": ["attention.q_lin"], "key_value": ["attention.k_lin", "attention.v_lin"],
-                 "attention_out": ["attention.out_lin"], "attention_norm": ["sa_layer_norm"],
-                 "ffn_in": ["ffn.lin1"], "ffn_out": ["ffn.lin2"], "ffn_norm": ["output_layer_norm"]}
-    else:
-        layer = prefix + "encoder.layer.{}."
-        inner = {"query": ["attention.self.query"],
-                 "key_value": ["attention.self.key", "attention.self.value"],
-                 "attention_out": ["attention.output.dense"],
-                 "attention_norm": ["attention.output.LayerNorm"],
-                 "ffn_in": ["intermediate.dense"], "ffn_out": ["output.dense"],
-                 "ffn_norm": ["output.LayerNorm"]}
-    modules = {"encoder.embedding_norm": [prefix + "embeddings.LayerNorm"]}
+    family, layer = config.family, f"{config.family}.encoder.layer"
+    inner = {"query": "attention.self.query", "key_value": "attention.self.key attention.self.value",
+             "attention_out": "attention.output.dense", "attention_norm": "attention.output.LayerNorm",
+             "ffn_in": "intermediate.dense", "ffn_out": "output.dense", "ffn_norm": "output.LayerNorm"}
+    dense, out = "classifier.dense", "classifier.out_proj"
+    if family == "bert":
+        dense, out = "bert.pooler.dense", "classifier"
+    if family == "distilbert":
+        layer, dense, out = "distilbert.transformer.layer", "pre_classifier", "classifier"
+        inner = {"query": "attention.q_lin", "key_value": "attention.k_lin attention.v_lin",
+                 "attention_out": "attention.out_lin", "attention_norm": "sa_layer_norm",
+                 "ffn_in": "ffn.lin1", "ffn_out": "ffn.lin2", "ffn_norm": "output_layer_norm"}
+    modules = {"encoder.embedding_norm": [f"{family}.embeddings.LayerNorm"],
+               "head_dense": [dense], "head_out": [out]}
     if config.embedding_size != config.hidden_size:
-        modules["encoder.embedding_projection"] = [prefix + "embeddings_project"]
+        modules["encoder.embedding_projection"] = [f"{family}.embeddings_project"]
     for i in range(config.num_layers):
         for ours, theirs in inner.items():
-            modules[f"encoder.layers.{i}.{ours}"] = [layer.format(i) + name for name in theirs]
-    modules["head_dense"], modules["head_out"] = {
-        "bert": (["bert.pooler.dense"], ["classifier"]),
-        "electra": (["classifier.dense"], ["classifier.out_proj"]),
-        "roberta": (["classifier.dense"], ["classifier.out_proj"]),
-        "distilbert": (["pre_classifier"], ["classifier"]),
-    }[config.family]
-    names = {
-        "encoder.word_embeddings.weight": [prefix + "embeddings.word_embeddings.weight"],
-        "encoder.position_embeddings.weight": [prefix + "embeddings.position_embeddings.weight"],
-    }
-    if config.type_vocab_size:
-        names["encoder.type_embeddings.weight"] = [prefix + "embeddings.token_type_embeddings.weight"]
-    for ours, theirs in modules.items():
-        for part in ("weight", "bias"):
-            names[f"{ours}.{part}"] = [f"{name}.{part}" for name in theirs]
+            modules[f"encoder.layers.{i}.{ours}"] = [f"{layer}.{i}.{name}" for name in theirs.split()]
+    names = {f"{ours}.{part}": [f"{name}.{part}" for name in theirs]
+             for ours, theirs in modules.items() for part in ("weight", "bias")}
+    for ours, theirs in (("word", "word"), ("position", "position"), ("type", "token_type")):
+        if ours != "type" or config.type_vocab_size:
+            names[f"encoder.{ours}_embeddings.weight"] = [f"{family}.embeddings.{theirs}_embeddings.weight"]
     return names
+
+
+def setting_names(family: str) -> dict[str, str]:
+    """TeacherConfig's name of each setting -> that in config.json."""
+    names = {"vocab_size": "vocab_size", "max_positions": "max_position_embeddings",
+             "initializer_range": "initializer_range", "pad_id": "pad_token_id"}
+    if family == "distilbert":
+        return names | {"hidden_size": "dim", "num_layers": "n_layers", "num_heads": "n_heads",
+                        "intermediate_size": "hidden_dim", "activation": "activation",
+                        "hidden_dropout": "dropout", "attention_dropout": "attention_dropout",
+                        "head_dropout": "seq_classif_dropout"}
+    if family == "electra":
+        names["embedding_size"] = "embedding_size"
+    return names | {"hidden_size": "hidden_size", "num_layers": "num_hidden_layers",
+                    "num_heads": "num_attention_heads", "intermediate_size": "intermediate_size",
+                    "type_vocab_size": "type_vocab_size", "layer_norm_eps": "layer_norm_eps",
+                    "activation": "hidden_act", "hidden_dropout": "hidden_dropout_prob",
+                    "attention_dropout": "attention_probs_dropout_prob", "head_dropout": "classifier_dropout"}
 
 
 def load_checkpoint(source: str, label_names: list[str], max_length: int, kind: type = Teacher,
                     task: str = "classification") -> tuple[Teacher, list[str]]:
-    """A Teacher (or a subclass, `kind`) with the weights of a published checkpoint.
+    """A Teacher (or a subclass, `kind`) with the weights of a published checkpoint; a report of each tensor.
 
     `source` is a folder, or a model id on the Hugging Face hub. A published head whose id2label lists the
-    label names keeps its order of them. One that names anything else (LABEL_0, LABEL_1), or nothing, is taken
-    to have label_names in their order. A head of another number of classes, or a missing one, starts from
-    random weights (normal, std = initializer_range).
-    Returns the teacher and a report, one line per entry, that accounts for every tensor and says which of
-    these happened. Raises UserError if files are missing or do not fit.
+    label names keeps its order of them; any other (LABEL_0, …) is taken to have label_names in their order,
+    and the report says so. A head of another number of classes, or a missing one, starts from random weights
+    (normal, std = initializer_range). Raises UserError if files are missing or do not fit.
     """
     folder = Path(source) if os.path.isdir(source) else _from_hub(source)
     settings = _read_json(folder / "config.json")
@@ -358,8 +349,7 @@ def load_checkpoint(source: str, label_names: list[str], max_length: int, kind: 
     file, tensors = _read_weights(folder)
     tensors = {_modern_name(name, config.family): tensor for name, tensor in tensors.items()}
     if config.num_layers > len(tensors):
-        raise UserError(f"{file}: holds {len(tensors)} tensors, but config.json states {config.num_layers} "
-                        f"layers")
+        raise UserError(f"{file}: holds only {len(tensors)} tensors for {config.num_layers} layers")
     try:
         with torch.device("meta"):  # only shapes: a config cannot claim memory that no tensors fill
             teacher = kind(config, tokenizer, label_names, max_length, task)
@@ -369,10 +359,8 @@ def load_checkpoint(source: str, label_names: list[str], max_length: int, kind: 
     teacher.load_state_dict(weights, assign=True)
     unused = sorted(set(tensors) - used)
     report = [f"{file}: {len(used)} tensors read, {len(unused)} not used, {len(fresh)} started fresh"]
-    if unused:
-        report.append("not used: " + ", ".join(unused))
-    if fresh:
-        report.append("starts fresh: " + ", ".join(fresh))
+    parts = ("not used", unused), ("starts fresh", fresh)
+    report += [f"{what}: {', '.join(names)}" for what, names in parts if names]
     if label_names and not same_labels and not any(name.startswith("head_") for name in fresh):
         report.append(f"the head's classes {published or '(no names)'} are taken to be {label_names}, "
                       f"in this order")
@@ -384,15 +372,17 @@ def _match(teacher: Teacher, tensors: dict, file: Path) -> tuple[dict, set[str],
 
     Weights of a head start fresh if no tensor fits them; those of the encoder must all be there.
     """
-    weights, used, fresh = {}, set(), []
-    names = teacher.names_of(teacher.config)
+    weights, used, fresh, names = {}, set(), [], teacher.names()
     for ours, tensor in teacher.state_dict().items():
         theirs = names[ours]
         shape = [tensor.size(0) // len(theirs), *tensor.shape[1:]]
         unfit = [name for name in theirs if name not in tensors or list(tensors[name].shape) != shape]
         if not unfit:
-            where = f"{file}: tensor {' or '.join(theirs)}"
-            weights[ours] = _joined([tensors[name] for name in theirs], where)
+            parts = [tensors[name] for name in theirs]
+            weights[ours] = torch.cat(parts).float()
+            if not all(part.is_floating_point() for part in parts) or not weights[ours].isfinite().all():
+                raise UserError(f"{file}: tensor {' or '.join(theirs)} does not hold finite floating-point "
+                                f"numbers; get the file again")
             used.update(theirs)
         elif not ours.startswith("encoder."):
             norm = "norm" in ours and ours.endswith("weight")
@@ -400,22 +390,10 @@ def _match(teacher: Teacher, tensors: dict, file: Path) -> tuple[dict, set[str],
             if ours.endswith("weight") and not norm:
                 weights[ours].normal_(std=teacher.config.initializer_range)
             fresh.append(ours)
-        elif unfit[0] not in tensors:
-            raise UserError(f"{file}: tensor {unfit[0]} is missing; the encoder is not complete")
         else:
-            raise UserError(f"{file}: tensor {unfit[0]} has shape {list(tensors[unfit[0]].shape)}, but by "
-                            f"config.json it is {shape}")
+            has = f"has shape {list(tensors[unfit[0]].shape)}" if unfit[0] in tensors else "is missing"
+            raise UserError(f"{file}: tensor {unfit[0]} {has}; by config.json its shape is {shape}")
     return weights, used, fresh
-
-
-def _joined(parts: list[torch.Tensor], where: str) -> torch.Tensor:
-    """The parts of one parameter, one below the other, in float32."""
-    if not all(part.is_floating_point() for part in parts):
-        raise UserError(f"{where} does not hold floating-point numbers")
-    joined = torch.cat(parts).float()
-    if not joined.isfinite().all():
-        raise UserError(f"{where} is not finite; get the file again")
-    return joined
 
 
 def _head_labels(settings: dict) -> list[str]:
@@ -469,8 +447,7 @@ def _read_json(path: Path) -> dict:
     try:
         value = json.loads(path.read_text(encoding="utf-8"))
     except OSError as error:
-        raise UserError(f"{path}: cannot read ({error.strerror}); "
-                        f"every published checkpoint has this file") from None
+        raise UserError(f"{path}: cannot read ({error.strerror}); a checkpoint needs this file") from None
     except (ValueError, RecursionError) as error:
         raise UserError(f"{path}: not valid JSON ({error})") from None
     if not isinstance(value, dict):
@@ -488,33 +465,14 @@ def _config(settings: dict, num_labels: int, path: Path) -> TeacherConfig:
     if settings.get("position_embedding_type", "absolute") != "absolute":
         raise UserError(f"{path}: only absolute position embeddings are supported")
     try:
-        if family == "distilbert":
-            dropout = settings.get("dropout", 0.1)
-            return TeacherConfig(
-                family, settings["vocab_size"], settings["dim"], settings["n_layers"], settings["n_heads"],
-                settings["hidden_dim"], settings["dim"], settings["max_position_embeddings"], 0, num_labels,
-                activation=settings.get("activation", "gelu"), hidden_dropout=dropout,
-                attention_dropout=settings.get("attention_dropout", 0.1),
-                head_dropout=settings.get("seq_classif_dropout", 0.2),
-                initializer_range=settings.get("initializer_range", 0.02),
-                pad_id=settings.get("pad_token_id", 0),
-            )
-        dropout = settings.get("hidden_dropout_prob", 0.1)
-        head_dropout = settings.get("classifier_dropout")
-        pad_id = settings.get("pad_token_id", 1 if family == "roberta" else 0)
-        return TeacherConfig(
-            family, settings["vocab_size"], settings["hidden_size"], settings["num_hidden_layers"],
-            settings["num_attention_heads"], settings["intermediate_size"],
-            (settings.get("embedding_size", settings["hidden_size"]) if family == "electra"
-             else settings["hidden_size"]),
-            settings["max_position_embeddings"], settings.get("type_vocab_size", 2), num_labels,
-            activation=settings.get("hidden_act", "gelu"),
-            layer_norm_eps=settings.get("layer_norm_eps", 1e-12),
-            hidden_dropout=dropout, attention_dropout=settings.get("attention_probs_dropout_prob", 0.1),
-            head_dropout=dropout if head_dropout is None else head_dropout,
-            initializer_range=settings.get("initializer_range", 0.02), pad_id=pad_id,
-            position_offset=pad_id + 1 if family == "roberta" else 0,
-        )
+        found = {ours: settings[theirs] for ours, theirs in setting_names(family).items()
+                 if ours in REQUIRED or theirs in settings}
+        found = {"embedding_size": found["hidden_size"], "pad_id": int(family == "roberta"),
+                 "type_vocab_size": 0 if family == "distilbert" else 2,
+                 "head_dropout": 0.2 if family == "distilbert" else found.get("hidden_dropout", 0.1)} | found
+        if family == "roberta":
+            found["position_offset"] = found["pad_id"] + 1
+        return TeacherConfig(family=family, num_labels=num_labels, **found)
     except KeyError as error:
         raise UserError(f"{path}: no {error} in it") from None
     except (TypeError, ValueError) as error:
@@ -545,8 +503,7 @@ def _read_weights(folder: Path) -> tuple[Path, dict]:
 
 def _modern_name(name: str, family: str) -> str:
     """Today's name of a tensor: LayerNorm.weight for TensorFlow's gamma, and the family's prefix."""
-    name = re.sub(r"LayerNorm\.gamma$", "LayerNorm.weight", name)
-    name = re.sub(r"LayerNorm\.beta$", "LayerNorm.bias", name)
+    name = name.replace("LayerNorm.gamma", "LayerNorm.weight").replace("LayerNorm.beta", "LayerNorm.bias")
     bare = re.match(r"(embeddings|embeddings_project|encoder|transformer|pooler)\.", name)
     return f"{family}.{name}" if bare else name
 
@@ -610,9 +567,8 @@ def _byte_level_bpe(folder: Path) -> Tokenizer:
     tokenizer = Tokenizer(model)
     tokenizer.pre_tokenizer = pre_tokenizers.ByteLevel(add_prefix_space=False)
     tokenizer.decoder = decoders.ByteLevel()
-    tokenizer.add_special_tokens([
-        AddedToken(t, special=True) for t in ("<s>", "<pad>", "</s>", "<unk>")
-    ] + [AddedToken("<mask>", lstrip=True, special=True)])
+    mask = AddedToken("<mask>", lstrip=True, special=True)
+    tokenizer.add_special_tokens(["<s>", "<pad>", "</s>", "<unk>", mask])
     tokenizer.post_processor = processors.RobertaProcessing(
         ("</s>", tokenizer.token_to_id("</s>")), ("<s>", tokenizer.token_to_id("<s>")),
         add_prefix_space=False)

@@ -1,16 +1,21 @@
-"""Side-by-side measurements: what the comparisons have in common before torch is imported.
+"""Side-by-side measurements: the flags they share, before torch is imported.
 
 Each comparison is one module, run from the repository's root (`python -m bench.distillation`); common.py
-holds the measuring, table.py fills the README's table. `make bench` runs all in their short form.
+measures, table.py writes docs/efficiency.md. `make bench` runs all of them in their short form, and
+`make bench BENCH=--tiny` in a form that only shows whether they still work.
 """
 
 import argparse
 import os
 from pathlib import Path
 
+import flags
 
-def parse_args(doc: str, argv=None, *, rows: int, long_rows: int, add=None) -> argparse.Namespace:
-    """The flags of a comparison; `add(arg)` adds its own. Also keeps the process to --cores."""
+FORMS = {"tiny": 1, "short": 3, "long": 5}  # rounds of each
+
+
+def parse_args(doc: str, argv=None, *, rows: tuple[int, int, int], add=None) -> argparse.Namespace:
+    """The flags of a comparison; `rows` of the three forms. `add(arg)` adds flags of its own."""
     p = argparse.ArgumentParser(description=doc, formatter_class=argparse.RawDescriptionHelpFormatter)
     arg = p.add_argument
     # data
@@ -20,35 +25,35 @@ def parse_args(doc: str, argv=None, *, rows: int, long_rows: int, add=None) -> a
     arg("--checkpoint", metavar="DIR|ID",
         help="the teacher's; default: an ELECTRA, 6 layers, 256 wide, of random weights, which are as fast")
     # amount
-    arg("--long", action="store_true", help="more rows and rounds, for the figures of a README")
-    arg("--rows", type=int, metavar="N",
-        help=f"of --train: the first N, over again if it has fewer (default: {rows:,}, long {long_rows:,})")
-    arg("--rounds", type=int, metavar="N", help="alternations (default: 3, long 5)")
+    form = p.add_mutually_exclusive_group()
+    form.add_argument("--tiny", dest="form", action="store_const", const="tiny", default="short",
+                      help="seconds: a new teacher has one layer; the figures mean nothing")
+    form.add_argument("--long", dest="form", action="store_const", const="long", help="more rows and rounds")
+    arg("--rows", type=flags.count, metavar="N", help="of --train: the first N, repeated if it has fewer "
+        f"(default: {rows[1]:,}; tiny {rows[0]:,}, long {rows[2]:,})")
+    arg("--rounds", type=flags.count, metavar="N", help="alternations (default: 3; tiny 1, long 5)")
     # machine, output
-    arg("--cores", type=int, default=2, metavar="N", help="at most this many (default: %(default)s)")
-    arg("--results", default="bench/results", metavar="DIR", help="default: %(default)s")
+    arg("--cores", type=flags.count, metavar="N", help="at most this many (default: 2; tiny 1)")
+    arg("--results", metavar="DIR", help="default: bench/results; with --tiny nothing is written")
     if add is not None:
         add(arg)
     args = p.parse_args(argv)
-    args.rows = args.rows or (long_rows if args.long else rows)
-    args.rounds = args.rounds or (5 if args.long else 3)
-    if args.rows < 1 or args.rounds < 1 or args.cores < 1:
-        p.error("--rows, --rounds and --cores must be at least 1")
-    keep_to_cores(args.cores)
-    quiet(offline=args.checkpoint is None or Path(args.checkpoint).is_dir())
+    args.tiny = args.form == "tiny"
+    args.rows = args.rows or dict(zip(FORMS, rows, strict=True))[args.form]
+    args.rounds = args.rounds or FORMS[args.form]
+    args.cores = args.cores or (1 if args.tiny else 2)
+    args.results = args.results or (None if args.tiny else "bench/results")
     return args
 
 
-def keep_to_cores(count: int) -> None:
-    """Must come before the import of PyTorch and tokenizers, whose threads follow the cores they find."""
+def settle(args: argparse.Namespace) -> argparse.Namespace:
+    """Keep the process to --cores and the peers quiet. Must come before the import of PyTorch and tokenizers,
+    whose threads follow the cores that they find."""
     if hasattr(os, "sched_setaffinity"):  # Linux
-        os.sched_setaffinity(0, sorted(os.sched_getaffinity(0))[:count])
-    count = min(count, os.cpu_count() or 1)
-    os.environ.update(OMP_NUM_THREADS=str(count), RAYON_NUM_THREADS=str(count), TOKENIZERS_PARALLELISM="true")
-
-
-def quiet(offline: bool) -> None:
-    """The peers' warnings and bars would hide the few lines that matter."""
-    os.environ.update(TRANSFORMERS_VERBOSITY="error", HF_HUB_DISABLE_PROGRESS_BARS="1")
-    if offline:
+        os.sched_setaffinity(0, sorted(os.sched_getaffinity(0))[: args.cores])
+    count = str(min(args.cores, os.cpu_count() or 1))
+    os.environ.update(OMP_NUM_THREADS=count, RAYON_NUM_THREADS=count, TOKENIZERS_PARALLELISM="true",
+                      TRANSFORMERS_VERBOSITY="error", HF_HUB_DISABLE_PROGRESS_BARS="1")
+    if args.checkpoint is None or Path(args.checkpoint).is_dir():
         os.environ["HF_HUB_OFFLINE"] = "1"
+    return args

@@ -8,12 +8,17 @@ Both sides read the file, load the teacher, encode, run and save a tensor; all o
 writes  RESULTS/dump-fp32.json, and dump-bf16.json where dump_logits.py chooses bf16 here
 """
 
-from bench import parse_args
+import bench
+
+
+def parse_args(argv=None):
+    return bench.parse_args(__doc__, argv, rows=(100, 3000, 20_000))
+
 
 if __name__ == "__main__":
-    ARGS = parse_args(__doc__, rows=3000, long_rows=20_000)
+    ARGS = bench.settle(parse_args())
 
-import re
+import statistics
 import tempfile
 from functools import partial
 from pathlib import Path
@@ -23,79 +28,69 @@ import torch
 import dump_logits
 import runtime
 from bench import common
+from data.examples import read_examples
 
-TARGETS = {"fp32": 2.5, "bf16": 6}
 BATCH = 32
 USUAL = f"transformers, batches of {BATCH} in file order, fp32"
 MAX_TOKENS = 8192  # of dump_logits.py's batches
 
 
-def ours(made, precision: str) -> str:
-    """dump_logits.py as typed; what it printed."""
-    return common.call(dump_logits, "--teacher", made.teacher, "--data", made.train, "--output-dir",
-                       made.folder / "logits", "--overwrite", "--precision", precision, "--device", "cpu")
+def ours(made, precision: str):
+    """dump_logits.py as typed, in a fresh folder; its logits (N, C)."""
+    folder = tempfile.mkdtemp(dir=made.folder)
+    common.call(dump_logits, "--teacher", made.teacher, "--data", made.train, "--output-dir", folder,
+                "--precision", precision, "--device", "cpu")
+    return torch.load(Path(folder, "train.pt"), weights_only=True)["logits"]
 
 
-def usual_loop(made, path: Path) -> None:
-    """The loop of a tutorial."""
+def usual_loop(made):
+    """The loop of a tutorial; its logits (N, C)."""
     model, tokenizer = common.peer_teacher(made)
-    texts = [text for text, _ in common.read_rows(made.train)]
-    logits = []
+    texts, logits = read_examples(made.train).texts, []
     with torch.no_grad():
         for start in range(0, len(texts), BATCH):
             batch = tokenizer(texts[start : start + BATCH], padding=True, truncation=True,
                               max_length=common.MAX_LENGTH, return_tensors="pt")
             logits.append(model(**batch).logits)
-    torch.save(torch.cat(logits), path)
+    torch.save(torch.cat(logits), made.folder / "usual.pt")
+    return torch.cat(logits)
 
 
-def main(args):
-    with tempfile.TemporaryDirectory() as folder:
-        made = common.material(args, folder, teacher=True)
-        compare(args, made, Path(folder, "usual.pt"))
+def agreement(logits, theirs, precision: str) -> str:
+    """A line for `checked`. Raises UserError where the logits (N, C) of the two sides differ."""
+    if precision == "fp32":
+        limit = 1e-4 * max(1.0, theirs.abs().max().item())
+        return common.largest_difference(logits, theirs, limit, f"logits of {len(logits):,} rows")
+    agree = (logits.argmax(1) == theirs.argmax(1)).double().mean().item()
+    if agree < 0.98:
+        raise runtime.UserError(f"the sides differ: {agree:.2%} of the rows have the same class")
+    error = ((logits - theirs).square().mean().sqrt() / theirs.std()).item()
+    return f"same class for {agree:.2%} of {len(logits):,} rows, logits differ by {error:.1%} of their spread"
 
 
-def compare(args, made, usual_path: Path):
-    n = len(made.texts)
+def compare(args, made):
+    n, found = len(made.texts), {}
     model, tokenizer = common.peer_teacher(made)
     lengths = [len(row) for row in tokenizer(made.texts, truncation=True,
                                              max_length=common.MAX_LENGTH)["input_ids"]]
-    parameters = sum(p.numel() for p in model.parameters())
-    work = common.teacher_work(lengths, -(-sum(lengths) // MAX_TOKENS), parameters, model.config.to_dict(),
+    work = common.teacher_work(lengths, -(-sum(lengths) // MAX_TOKENS),
+                               sum(p.numel() for p in model.parameters()), model.config.to_dict(),
                                training=False)
-    chosen = re.search(r"texts/s (\w+)", ours(made, "auto"))
-    precisions = common.precisions(chosen[1] if chosen else "fp32", ["dump"], args)
-    found = {}
 
-    def kit(precision):
-        rate = n / common.timed(lambda: ours(made, precision))
-        found[precision] = torch.load(made.folder / "logits" / "train.pt", weights_only=True)["logits"]
-        return rate
+    def rate(side: str, run) -> float:
+        return n / common.timed(lambda: found.update({side: run()}))
 
-    sides = {precision: partial(kit, precision) for precision in precisions}
-    sides["usual"] = lambda: n / common.timed(lambda: usual_loop(made, usual_path))
-    rates = common.machine_rates()
-    values = common.alternate(sides, args.rounds)
-    rates = common.best_rates(rates, common.machine_rates())
-    theirs = torch.load(usual_path, weights_only=True)
+    precisions = common.precisions(lstm=False)
+    sides = {precision: partial(rate, precision, partial(ours, made, precision)) for precision in precisions}
+    sides["usual"] = partial(rate, "usual", partial(usual_loop, made))
+    values, rates = common.alternate(args, sides)
     for precision in precisions:
-        logits = found[precision]
-        if precision == "fp32":
-            checked = [common.largest_difference(logits, theirs, 1e-4, f"logits of {n:,} rows")]
-        else:
-            agree = (logits.argmax(1) == theirs.argmax(1)).double().mean().item()
-            error = ((logits - theirs).square().mean().sqrt() / theirs.std()).item()
-            if agree < 0.98:
-                raise runtime.UserError(f"the sides differ: {agree:.2%} of the rows have the same class")
-            checked = [f"same class for {agree:.2%} of {n:,} rows, "
-                       f"logits differ by {error:.1%} of their spread"]
-        roof = common.roofline(work, rates, precision, n / common.summary(values[precision])["median"])
-        common.publish(common.make_result(
-            f"dump-{precision}", {"ours": values[precision], USUAL: values["usual"]}, unit="examples/s", n=n,
-            target=TARGETS[precision], checked=checked, precision=precision, roof=roof,
-            gap=common.account(partial(ours, made, precision), roof["least_seconds"]),
-        ), args.results)
+        common.publish(
+            args, f"dump-{precision}", {"ours": values[precision], USUAL: values["usual"]},
+            unit="examples/s", n=n, precision=precision,
+            checked=agreement(found[precision], found["usual"], precision),
+            roof=common.roofline(work, rates, precision, n / statistics.median(values[precision])))
 
 
 if __name__ == "__main__":
-    runtime.run(main, ARGS)
+    common.main(compare, ARGS)

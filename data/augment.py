@@ -5,18 +5,21 @@
     python distill.py --train data/nsmc/train.tsv data/nsmc/augmented.tsv \\
         --logits logits/train.pt logits/augmented.pt …
 
-The rules and rates of Tang et al. (2019, arXiv 1903.12136), section 3.3. Each word (what stands between
-spaces) is masked with --mask, else replaced with --replace by another of its kind, drawn by frequency; then,
-with --ngram, only 1 to 5 neighbouring words of the text are kept. The paper's kind is a part of speech. Here
-it is the word's last syllable, where Korean has its particles and endings, so no tagger is needed: 배우가 is
-replaced by 영화가, 좋았다 by 지루하다. A variant that equals a text of --data or another variant is dropped.
+The rules and rates of Tang et al. (2019, arXiv 1903.12136), section 3.3. Each word is masked with probability
+--mask, or replaced with probability --replace by another of its kind, drawn by frequency. Then, with
+probability --ngram, only 1 to 5 neighbouring words of the text are kept. The paper's kind is the part of
+speech; here it is the last syllable, where Korean has its particles and endings, so no tagger is needed:
+배우가 is replaced by 영화가. A variant that equals a text of --data or another variant is dropped.
 
 reads   files with a text column; labels are not needed
-writes  OUT: a table of text (and text2), without labels; the same seed gives the same file
+writes  OUT: a table of text (and text2) without labels
+again   the same texts, flags and seed give the same file; a different one is kept unless --overwrite
 """
 
 import argparse
 from pathlib import Path
+
+import flags
 
 
 def parse_args(argv=None):
@@ -26,25 +29,22 @@ def parse_args(argv=None):
     # artifacts
     arg("--data", required=True, nargs="+", metavar="FILE", help="texts (.tsv .csv .jsonl, also .gz)")
     arg("--out", required=True, type=Path, metavar="FILE.tsv", help="the table to write")
-    arg("--overwrite", action="store_true", help="even if --out is there already")
-    arg("--text-column", metavar="NAME", help="default: text or document")
-    arg("--text2-column", metavar="NAME", help="second text of a pair; default: text2 if there")
+    arg("--overwrite", action="store_true", help="replace a different --out that is there")
+    flags.add_columns(arg, answers=None)
     # method
-    arg("--times", type=int, default=4, metavar="N", help="variants of each text; the paper makes 20 "
-        "(default: %(default)s)")
-    arg("--mask", type=float, default=0.1, metavar="P", help="of a word (default: %(default)s)")
-    arg("--replace", type=float, default=0.1, metavar="P", help="of a word (default: %(default)s)")
-    arg("--ngram", type=float, default=0.25, metavar="P", help="of a text (default: %(default)s)")
+    arg("--times", type=flags.count, default=4, metavar="N",
+        help="variants of each text; the paper makes 20 (default: %(default)s)")
+    arg("--mask", type=flags.weight, default=0.1, metavar="P", help="for each word (default: %(default)s)")
+    arg("--replace", type=flags.weight, default=0.1, metavar="P", help="for each word (default: %(default)s)")
+    arg("--ngram", type=flags.weight, default=0.25, metavar="P", help="for each text (default: %(default)s)")
     arg("--mask-token", default="[MASK]", metavar="TOKEN",
-        help="as the teacher's tokenizer has it, <mask> for some (default: %(default)s)")
-    arg("--seed", type=int, default=0, help="default: %(default)s")
+        help="the mask token of the teacher's tokenizer; some have <mask> (default: %(default)s)")
+    arg("--seed", type=flags.natural, default=0, help="default: %(default)s")
     args = p.parse_args(argv)
-    if args.times < 1:
-        p.error("--times must be at least 1")
-    if min(args.mask, args.replace) < 0 or not args.mask + args.replace <= 1 or not 0 <= args.ngram <= 1:
-        p.error("--mask, --replace and --ngram must be in [0, 1], the first two together too")
-    if args.mask_token.split() != [args.mask_token] or args.seed < 0:
-        p.error("--mask-token must be one word, --seed at least 0")
+    if args.mask + args.replace > 1:
+        p.error("--mask and --replace must not exceed 1 together")
+    if args.mask_token.split() != [args.mask_token]:
+        p.error("--mask-token must be one word")
     if args.out.suffix != ".tsv":
         p.error(f"--out {args.out}: must end in .tsv")
     return args
@@ -58,16 +58,15 @@ from bisect import bisect
 from collections import Counter, defaultdict
 from itertools import accumulate, chain
 
+import runtime
 from data.examples import read_examples
-from runtime import UserError, run, save_together
-
-LONGEST_NGRAM = 5
+from runtime import UserError
 
 
 def kind(word: str) -> str:
-    """What a word may be replaced by: its last Hangul syllable, punctuation behind it aside.
+    """The last syllable of a word, punctuation after it ignored; words of the same kind replace each other.
 
-    Words without one are of the kinds 1 (they end in a digit), A (in another letter) and "" (marks alone).
+    Words that do not end in a Hangul syllable are of kind 1 (digit), A (other letter) or "" (marks only).
     """
     last = word.rstrip("".join({c for c in word if not c.isalnum()}))[-1:]
     return last if "가" <= last <= "힣" else "1" if last.isdigit() else "A" if last else ""
@@ -86,11 +85,6 @@ class Augmenter:
         # {kind: (words, how often these and those before them occur)}
         self.words = {name: (list(of), list(accumulate(of.values()))) for name, of in counts.items()}
 
-    def word_like(self, word: str) -> str:
-        """A word of the same kind, drawn by frequency; it may be the same."""
-        words, sums = self.words[kind(word)]
-        return words[bisect(sums, self.random() * sums[-1])]
-
     def vary(self, text: str) -> str:
         words = []
         for word in text.split():
@@ -98,31 +92,28 @@ class Augmenter:
             if draw < self.mask:
                 word = self.mask_token
             elif draw < self.mask + self.replace:
-                word = self.word_like(word)
+                like, sums = self.words[kind(word)]
+                word = like[bisect(sums, self.random() * sums[-1])]  # perhaps itself
             words.append(word)
         if self.random() < self.ngram:
-            size = min(1 + int(self.random() * LONGEST_NGRAM), len(words))
+            size = min(1 + int(self.random() * 5), len(words))
             start = int(self.random() * (len(words) - size + 1))
             words = words[start : start + size]
         return " ".join(words)
 
 
 def main(args):
+    runtime.refuse_to_overwrite_inputs(args.data, [args.out])
     files = [read_examples(file, args.text_column, args.text2_column) for file in args.data]
-    if args.out.resolve() in [Path(file).resolve() for file in args.data]:
-        raise UserError(f"--out {args.out} would overwrite what is read; name another file")
-    if args.out.exists() and not args.overwrite:
-        raise UserError(f"--out {args.out}: is there already; name another file, or --overwrite")
     if len({part.texts2 is None for part in files}) > 1:
-        raise UserError("some files have a column text2 and some have not; all or none must be pairs")
-    rows = [row for part in files
-            for row in zip(part.texts, *([part.texts2] if part.texts2 else []), strict=True)]
-    rows = [tuple(" ".join(text.replace("\0", " ").split()) for text in row) for row in rows]  # fit for a TSV
+        raise UserError("only some files have a column text2; either all or none must be pairs")
+    rows = [tuple(" ".join(text.replace("\0", " ").split()) for text in row)  # fit for a TSV
+            for part in files for row in zip(*filter(None, (part.texts, part.texts2)), strict=True)]
     augmenter = Augmenter(chain(*rows), args.mask, args.replace, args.ngram, args.mask_token, args.seed)
     seen, variants = set(rows), []
     for time in range(args.times):
         for row in rows:
-            # Of a pair, as in the paper, in turn the first, the second, and both.
+            # As in the paper, of a pair the first text is varied, then the second, then both.
             row = tuple(augmenter.vary(text) if len(row) == 1 or time % 3 in (i, 2) else text
                         for i, text in enumerate(row))
             if row not in seen:
@@ -130,12 +121,15 @@ def main(args):
                 variants.append(row)
     if not variants:
         raise UserError(f"{' '.join(args.data)}: no text has a variant; raise --times, --mask or --replace")
-    header = ("text", "text2")[: len(rows[0])]
-    save_together({args.out: "".join("\t".join(row) + "\n" for row in (header, *variants))})
+    table = "".join("\t".join(row) + "\n" for row in (("text", "text2")[: len(rows[0])], *variants))
+    if args.out.is_file() and not args.overwrite and args.out.read_bytes() != table.encode():
+        raise UserError(f"{args.out}: a different file is there already; --overwrite replaces it, another "
+                        f"--out keeps both")
+    runtime.save_together({args.out: table})
     print(f"{args.out}: {len(variants):,} variants of {len(rows):,} rows; "
-          f"{args.times * len(rows) - len(variants):,} were no new ones")
+          f"{args.times * len(rows) - len(variants):,} duplicates dropped")
     print(f"next: python dump_logits.py --teacher teacher/teacher.pt --data {args.out}")
 
 
 if __name__ == "__main__":
-    run(main, ARGS)
+    runtime.main(main, ARGS)

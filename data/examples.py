@@ -312,7 +312,8 @@ def _json_records(path, text_column, text2_column, label_column):
             found = _columns(f"{path}:{number}", list(record), text_column, text2_column, label_column)
             names = list(record)
             columns = {key: names[position] for key, position in found.items()}
-            optional = {"text2", *ANSWER_COLUMNS, "id"} - set(columns.values())
+            roles = {"text2": ["text2"], "answer": ANSWER_COLUMNS, "id": ["id"]}
+            optional = {name for role in roles.keys() - columns for name in roles[role]} - {*columns.values()}
             yield columns
         late = [name for name in optional if name in record]
         if late:

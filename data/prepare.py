@@ -15,9 +15,8 @@ test, 5 % of the rest valid (rounded up). The same seed gives the same files.
 reads   ratings_train.txt, ratings_test.txt (github.com/e9t/nsmc, CC0), naver_shopping.txt, steam.txt
         (github.com/bab2min/corpus, public domain), downloaded into data/downloads unless they are there; an
         interrupted download is resumed. Row counts and label balance must match the published ones. Or FILE.
-writes  OUT/train.tsv, valid.tsv, test.tsv: a header, then `id` and `text2` (if there are any), `text` and
-        `label`; UTF-8, tabs, no quoting. Either all of them or none. Rows with a blank text are kept; those
-        without a label go to train.
+writes  OUT/train.tsv, valid.tsv, test.tsv, all or none: columns id (if any), text, text2 (if any), label;
+        UTF-8, tabs, no quoting. Blank texts are kept; rows without a label go to train.
 next    python train_tokenizer.py --data OUT/train.tsv
 """
 
@@ -101,9 +100,8 @@ if __name__ == "__main__":
 
 import runtime
 from data.examples import Examples, decoded_lines, read_examples
-from runtime import Progress, UserError, warn
+from runtime import Progress, UserError, refuse_to_overwrite_inputs, warn
 
-TIMEOUT = 30  # seconds without a byte
 UNFIT = str.maketrans("\t\n\r\0", "    ")  # what a field of an unquoted TSV cannot hold
 
 
@@ -118,7 +116,7 @@ def download(url: str, path: Path) -> None:
         have = partial.stat().st_size if partial.exists() else 0
         request = Request(url, headers={"Range": f"bytes={have}-"} if have else {})
         try:
-            with urlopen(request, timeout=TIMEOUT) as response:
+            with urlopen(request, timeout=30) as response:  # seconds without a byte
                 _receive(response, partial, have)
         except HTTPError as error:
             if error.code != 416 or not have:
@@ -271,8 +269,7 @@ def summary(out: Path, splits: dict, labels: list[str]) -> None:
 def main(args) -> None:
     if args.corpus == "split":
         parts = [read_examples(args.file, args.text_column, args.text2_column, args.label_column)]
-        runtime.refuse_to_overwrite_inputs(
-            [args.file], [args.out / f"{split}.tsv" for split in ("train", "valid", "test")])
+        refuse_to_overwrite_inputs([args.file], [args.out / f"{s}.tsv" for s in ("train", "valid", "test")])
     else:
         parts = [load(name, args) for name in CORPORA[args.corpus]]
     labels = {label for part in parts for label in part.answers or () if label}

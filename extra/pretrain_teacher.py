@@ -39,32 +39,25 @@ def parse_args(argv=None):
     flags.add_run(arg, folder="pretrained")
     # a new encoder
     arg("--layers", type=flags.count, metavar="N", help="without --checkpoint: a new encoder of N layers")
-    arg("--hidden-dim", type=flags.count, default=256,
-        help="width; the feed-forward layers are 4 times as wide (default: %(default)s)")
+    arg("--hidden-dim", type=flags.count, default=256, help="feed-forward: 4 times it (default: %(default)s)")
     arg("--heads", type=flags.count, help="attention heads; default: one per 64 of --hidden-dim")
     arg("--embedding-dim", type=flags.count, help="ELECTRA's may be narrower; default: --hidden-dim")
     arg("--family", default="electra", choices=["electra", "bert"], help="default: %(default)s")
     # method
-    arg("--mask-rate", type=flags.number(float, 0, 1, "a number in (0, 1)", open_low=True, open_high=True),
-        default=0.15, help="share of tokens to predict (default: %(default)s)")
+    arg("--mask-rate", type=flags.share, default=0.15, help="share to predict (default: %(default)s)")
     arg("--target-column", metavar="NAME",
         help="a second loss on this column of every file, predicted from the first token; cells may be empty")
-    arg("--target", choices=["numeric", "class"],
-        help="squared error of the standardised number, or cross-entropy; default: numeric if all values are "
-        "numbers and there are more than two")
-    arg("--target-weight", type=flags.not_negative, default=1.0,
-        help="of the second loss (default: %(default)s)")
+    arg("--target", choices=["numeric", "class"], help="squared error of the standardised number, or "
+        "cross-entropy; default: numeric if all values are numbers and there are more than two")
+    arg("--target-weight", type=flags.not_negative, default=1.0, help="default: %(default)s")
     # optimisation
     end = p.add_mutually_exclusive_group()
     end.add_argument("--epochs", type=flags.count, help="default: 1")
     end.add_argument("--hours", type=flags.positive, help="instead of --epochs, from the start of the script "
                      "on; the learning rate then follows the clock, so no two runs are equal")
-    arg("--max-length", type=flags.length, default=128,
-        help="tokens of a row; the rest is cut (default: %(default)s)")
-    arg("--max-tokens", type=flags.count, default=8192,
-        help="tokens per batch, padding included (default: %(default)s)")
-    arg("--lr", type=flags.positive, default=5e-4,
-        help="peak learning rate; 1e-4 suits encoders 768 wide (default: %(default)s)")
+    arg("--max-length", type=flags.length, default=128, help="tokens of a row (default: %(default)s)")
+    arg("--max-tokens", type=flags.count, default=8192, help="per batch, with padding (default: %(default)s)")
+    arg("--lr", type=flags.positive, default=5e-4, help="peak; 768 wide: 1e-4 (default: %(default)s)")
     flags.add_optimizer(arg, warmup=0.05)
     arg("--dropout", type=flags.share, default=0.0, help="0 suits a few epochs; config.json keeps the "
         "encoder's own rates for fine-tuning (default: %(default)s)")
@@ -79,10 +72,9 @@ def parse_args(argv=None):
         p.error("--layers needs --tokenizer DIR (make one with train_tokenizer.py); a checkpoint has its own")
     if args.target and not args.target_column:
         p.error("--target needs --target-column")
-    if args.epochs is None and args.hours is None:
-        args.epochs = 1
-    args.heads = max(1, args.hidden_dim // 64) if args.heads is None else args.heads
-    args.embedding_dim = args.hidden_dim if args.embedding_dim is None else args.embedding_dim
+    args.epochs = args.epochs or (None if args.hours else 1)
+    args.heads = args.heads or max(1, args.hidden_dim // 64)
+    args.embedding_dim = args.embedding_dim or args.hidden_dim
     if args.family != "electra" and args.embedding_dim != args.hidden_dim:
         p.error("--embedding-dim is for --family electra")
     return args
@@ -104,7 +96,8 @@ from tokenizers.models import WordPiece
 from torch import nn
 
 import runtime
-from data.batches import Encoded, Store, encode, token_batches, training_batches
+import teacher
+from data.batches import Store, encode, token_batches, training_batches
 from data.examples import read_again, survey
 from data.logits import fingerprints
 from runtime import RANK, WORLD, UserError
@@ -123,100 +116,67 @@ SPECIAL_TOKENS = {"pad_token": ("[PAD]", "<pad>"), "unk_token": ("[UNK]", "<unk>
 # ---- data --------------------------------------------------------------------------------------------------
 
 
-class Target:
-    """What the second loss predicts: one of the classes `names`, or a number (names = [its column]), or
-    nothing (no names)."""
-
-    def __init__(self, names: list[str]):
-        self.names, self.mean, self.deviation = names, 0.0, 1.0
-        self.index = {name: float(i) for i, name in enumerate(names)}
-
-    @property
-    def numeric(self) -> bool:
-        return len(self.names) == 1
-
-    def read(self, cell: str) -> float:
-        """The class's number, or the number itself; NaN for an empty cell."""
-        if not self.names or not cell:
-            return math.nan
-        return float(cell) if self.numeric else self.index[cell]
-
-    def standardise(self, store: Store, device: torch.device, where: str) -> None:
-        """Take mean and deviation of a number from the training rows that have one."""
-        known = torch.cat([window.columns["target"].cpu().double() for window in store.windows(device)])
-        known = known[~known.isnan()]
-        self.mean, self.deviation = known.mean().item(), known.std(correction=0).item()
-        if not self.deviation > 0:
-            raise UserError(f"{where}: every row has the same value in column {self.names[0]}")
-
-
 class Corpus:
-    """The texts of all files. Without --valid every stride-th row is held out for validation."""
+    """The texts of all files. Without --valid every stride-th row is held out for validation.
+
+    `names` are those of the second loss: of its classes, or of the column of numbers alone, or none.
+    """
 
     def __init__(self, args):
         self.columns = args.text_column, args.text2_column, args.target_column
-        self.files = [survey(file, *self.columns) for file in args.train]
-        self.valid_files = [survey(args.valid, *self.columns)] if args.valid else []
-        if len({file.pairs for file in self.files + self.valid_files}) > 1:
+        paths = [*args.train, args.valid] if args.valid else args.train
+        self.files, self.where = [survey(path, *self.columns) for path in paths], " ".join(paths)
+        if len({file.pairs for file in self.files}) > 1:
             raise UserError("some files have a column text2 and others do not; all or none must be pairs")
-        self.where = " ".join(args.train)
-        self.rows = sum(file.rows for file in self.files)
+        self.training = self.files[: len(args.train)]
+        self.rows = sum(file.rows for file in self.training)
         self.stride = self.rows + 1 if args.valid else max(10, self.rows // args.valid_rows)
+        self.names = self.find_names(args.target) if args.target_column else []
 
-    def find_target(self, args) -> Target:
+    def find_names(self, target: str | None) -> list[str]:
         """What --target-column holds. Raises UserError if its cells do not suit --target."""
-        if not args.target_column:
-            return Target([])
-        training = set().union(*(file.answers for file in self.files))
-        values = training.union(*(file.answers for file in self.valid_files))
-        column = (f"{' '.join(file.path for file in self.files + self.valid_files)}: column "
-                  f"{args.target_column}")
-        if not values:
-            raise UserError(f"{column} is empty in every row")
+        training, values = (set().union(*(file.answers for file in files))
+                            for files in (self.training, self.files))
+        column = f"{self.where}: column {self.columns[2]}"
+        if len(training) < 2:
+            raise UserError(f"{column} is empty, or has the same value in every row")
         try:
             numeric = all(math.isfinite(float(value)) for value in values)
         except ValueError:
             numeric = False
-        if args.target == "numeric" and not numeric:
+        if numeric and (target == "numeric" or (target is None and len(values) > 2)):
+            return [self.columns[2]]
+        if target == "numeric":
             raise UserError(f"{column} has values that are not finite numbers; correct them, or use "
                             f"--target class")
-        if len(training) < 2:
-            raise UserError(f"{self.where}: every row has the same value in column {args.target_column}")
-        if args.target == "numeric" or (args.target is None and numeric and len(values) > 2):
-            return Target([args.target_column])
         task = Classification.survey(training, self.where)
         if len(task.names) > 1000:
-            raise UserError(f"{column} has {len(task.names):,} classes, more than 1,000; did you mean "
-                            f"--target numeric?")
-        for file in self.valid_files:
+            raise UserError(f"{column} has more than 1,000 classes; did you mean --target numeric?")
+        for file in self.files:
             file.refuse_other_answers(task, *self.columns)
-        return Target(task.names)
+        return task.names
 
-    def encode(self, model: "MaskedLM", target: Target, folder: Path) -> tuple[Store, Store]:
-        """The training and the validation rows, with "target" (N,), NaN where a row has none."""
-        store, valid, first = Store(folder), Store(folder), 0
-        progress = runtime.Progress("encode", self.rows + sum(file.rows for file in self.valid_files),
-                                    "texts")
-        for number, file in enumerate(self.files + self.valid_files):
-            for part in read_again(file, *self.columns):
-                held_out = (np.arange(first, first + len(part)) + 1) % self.stride == 0
-                held_out |= number >= len(self.files)
-                for to, chosen in ((store, ~held_out), (valid, held_out)):
-                    if chosen.any():
-                        to.append(self._encode(part.take(np.flatnonzero(chosen)), model, target, progress))
-                first += len(part)
+    def encode(self, model: "MaskedLM", folder: Path) -> tuple[Store, Store]:
+        """The training and the validation rows, with "target" (N,): a number, or that of a class, or NaN."""
+        names, store, valid = model.label_names, Store(folder), Store(folder)
+        value_of = float if model.numeric else {name: i for i, name in enumerate(names)}.get
+        progress = runtime.Progress("encode", sum(file.rows for file in self.files), "texts")
+        for part in itertools.chain.from_iterable(read_again(file, *self.columns) for file in self.files):
+            row = progress.done + np.arange(len(part))
+            held_out = ((row + 1) % self.stride == 0) | (row >= self.rows)
+            for to, chosen in ((store, ~held_out), (valid, held_out)):
+                if chosen.any():
+                    rows = part.take(np.flatnonzero(chosen))
+                    encoded = encode(model.tokenizer, rows.texts, rows.texts2, **model.reads)
+                    cells = rows.answers if names else [""] * len(rows)
+                    encoded.columns["target"] = torch.tensor(
+                        [value_of(cell) if cell else math.nan for cell in cells], dtype=torch.float32)
+                    to.append(encoded)
+            progress.add(len(part))
         progress.close()
         if not len(valid):
-            raise UserError(f"{self.where}: {self.rows} rows are too few to hold one out; give 10, or "
-                            f"--valid")
+            raise UserError(f"{self.where}: {self.rows} rows are too few to hold one out; give 10, or --valid")
         return store, valid
-
-    @staticmethod
-    def _encode(part, model: "MaskedLM", target: Target, progress) -> Encoded:
-        encoded = encode(model.tokenizer, part.texts, part.texts2, **model.reads, progress=progress)
-        cells = part.answers if target.names else [""] * len(part)
-        encoded.columns["target"] = torch.tensor([target.read(cell) for cell in cells])  # (N,) float32
-        return encoded
 
     def name_row(self, number: int) -> tuple[str, int]:
         """The file of a training row, and its row in the file; held-out rows are not counted in `number`."""
@@ -227,14 +187,6 @@ class Corpus:
             row -= file.rows
         raise IndexError(number)
 
-    def what_was_read(self, target: Target) -> dict:
-        """Fingerprints of the files, for made_by."""
-        return {"the texts of --train": " ".join(file.fingerprint for file in self.files),
-                "the texts of --valid": " ".join(file.fingerprint for file in self.valid_files),
-                "the targets": " ".join(file.answer_fingerprint for file in self.files + self.valid_files)
-                if target.names else "",
-                "the names of the targets": str(target.names)}
-
 
 # ---- the model ---------------------------------------------------------------------------------------------
 
@@ -242,13 +194,14 @@ class Corpus:
 class MaskedLM(Teacher):
     """A Teacher with its family's masked-language-model head, whose output embeddings are those of the input.
 
-    Without label names it has no classification head.
+    Without label names it has no classification head. With one name it predicts a number, which `mean` and
+    `deviation` standardise.
     """
 
-    def __init__(self, config: TeacherConfig, tokenizer, label_names: list[str], max_length: int,
-                 task: str = "classification"):
-        super().__init__(config, tokenizer, label_names, max_length, task)
-        if not label_names:
+    def __init__(self, config: TeacherConfig, *others):
+        super().__init__(config, *others)
+        self.mean, self.deviation, self.numeric = 0.0, 1.0, len(self.label_names) == 1
+        if not self.label_names:
             del self.head_dense, self.head_out
         E = config.embedding_size
         self.mlm_dense = nn.Linear(config.hidden_size, E)
@@ -259,6 +212,14 @@ class MaskedLM(Teacher):
         gelu = config.family in ("electra", "roberta")  # whatever the encoder's activation is
         self.mlm_activation = ACTIVATIONS["gelu" if gelu else config.activation]
 
+    def standardise(self, store: Store, device: torch.device, where: str) -> None:
+        """Take mean and deviation from the training rows that have a number."""
+        known = torch.cat([window.columns["target"].cpu().double() for window in store.windows(device)])
+        known = known[~known.isnan()]
+        self.mean, self.deviation = known.mean().item(), known.std(correction=0).item()
+        if not self.deviation > 0:
+            raise UserError(f"{where}: every row has the same value in column {self.label_names[0]}")
+
     def forward(self, input_ids, lengths, second=None, *, keep):
         """As Teacher.forward, with keep (K,), numbers among all B · T tokens.
 
@@ -268,16 +229,13 @@ class MaskedLM(Teacher):
         B, T = input_ids.shape
         if self.label_names:
             keep = torch.cat([torch.arange(0, B * T, T, device=keep.device), keep])
-        x = self.encoder(input_ids, lengths, second, keep=keep)  # (K, D), preceded by the B first tokens
-        logits = None
-        if self.label_names:
+        x, logits = self.encoder(input_ids, lengths, second, keep=keep), None  # (K, D)
+        if self.label_names:  # the first tokens come first
             logits, x = self.classify(x[:B]), x[B:]
         x = self.mlm_norm(self.mlm_activation(self.mlm_dense(x)))  # (K, E)
         return F.linear(x, self.encoder.word_embeddings.weight, self.mlm_bias), logits
 
-    @staticmethod
-    def names_of(config: TeacherConfig) -> dict[str, list[str]]:
-        """As Teacher.names_of, with the masked-language-model head."""
+    def names(self) -> dict[str, list[str]]:
         dense, norm, bias = {
             "bert": ("cls.predictions.transform.dense", "cls.predictions.transform.LayerNorm",
                      "cls.predictions.bias"),
@@ -285,32 +243,38 @@ class MaskedLM(Teacher):
                         "generator_lm_head.bias"),
             "roberta": ("lm_head.dense", "lm_head.layer_norm", "lm_head.bias"),
             "distilbert": ("vocab_transform", "vocab_layer_norm", "vocab_projector.bias"),
-        }[config.family]
-        return Teacher.names_of(config) | {"mlm_bias": [bias]} | {
+        }[self.config.family]
+        return super().names() | {"mlm_bias": [bias]} | {
             f"{ours}.{part}": [f"{theirs}.{part}"] for part in ("weight", "bias")
             for ours, theirs in (("mlm_dense", dense), ("mlm_norm", norm))}
 
     def save_published(self, folder, **extra) -> None:
         """Write the folder that load_checkpoint and `transformers` read; `extra` goes into config.json."""
-        folder, config, tokenizer = Path(folder), self.config, self.tokenizer
+        tokenizer, config = self.tokenizer, self.config
         tokenizer.no_padding()
         tokenizer.no_truncation()
-        settings = published_settings(config) | extra
+        architecture = {"bert": "Bert", "electra": "Electra", "roberta": "Roberta",
+                        "distilbert": "DistilBert"}[config.family]  # the class that holds all tensors
+        settings = {theirs: getattr(config, ours) for ours, theirs in teacher.setting_names(config.family).items()}
+        settings |= {"architectures": [f"{architecture}ForMaskedLM"], "model_type": config.family,
+                     "tie_word_embeddings": True, **extra}
         if self.label_names:
-            settings["id2label"] = {str(i): name for i, name in enumerate(self.label_names)}
+            settings["id2label"] = dict(enumerate(self.label_names))
             settings["label2id"] = {name: i for i, name in enumerate(self.label_names)}
+        if self.numeric:
+            settings |= {"target_mean": self.mean, "target_deviation": self.deviation}
         files = {"tokenizer.json": tokenizer.to_str(pretty=True),
                  "tokenizer_config.json": json.dumps(tokenizer_settings(self), ensure_ascii=False, indent=1),
                  "config.json": json.dumps(settings, ensure_ascii=False, indent=1)}
         if isinstance(tokenizer.model, WordPiece):
             vocab = tokenizer.get_vocab()
             files["vocab.txt"] = "".join(f"{token}\n" for token in sorted(vocab, key=vocab.get))
-        weights, names = {}, self.names_of(config)
+        weights, names = {}, self.names()
         for ours, tensor in self.state_dict().items():
             parts = tensor.detach().cpu().chunk(len(names[ours]))
             weights |= {name: part.clone() for name, part in zip(names[ours], parts, strict=True)}
         files["pytorch_model.bin"] = weights
-        runtime.save_together({folder / name: content for name, content in files.items()})
+        runtime.save_together({Path(folder) / name: content for name, content in files.items()})
 
 
 def tokenizer_settings(model: MaskedLM) -> dict:
@@ -324,29 +288,6 @@ def tokenizer_settings(model: MaskedLM) -> dict:
                 + ["token_type_ids"] * (model.config.type_vocab_size > 1)}
     return settings | {name: token for name, tokens in SPECIAL_TOKENS.items() for token in tokens
                        if model.tokenizer.token_to_id(token) is not None}
-
-
-def published_settings(config: TeacherConfig) -> dict:
-    """config.json: what teacher.py reads back, and the class of `transformers` that holds all tensors."""
-    name = {"bert": "Bert", "electra": "Electra", "roberta": "Roberta", "distilbert": "DistilBert"}
-    settings = {"architectures": [f"{name[config.family]}ForMaskedLM"], "model_type": config.family,
-                "vocab_size": config.vocab_size, "max_position_embeddings": config.max_positions,
-                "initializer_range": config.initializer_range, "pad_token_id": config.pad_id,
-                "tie_word_embeddings": True}
-    if config.family == "distilbert":
-        return settings | {
-            "dim": config.hidden_size, "n_layers": config.num_layers, "n_heads": config.num_heads,
-            "hidden_dim": config.intermediate_size, "activation": config.activation,
-            "dropout": config.hidden_dropout, "attention_dropout": config.attention_dropout,
-            "seq_classif_dropout": config.head_dropout}
-    if config.family == "electra":
-        settings["embedding_size"] = config.embedding_size
-    return settings | {
-        "hidden_size": config.hidden_size, "num_hidden_layers": config.num_layers,
-        "num_attention_heads": config.num_heads, "intermediate_size": config.intermediate_size,
-        "type_vocab_size": config.type_vocab_size, "hidden_act": config.activation,
-        "layer_norm_eps": config.layer_norm_eps, "hidden_dropout_prob": config.hidden_dropout,
-        "attention_probs_dropout_prob": config.attention_dropout, "classifier_dropout": config.head_dropout}
 
 
 def new_model(args, names: list[str]) -> MaskedLM:
@@ -365,25 +306,22 @@ def new_model(args, names: list[str]) -> MaskedLM:
     return MaskedLM(config, tokenizer, names, args.max_length)
 
 
-def read_model(args, target: Target) -> tuple[MaskedLM, Target]:
-    """The model that the flags ask for, and the target, its classes in the order of a published head."""
+def read_model(args, names: list[str]) -> MaskedLM:
+    """The model that the flags ask for; the order of its classes is that of a published head."""
     if Path(args.output_dir).resolve() == Path(args.checkpoint or args.tokenizer).resolve():
         raise UserError(f"--output-dir {args.output_dir}: the checkpoint or tokenizer is read there; choose "
                         f"another folder")
     if args.checkpoint:
-        model, report = load_checkpoint(args.checkpoint, target.names, args.max_length, MaskedLM)
-        for line in report:
-            print(line)
-        if len(target.names) > 1:
-            target = Target(model.label_names)
+        model, report = load_checkpoint(args.checkpoint, names, args.max_length, MaskedLM)
+        print("\n".join(report))
     else:
-        model = new_model(args, target.names)
+        model = new_model(args, names)
     for module in model.modules():
         if isinstance(module, nn.Dropout):
             module.p = args.dropout
         if hasattr(module, "attention_dropout"):
             module.attention_dropout = args.dropout
-    return model, target
+    return model
 
 
 # ---- masks and losses --------------------------------------------------------------------------------------
@@ -418,12 +356,6 @@ class Masker:
         return batch | {"read": read, "predict": predict}
 
 
-def draw(window, rows, masker: Masker, target: Target) -> dict:
-    """A masked batch, its target standardised if it is a number."""
-    batch = window.batch(rows)
-    return masker(batch | {"target": (batch["target"] - target.mean) / target.deviation})
-
-
 def losses(model: MaskedLM, batch: dict) -> torch.Tensor:
     """(2,) sums: the cross-entropy of the tokens to predict, the second loss of the rows with a target."""
     keep = batch["predict"].flatten().nonzero()[:, 0]  # (K,); only here does a step wait for a GPU
@@ -432,12 +364,12 @@ def losses(model: MaskedLM, batch: dict) -> torch.Tensor:
     masked = F.cross_entropy(scores.float(), batch["input_ids"].flatten()[keep], reduction="sum")
     if logits is None:
         return torch.stack([masked, torch.zeros_like(masked)])
-    target, logits = batch["target"].nan_to_num(), logits.float()
-    if logits.size(1) == 1:
-        each = (logits[:, 0] - target).square()
+    target, logits = (batch["target"] - model.mean) / model.deviation, logits.float()
+    if model.numeric:
+        each = (logits[:, 0] - target.nan_to_num()).square()
     else:
-        each = F.cross_entropy(logits, target.long(), reduction="none")
-    return torch.stack([masked, each.where(~batch["target"].isnan(), 0).sum()])
+        each = F.cross_entropy(logits, target.nan_to_num().long(), reduction="none")
+    return torch.stack([masked, each.where(~target.isnan(), 0).sum()])
 
 
 def counts(batch: dict) -> torch.Tensor:
@@ -446,18 +378,18 @@ def counts(batch: dict) -> torch.Tensor:
 
 
 @torch.inference_mode()
-def evaluate(model: MaskedLM, valid: Store, masker: Masker, target: Target, run) -> torch.Tensor:
+def evaluate(model: MaskedLM, valid: Store, masker: Masker, run) -> torch.Tensor:
     """(4,) sums of losses() and counts() over the validation rows, with the same masks each time."""
     model.eval()
-    total, number = torch.zeros(4, device=run.device), 0
-    for window in valid.windows(run.device):
-        for rows in token_batches(window.lengths, 4096):
-            runtime.seed_everything(run.device, number)
-            batch = draw(window, rows, masker, target)
-            if number % WORLD == RANK:
-                with runtime.autocast(run.device, run.precision):
-                    total += torch.cat([losses(model, batch), counts(batch)])
-            number += 1
+    total = torch.zeros(4, device=run.device)
+    batches = ((window, rows) for window in valid.windows(run.device)
+               for rows in token_batches(window.lengths, 4096))
+    for number, (window, rows) in enumerate(batches):
+        runtime.seed_everything(run.device, number)
+        batch = masker(window.batch(rows))
+        if number % WORLD == RANK:
+            with runtime.autocast(run.device, run.precision):
+                total += torch.cat([losses(model, batch), counts(batch)])
     runtime.sum_over_ranks([total])
     model.train()
     return total
@@ -467,48 +399,38 @@ def evaluate(model: MaskedLM, valid: Store, masker: Masker, target: Target, run)
 
 
 class Run(runtime.Run):
-    """A run that validates every so many steps, whatever the epoch, and may end by the clock. Its last state
-    counts as its best. `at` also has steps and tokens since the start."""
+    """A run that may also end by the clock. It validates every so many steps, whatever the epoch, and its
+    last state counts as its best. `at` also has steps and tokens since the start."""
 
     def batches(self, store: Store, max_tokens: int):
-        """(window, rows) from where the run is, one epoch after the other, without end."""
-        self.rows, self.epoch_count = len(store), self.args.epochs
-        at, total = self.at, self.rows * self.epoch_count if self.epoch_count else None
-        self.progress = runtime.Progress("pretrain", total, "texts", at["epoch"] * self.rows + at["rows"])
-        for epoch in itertools.count(at["epoch"]):
-            every = training_batches(store, max_tokens, (self.seed, epoch), self.device)
-            for step, batch in enumerate(itertools.islice(every, at["step"], None), at["step"]):
-                yield batch
-                if self._due(step):
-                    self.save()
-                    self._stop_if_told()
-            at.update(epoch=epoch + 1, step=0, rows=0)
+        """(window, rows) from where the run is, one epoch after the other; by the clock without end."""
+        self.epoch_count = self.args.epochs or math.inf
+        for epoch in itertools.islice(itertools.count(), self.at["epoch"], self.args.epochs):
+            batches = training_batches(store, max_tokens, (self.seed, epoch), self.device)
+            yield from self.steps(batches, len(store))
+            self.at.update(epoch=epoch + 1, step=0, rows=0)
 
     def done(self, rows: int) -> float:
-        """The share of the run that is done in the middle of a step of so many rows; with --hours, now."""
         if self.args.epochs:
             return super().done(rows)
         done = (time.monotonic() - self.began) / (3600 * self.args.hours)  # of rank 0, so that all agree
-        return runtime.sum_of(torch.tensor(done * (RANK == 0), device=self.device)) if WORLD > 1 else done
-
-    def save(self) -> None:
-        self.at["seconds"] = time.monotonic() - self.began
-        super().save()
+        return runtime.sum_of(torch.tensor(done * (RANK == 0), device=self.device))
 
 
-def validate(run: Run, model: MaskedLM, valid: Store, masker: Masker, target: Target, done: float) -> None:
+def validate(run: Run, model: MaskedLM, valid: Store, masker: Masker, done: float) -> None:
     """Score, log, and write the folder. The means of the training losses start over."""
     run.watch.finish()
     runtime.sum_over_ranks([run.sums])
     at, scores = run.at, {}
-    for name, sums in (("train", run.sums), ("valid", evaluate(model, valid, masker, target, run))):
+    for name, sums in (("train", run.sums), ("valid", evaluate(model, valid, masker, run))):
+        masked, second = (sums[:2] / sums[2:].clamp(min=1)).tolist()
         if name == "valid" or at["steps"]:
-            masked, second = (sums[:2] / sums[2:].clamp(min=1)).tolist()
-            scores |= {f"{name}_loss": masked} | ({f"{name}_target_loss": second} if target.names else {})
+            scores[f"{name}_loss"] = masked
+            if model.label_names:
+                scores[f"{name}_target_loss"] = second
     if not math.isfinite(scores["valid_loss"]):
         raise UserError(f"step {at['steps']}: the validation loss is not finite; lower --lr")
-    extra = {"target_mean": target.mean, "target_deviation": target.deviation} if target.numeric else {}
-    model.save_published(run.folder, made_by=run.made_by, **extra)
+    model.save_published(run.folder, made_by=run.made_by)
     run.sums.zero_()
     at["best"] = {**scores, "step": at["steps"]}
     seconds = time.monotonic() - run.began
@@ -519,18 +441,20 @@ def validate(run: Run, model: MaskedLM, valid: Store, masker: Masker, target: Ta
         + f", {speed}{run.precision}, {runtime.clock(seconds)}", flush=True)
 
 
-def train(args, run: Run, model: MaskedLM, store: Store, valid: Store, masker, target) -> None:
+def train(args, run: Run, model: MaskedLM, store: Store, valid: Store, masker: Masker) -> None:
     """The loop, from where the run is to its end."""
     if not run.at["best"]:
-        validate(run, model, valid, masker, target, 0.0)
+        validate(run, model, valid, masker, 0.0)
+    run.at["seconds"] = time.monotonic() - run.began  # --hours also has what comes before the first step
     model.train()
     for window, rows in run.batches(store, args.max_tokens):
         done = run.done(len(rows))
         if done >= 1:
+            run.progress.close()
             break
         seed = args.seed, run.at["epoch"], run.at["step"]
         runtime.seed_everything(run.device, *seed)  # all ranks mask the whole batch alike,
-        batch = draw(window, rows, masker, target)
+        batch = masker(window.batch(rows))
         number, both = counts(batch), torch.zeros(2, device=run.device)
         runtime.seed_everything(run.device, *seed, RANK)  # and each draws its own dropout
         if len(rows) > RANK:
@@ -546,10 +470,9 @@ def train(args, run: Run, model: MaskedLM, store: Store, valid: Store, masker, t
         run.at["steps"] += 1
         run.at["tokens"] += int(window.lengths[rows].sum())
         if run.at["steps"] % args.validate_every == 0:
-            validate(run, model, valid, masker, target, done)
-    run.progress.close()
+            validate(run, model, valid, masker, done)
     if run.at["best"]["step"] != run.at["steps"]:
-        validate(run, model, valid, masker, target, 1.0)
+        validate(run, model, valid, masker, 1.0)
 
 
 def main(args):
@@ -558,28 +481,31 @@ def main(args):
     runtime.seed_everything(device, args.seed)
     if args.deterministic:
         runtime.be_deterministic()
-    precision = runtime.pick_precision(args.precision, device)
     folder = Path(args.output_dir)
     runtime.refuse_to_overwrite_inputs([*args.train, args.valid], [
         folder / name for name in ("pytorch_model.bin", "log.jsonl", "last.pt", "diverged.tsv", *WRITTEN)])
 
     corpus = Corpus(args)
-    model, target = read_model(args, corpus.find_target(args))
+    model = read_model(args, corpus.names)
     first, masker = fingerprints(model), Masker(model, args.mask_rate, device)
-    read = corpus.what_was_read(target) | {"the weights at the start": first["weights"],
-                                           "the tokenizer": first["tokenizer"]}
-    made_by = runtime.made_by({name: getattr(args, name) for name in DECISIVE}, read)
-    run = Run(folder, "pytorch_model.bin", made_by, args, device, precision, others=WRITTEN)
+    made_by = runtime.made_by({name: getattr(args, name) for name in DECISIVE}, {
+        "the texts of --train": " ".join(file.fingerprint for file in corpus.training),
+        "the texts of --valid": corpus.files[-1].fingerprint if args.valid else "",
+        "the targets": " ".join(file.answer_fingerprint for file in corpus.files) if corpus.names else "",
+        "the names of the targets": str(model.label_names),
+        "the weights at the start": first["weights"], "the tokenizer": first["tokenizer"]})
+    run = Run(folder, "pytorch_model.bin", made_by, args, device,
+              runtime.pick_precision(args.precision, device), others=WRITTEN)
     if run.finished:
         run.say_finished()
         return
-    store, valid = corpus.encode(model, target, folder)
-    if target.numeric:
-        target.standardise(store, device, corpus.where)
+    store, valid = corpus.encode(model, folder)
+    if model.numeric:
+        model.standardise(store, device, corpus.where)
     model.to(device)
     print(f"{model.config.family}, {sum(p.numel() for p in model.parameters()):,} parameters; {len(store):,} "
           f"training rows of {store.tokens / len(store):.1f} tokens, {len(valid):,} for validation"
-          + (f"; target {target.names[0] if target.numeric else target.names}" if target.names else ""))
+          + (f"; target {', '.join(model.label_names)}" if model.label_names else ""))
 
     groups = [{"params": [p for p in model.parameters() if (p.dim() > 1) == decayed], "peak": args.lr,
                "weight_decay": args.weight_decay * decayed} for decayed in (True, False)]
@@ -588,7 +514,7 @@ def main(args):
     run.start(model, optimizer, args.seed, corpus.name_row, sums=4, steps=0, tokens=0)
     run.began = began - run.at["seconds"]  # the clock goes on from there
     with run:
-        train(args, run, model, store, valid, masker, target)
+        train(args, run, model, store, valid, masker)
     print(f"{folder}: validation loss {run.at['best']['valid_loss']:.4f}")
 
 

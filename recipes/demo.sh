@@ -18,7 +18,7 @@ run finetune_teacher.py --train $S/train.tsv --valid $S/valid.tsv --output-dir $
 tail -n 1 $D/log
 step "3  dump_logits.py        its logits of all 2,535 reviews, once"
 run dump_logits.py --teacher $D/teacher/teacher.pt --data $S/train.tsv $S/unlabeled.tsv --output-dir $D/logits
-grep -h bytes $D/last.log
+sed -n '/bytes/p' $D/last.log
 step "4  distill.py            six small BiLSTMs: three seeds on those logits, three on labels alone"
 run distill.py --train $S/train.tsv $S/unlabeled.tsv --logits $D/logits/train.pt $D/logits/unlabeled.pt \
     --valid $S/valid.tsv --tokenizer $D/tokenizer/vocab_size_3000 --size small --alpha 0.1 1 --seed 0 1 2 \

@@ -1,19 +1,19 @@
 #!/bin/sh
 # Your own labelled file through the whole chain: sh recipes/mine.sh FILE [CHECKPOINT]
-# FILE has the columns text and label (.tsv .csv .jsonl). CHECKPOINT is a hub id or a folder; default:
-# monologg/koelectra-small-v3-discriminator, downloaded once (56 MB); "scratch": a small encoder from random weights.
+# FILE has the columns text and label (.tsv .csv .jsonl). CHECKPOINT is a hub id or a folder; the default,
+# monologg/koelectra-small-v3-discriminator, is downloaded once; "scratch" is a small encoder from random weights.
 # Run it again to continue after an interruption. Results go to mine/NAME; OUT=DIR names another folder.
-# Time on two cores for 10,000 short texts: about 15 min with KoELECTRA-small, of which 12 are the teacher's.
 set -eu
-cd "$(dirname "$0")/.."
-[ $# -ge 1 ] || { sed -n '2,6p' recipes/mine.sh | cut -c3- >&2; exit 2; }
-FILE=$1
+[ $# -ge 1 ] || { sed -n '2,5p' "$0" | cut -c3- >&2; exit 2; }
+FILE=$(realpath "$1")
 CHECKPOINT=${2:-monologg/koelectra-small-v3-discriminator}
+[ ! -d "$CHECKPOINT" ] || CHECKPOINT=$(realpath "$CHECKPOINT")
+cd "$(dirname "$0")/.."
 PY=${PYTHON:-python}
 NAME=$(basename "$FILE")
 OUT=${OUT:-mine/${NAME%%.*}}
 
-[ -e "$OUT/data/train.tsv" ] || $PY -m data.prepare split "$FILE" --out "$OUT/data"
+$PY -m data.prepare split "$FILE" --out "$OUT/data"
 $PY train_tokenizer.py --data "$OUT/data/train.tsv" --output-dir "$OUT/tokenizer" --min-frequency 2
 if [ "$CHECKPOINT" = scratch ]; then
     set -- --scratch 2,128,4 --tokenizer "$OUT/tokenizer/vocab_size_3000" --lr 1e-3 --epochs 8 --max-tokens 1024
@@ -22,7 +22,7 @@ else
 fi
 $PY finetune_teacher.py --train "$OUT/data/train.tsv" --valid "$OUT/data/valid.tsv" --output-dir "$OUT/teacher" "$@"
 # Variants of the texts are unlabelled text for the teacher to judge: worth most where a file is small.
-[ -e "$OUT/data/augmented.tsv" ] || $PY -m data.augment --data "$OUT/data/train.tsv" --out "$OUT/data/augmented.tsv"
+$PY -m data.augment --data "$OUT/data/train.tsv" --out "$OUT/data/augmented.tsv"
 $PY dump_logits.py --teacher "$OUT/teacher/teacher.pt" --data "$OUT/data/train.tsv" "$OUT/data/augmented.tsv" \
     --output-dir "$OUT/logits"
 $PY distill.py --train "$OUT/data/train.tsv" "$OUT/data/augmented.tsv" \

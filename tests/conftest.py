@@ -9,6 +9,10 @@ import shutil
 
 import pytest
 from helpers import LABELLED, STUDENT, TAUGHT, TEACHER, reviews, run, write_rows
+from hostile import make_small
+
+from data import batches
+from data.examples import read_again
 
 
 @pytest.fixture(scope="session")
@@ -41,4 +45,19 @@ def here(kit, tmp_path, monkeypatch):
     folder = tmp_path / "kit"
     shutil.copytree(kit, folder)
     monkeypatch.chdir(folder)
+    return folder
+
+
+@pytest.fixture
+def windows(monkeypatch):
+    """Small windows of small blocks, so that a few rows come as those of a file beyond memory do."""
+    monkeypatch.setattr(batches, "WINDOW", 400)
+    monkeypatch.setattr(read_again, "__defaults__", (None, None, None, 32))
+
+
+@pytest.fixture(scope="session")
+def small(tmp_path_factory):
+    """A folder with a kit so small that a run takes a tenth of a second; see hostile.make_small."""
+    folder = tmp_path_factory.mktemp("small")
+    make_small(folder)
     return folder

@@ -1,13 +1,13 @@
-"""Augmentation: the rules and rates of Tang et al. (2019), words of a kind, no duplicates, bad input."""
+"""data/augment.py: the rules and rates of Tang et al. (2019), words of a kind, no duplicates, bad input."""
 
 import random
 from collections import Counter
 
 import pytest
+from helpers import refused
 
 from data import augment
 from data.augment import Augmenter, kind
-from runtime import UserError
 
 TEXT = "배우가 정말 연기를 잘한다 최고 영화 음악 화면 모두 좋다"
 
@@ -18,8 +18,9 @@ def write(path, rows, header="text"):
 
 
 def made(out, *data, **flags):
+    """Lines of the table that the script writes."""
     flags = [part for name, value in flags.items() for part in (f"--{name.replace('_', '-')}", str(value))]
-    augment.main(augment.parse_args(["--data", *map(str, data), "--out", str(out), *flags]))
+    augment.main(augment.parse_args(["--data", *map(str, data), "--out", str(out), *filter(None, flags)]))
     return out.read_text(encoding="utf-8").splitlines()
 
 
@@ -32,7 +33,7 @@ def test_the_kind_of_a_word_is_its_last_syllable(word, expected):
 
 
 def test_rates_are_those_asked_for():
-    """Of 40,000 words a tenth is masked; a fifth is drawn anew, half of which is another word by chance."""
+    """Of 40,000 words a tenth is masked; a fifth is drawn again, half of which is another word by chance."""
     augmenter = Augmenter(["하나가 둘이 하나가 셋가 셋가"], 0.1, 0.2, 0.0, "[MASK]", 0)
     words = " ".join(augmenter.vary("하나가 하나가 둘이 하나가") for _ in range(10_000)).split()
     counts = Counter(words)
@@ -52,8 +53,7 @@ def test_replacements_are_of_the_kind_and_drawn_by_frequency():
 
 def test_ngrams_are_one_to_five_neighbouring_words():
     augmenter = Augmenter([TEXT], 0.0, 0.0, 0.25, "[MASK]", 0)
-    variants = [augmenter.vary(TEXT) for _ in range(8_000)]
-    cut = [variant for variant in variants if variant != TEXT]
+    cut = [variant for variant in (augmenter.vary(TEXT) for _ in range(8_000)) if variant != TEXT]
     assert len(cut) / 8_000 == pytest.approx(0.25, abs=0.02)
     assert all(f" {variant} " in f" {TEXT} " for variant in cut)
     sizes = Counter(len(variant.split()) for variant in cut)
@@ -70,17 +70,27 @@ def test_the_file_is_repeatable_without_labels_duplicates_or_originals(tmp_path)
     lines = made(tmp_path / "b.tsv", data, times=5)
     assert lines[0] == "text" and len(lines) > 200
     assert len(set(lines[1:])) == len(lines) - 1 and not set(lines[1:]) & {*texts, ""}
+    assert made(tmp_path / "b.tsv", data, times=5) == lines  # the same again is no harm
+    refused(lambda: made(tmp_path / "b.tsv", data, times=5, seed=1), r"b\.tsv: .*--overwrite")
     assert made(tmp_path / "c.tsv", data, times=5) == lines
-    with pytest.raises(UserError, match=r"c\.tsv: is there already"):
-        made(tmp_path / "c.tsv", data, times=6)
-    assert made(tmp_path / "d.tsv", data, times=5, seed=1) != lines
+    assert made(tmp_path / "c.tsv", data, times=5, seed=1, overwrite="") != lines
     masked = made(tmp_path / "e.tsv", data, mask=1, replace=0, ngram=0, mask_token="<mask>")
     assert set(" ".join(masked[1:]).split()) == {"<mask>"}
 
 
+def test_a_seed_gives_these_variants_for_good(tmp_path):
+    """Logits of augmented texts are bound to them."""
+    data = write(tmp_path / "a.tsv", [TEXT, "영화가 최고"])
+    assert made(tmp_path / "b.tsv", data, mask=0.2, replace=0.5, ngram=0.5, seed=3) == [
+        "text", "영화가 정말 연기를 [MASK] 최고 영화 음악 화면 모두 [MASK]", "영화 음악 화면 모두 좋다",
+        "[MASK] [MASK]", "배우가 정말 연기를 좋다 최고 영화 음악 화면 모두 좋다",
+        "배우가 정말 연기를 [MASK] 최고 영화 음악 화면 [MASK] 잘한다"]
+
+
 def test_of_a_pair_the_first_the_second_and_both_are_varied_in_turn(tmp_path):
-    data = write(tmp_path / "a.tsv", ["하나 둘\t셋 넷"], "text\ttext2")
-    lines = made(tmp_path / "b.tsv", data, times=3, mask=1, replace=0, ngram=0)
+    data = write(tmp_path / "a.tsv", ["하나 둘\t셋 넷"], "p\tq")
+    lines = made(tmp_path / "b.tsv", data, times=3, mask=1, replace=0, ngram=0, text_column="p",
+                 text2_column="q")
     assert lines == ["text\ttext2", "[MASK] [MASK]\t셋 넷", "하나 둘\t[MASK] [MASK]",
                      "[MASK] [MASK]\t[MASK] [MASK]"]
 
@@ -92,24 +102,21 @@ def test_a_text_with_line_ends_and_nul_stays_one_row(tmp_path):
 
 
 @pytest.mark.parametrize("flags, named", [
-    (["--times", "0"], "--times"), (["--mask", "-1"], "--mask"), (["--mask", "nan"], "--mask"),
-    (["--mask", "0.9", "--replace", "0.2"], "together"), (["--ngram", "nan"], "--ngram"),
-    (["--out", "x.csv"], "must end in .tsv"), (["--mask-token", "a b"], "one word"),
-    (["--seed", "-1"], "--seed"),
+    ("--times 0", "--times"), ("--mask -1", "--mask"), ("--mask nan", "--mask"), ("--ngram nan", "--ngram"),
+    ("--mask 0.9 --replace 0.2", "together"), ("--out x.csv", ".tsv"), ("--seed -1", "--seed"),
+    ("--mask-token=a\tb", "--mask-token"), ("--mask-token=", "--mask-token"),
 ])
 def test_wrong_flags_end_with_usage(capsys, flags, named):
-    with pytest.raises(SystemExit) as error:
-        augment.parse_args(["--data", "a.tsv", "--out", "b.tsv", *flags])
-    assert error.value.code == 2 and named in capsys.readouterr().err.splitlines()[-1]
+    with pytest.raises(SystemExit) as end:
+        augment.parse_args(["--data", "a.tsv", "--out", "b.tsv", *flags.split(" ")])
+    assert end.value.code == 2 and named in capsys.readouterr().err.splitlines()[-1]
 
 
 def test_wrong_input_is_one_line_and_harms_no_file(tmp_path):
     single, pair = write(tmp_path / "a.tsv", ["하나"]), write(tmp_path / "b.tsv", ["하나\t둘"], "text\ttext2")
-    for data, out, named in (([single, pair], "c.tsv", "all or none must be pairs"),
-                             ([single], "a.tsv", "would overwrite what is read"),
-                             ([tmp_path / "none.tsv"], "c.tsv", "cannot read")):
-        with pytest.raises(UserError, match=named):
-            made(tmp_path / out, *data)
-    with pytest.raises(UserError, match="no text has a variant"):
-        made(tmp_path / "c.tsv", single, mask=0, replace=0)
-    assert single.read_text("utf-8") == "text\n하나\n" and not (tmp_path / "c.tsv").exists()
+    out = tmp_path / "c.tsv"
+    refused(lambda: made(out, single, pair), "pairs")
+    refused(lambda: made(single, single, overwrite=""), r"a\.tsv: would be overwritten")
+    refused(lambda: made(out, tmp_path / "none.tsv"), r"none\.tsv: cannot read")
+    refused(lambda: made(out, single, mask=0, replace=0), r"a\.tsv: no text has a variant")
+    assert single.read_text("utf-8") == "text\n하나\n" and not out.exists()

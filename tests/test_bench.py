@@ -1,6 +1,7 @@
-"""The arithmetic of bench/, its result files and the generator of the README's table; no peer is needed."""
+"""bench/: its arithmetic by hand, its result files and page, and every comparison in its tiny form."""
 
 import json
+import math
 import os
 import subprocess
 import sys
@@ -11,7 +12,7 @@ import pytest
 import torch
 
 import bench
-from bench import common, table
+from bench import common, dumping, finetuning, scaling, table
 from runtime import UserError
 from student import SIZES, Student, StudentConfig
 from teacher import Teacher, TeacherConfig
@@ -19,14 +20,10 @@ from teacher import Teacher, TeacherConfig
 ROOT = Path(__file__).parent.parent
 MODULES = sorted(path.stem for path in ROOT.glob("bench/*.py") if path.stem not in ("__init__", "common"))
 RATES = {"fp32": 100.0, "bf16": 400.0, "copy": 10.0}
+FILES = ["--train", str(ROOT / "data/sample/train.tsv"), "--valid", str(ROOT / "data/sample/valid.tsv")]
 
 
-# ---- statistics --------------------------------------------------------------------------------------------
-
-
-def test_summary_has_the_median_and_the_spread():
-    assert common.summary([3.0, 1.0, 2.0, 10.0]) == {"median": 2.5, "min": 1.0, "max": 10.0,
-                                                     "values": [3.0, 1.0, 2.0, 10.0]}
+# ---- measuring ---------------------------------------------------------------------------------------------
 
 
 def test_ratio_is_of_medians_and_its_spread_of_neighbours():
@@ -35,30 +32,49 @@ def test_ratio_is_of_medians_and_its_spread_of_neighbours():
     assert common.ratios(theirs, ours, "less") == (4.0, [2.0, 10.0])
 
 
-def test_sides_alternate_after_a_warm_up():
+def test_sides_alternate_after_a_warm_up(monkeypatch):
+    rates = iter([RATES, {"fp32": 50.0, "bf16": 500.0, "copy": 11.0}])
+    monkeypatch.setattr(common, "machine_rates", lambda tiny: next(rates))
     calls = []
 
     def side(name):
         return lambda: calls.append(name) or float(len(calls))
 
-    values = common.alternate({"a": side("a"), "b": side("b"), "c": side("c")}, 2,
-                              warm_up={"b": lambda: calls.append("short"), "c": None})
-    assert calls == ["a", "short", "a", "b", "c", "c", "b", "a"]
-    assert values == {"a": [3.0, 8.0], "b": [4.0, 7.0], "c": [5.0, 6.0]}
+    values, best = common.alternate(SimpleNamespace(tiny=False, rounds=2), {
+        "a": side("a"), "b": side("b"), "c": side("c")}, cold=("b", "c"))
+    assert calls == ["a", "a", "b", "c", "c", "b", "a"]
+    assert values == {"a": [2.0, 7.0], "b": [3.0, 6.0], "c": [4.0, 5.0]}
+    assert best == {"fp32": 100.0, "bf16": 500.0, "copy": 11.0}
 
 
 def test_different_results_end_a_comparison():
-    assert "largest difference 0.5" in common.largest_difference([1.0, 2.0], [1.5, 2.0], 0.5, "x")
-    with pytest.raises(UserError, match="the sides differ: x"):
-        common.largest_difference([1.0, 2.0], [1.0, 2.6], 0.5, "x")
-    with pytest.raises(UserError):
-        common.largest_difference([float("nan")], [1.0], 0.5, "x")
+    assert "0.5" in common.largest_difference([1.0, 2.0], [1.5, 2.0], 0.5, "x")
+    for ours in ([1.0, 2.6], [1.0, float("nan")]):
+        with pytest.raises(UserError, match="differ"):
+            common.largest_difference(ours, [1.0, 2.0], 0.5, "x")
+    theirs = torch.randn(100, 2, generator=torch.Generator().manual_seed(0))
+    assert dumping.agreement(theirs + 1e-5, theirs, "fp32")
+    assert dumping.agreement(theirs * 1.01, theirs, "bf16")
+    for wrong, precision in ((theirs + 1e-3, "fp32"), (theirs.flip(1), "bf16")):
+        with pytest.raises(UserError, match="differ"):
+            dumping.agreement(wrong, theirs, precision)
+
+
+def test_speed_counts_at_equal_quality():
+    target = torch.arange(200) % 2
+    good, poor = torch.eye(2)[target], torch.eye(2)[torch.where(torch.arange(200) < 40, 1 - target, target)]
+    assert "+0.00" in finetuning.equal_quality(good, good, target, ["0", "1"])
+    assert "+20.00" in finetuning.equal_quality(good, poor, target, ["0", "1"])
+    with pytest.raises(UserError, match=r"differ.*-20\.00"):
+        finetuning.equal_quality(poor, good, target, ["0", "1"])
+    nothing = torch.eye(2)[torch.zeros(200, dtype=torch.long)]
+    assert "nothing learnt" in finetuning.equal_quality(1 - good, nothing, target, ["0", "1"])
 
 
 @pytest.mark.parametrize(("value", "text"), [(0.12345, "0.123"), (12.345, "12.3"), (1234.5, "1,234"),
                                              (20, "20")])
 def test_figures_have_three_digits(value, text):
-    assert common.figure(value) == table.figure(value) == text
+    assert table.figure(value) == text
 
 
 def test_steps_are_counted():
@@ -113,22 +129,17 @@ class Words:
         return SimpleNamespace(ids=[0])
 
 
-def counted(run) -> int:
-    from torch.utils.flop_counter import FlopCounterMode
-    with FlopCounterMode(display=False) as counter, torch.inference_mode():
-        run()
-    return counter.get_total_flops()
-
-
 def test_teachers_work_is_what_pytorch_counts():
+    from torch.utils.flop_counter import FlopCounterMode
+
     config = TeacherConfig("electra", 50, 32, 3, 4, 64, 16, 20, 2, 2)
     teacher = Teacher(config, Words(), ["0", "1"], 20).eval()
-    ids = torch.ones(5, 7, dtype=torch.long)
     published = {"hidden_size": 32, "intermediate_size": 64, "num_hidden_layers": 3,
                  "num_attention_heads": 4, "embedding_size": 16}
     operations, _ = common.teacher_work([7] * 5, 1, 0, published, training=False)
-    classes = 5 * 2 * 32 * 2
-    assert counted(lambda: teacher(ids, torch.full((5,), 7))) == operations + classes
+    with FlopCounterMode(display=False) as counter, torch.inference_mode():
+        teacher(torch.ones(5, 7, dtype=torch.long), torch.full((5,), 7))
+    assert counter.get_total_flops() == operations + 5 * 2 * 32 * 2  # and the classes
 
 
 def test_students_work_is_that_of_its_weights():
@@ -146,178 +157,96 @@ def test_roof_is_the_slower_of_operations_and_bytes():
     assert products["matmul_per_second"] == 100.0 and products["seconds"] == 20.0
     copies = common.roofline((1000.0, 50.0), RATES, "bf16", 20.0)
     assert copies["least_seconds"] == 5.0 and copies["fraction"] == 0.25
-    assert common.best_rates(RATES, {"fp32": 50.0, "bf16": 500.0, "copy": 11.0}) == {
-        "fp32": 100.0, "bf16": 500.0, "copy": 11.0}
 
 
-def test_gap_names_its_main_cause_first():
-    own = {"mkldnn_rnn_layer": 4.0, "addmm": 0.5, "gather": 2.0, "copy_": 1.0}
-    assert common.gap_in_words(own, 10.0, 3.0) == (
-        "of the time other operators 30% (most of it gather), Python, tokenizing, reading 25%, "
-        "LSTM layers 40% (at the roof 30%), matrix products 5% (most of it addmm)")
-    assert common.gap_in_words({"mm": 9.9}, 10.0, 1.0) == (
-        "of the time matrix products 99% (at the roof 10%), Python, tokenizing, reading 1%")
+# ---- results and their page --------------------------------------------------------------------------------
 
 
-def test_account_of_a_training_counts_from_its_first_step_to_its_last():
-    weight = torch.nn.Parameter(torch.ones(512, 512))
-    optimizer = torch.optim.AdamW([weight])
-
-    def train():
-        for _ in range(3):
-            (weight @ weight).sum().backward()
-            optimizer.step()
-        for _ in range(20):
-            torch.ones(2000, 2000).sin()  # validation, which does not count
-
-    words = common.account(train, 0.0, steps=3)
-    assert "matrix products" in words and "sin" not in words
-    assert "most of it sin" in common.account(train, 0.0)
-    assert common.account(train, 0.0, steps=1) == "too few steps to tell"
-
-
-# ---- results -----------------------------------------------------------------------------------------------
-
-
-@pytest.fixture
-def result(monkeypatch):
-    monkeypatch.setattr(sys, "argv", ["bench/dumping.py", "--rows", "10", "--train", "/home/me/train.tsv"])
+def publish(folder, name="dump-bf16", **more):
     values = {"ours": [30.0, 40.0, 50.0], "the usual loop": [10.0, 8.0, 5.0]}
-    return common.make_result(
-        "dump-bf16", values, unit="examples/s", n=10, target=6, precision="bf16", checked=["one", "two"],
-        gap="of the time much",
-        roof=common.roofline((1000.0, 20.0), RATES, "bf16", 20.0), also={"something else": 1234.5})
+    return common.publish(SimpleNamespace(results=folder), name, values, **{
+        "unit": "examples/s", "n": 10, "precision": "bf16", "checked": "one",
+        "roof": common.roofline((1000.0, 20.0), RATES, "bf16", 20.0), "also": {"else": 1234.5}, **more})
 
 
-def test_a_result_has_what_its_schema_says(result):
-    assert common.check_result(result, "x") is result
-    assert set(result) == set(common.SCHEMA)
-    assert result["ratio"] == 5.0 and result["ratio_spread"] == [3.0, 10.0] and not result["reached"]
-    assert result["rounds"] == 3 and result["theirs"]["what"] == "the usual loop"
-    assert result["checked"] == "one; two"
+def test_a_result_is_written_and_printed(tmp_path, monkeypatch, capsys):
+    monkeypatch.setattr(sys, "argv", ["bench/dumping.py", "--rows", "10", "--train", "/home/me/train.tsv"])
+    result = publish(tmp_path / "results")
+    assert json.loads((tmp_path / "results" / "dump-bf16.json").read_text("utf-8")) == result
+    assert result["ratio"] == 5.0 and result["ratio_spread"] == [3.0, 10.0] and result["rounds"] == 3
+    assert result["ours"] == {"median": 40.0, "min": 30.0, "max": 50.0, "values": [30.0, 40.0, 50.0]}
+    assert result["theirs"]["what"] == "the usual loop"
     assert result["command"] == "python -m bench.dumping --rows 10 --train train.tsv"  # no absolute path
     assert {"hardware", "threads", "cores", "amx", "avx512_bf16"} <= set(result["hardware"])
     assert {"python", "torch"} <= set(result["versions"])
-
-
-def test_unequal_quality_does_not_reach_a_target(result):
-    values = {"ours": [9.0], "theirs": [1.0]}
-    fields = {"unit": "x", "n": 1, "target": 2, "precision": "fp32", "checked": [], "roof": {}, "gap": ""}
-    assert common.make_result("a", values, **fields)["reached"]
-    assert not common.make_result("a", values, equal=False, **fields)["reached"]
-
-
-@pytest.mark.parametrize("break_it", [
-    lambda result: result.pop("roofline"), lambda result: result.update(n="10"),
-    lambda result: result["ours"].pop("median"), lambda result: result.update(theirs=None)])
-def test_a_broken_result_is_refused(result, break_it, tmp_path):
-    break_it(result)
-    with pytest.raises(UserError, match="measure anew"):
-        common.publish(result, tmp_path)
-    assert not list(tmp_path.iterdir())
-
-
-def test_publish_writes_and_prints(result, tmp_path, capsys):
-    common.publish(result, tmp_path)
-    assert json.loads((tmp_path / "dump-bf16.json").read_text("utf-8")) == result
     printed = capsys.readouterr().out
-    assert "5 x  (3x to 10x), target 6x NOT reached" in printed and "roofline: " in printed
+    assert "(3 to 10)" in printed and "1,234" in printed and "12.5%" in printed
+    publish(None)
+    assert len(list(tmp_path.rglob("*.json"))) == 1
 
 
 @pytest.fixture
-def parse(monkeypatch):
-    """bench.parse_args, which else limits this process."""
-    monkeypatch.setattr(bench, "keep_to_cores", lambda count: None)
-    monkeypatch.setattr(bench, "quiet", lambda offline: None)
-    return lambda *argv: bench.parse_args("x", argv, rows=10, long_rows=20)
+def page(tmp_path):
+    publish(tmp_path / "results")
+    path = tmp_path / "efficiency.md"
+    path.write_text("before\n<!-- bench -->\nold\n<!-- /bench -->\nafter\n", encoding="utf-8")
+    return path
 
 
-def test_bf16_results_of_another_machine_are_removed(tmp_path, parse):
-    for name in ("dump-bf16", "dump-fp32", "finetune-bf16"):
-        (tmp_path / f"{name}.json").write_text("{}")
-    args = parse("--results", str(tmp_path))
-    assert common.precisions("bf16", ["dump"], args) == ["fp32", "bf16"]
-    assert common.precisions("fp32", ["dump"], args) == ["fp32"]
-    assert sorted(path.stem for path in tmp_path.iterdir()) == ["dump-fp32", "finetune-bf16"]
+def fill(page) -> str:
+    table.main(table.parse_args(["--results", str(page.parent / "results"), "--page", str(page)]))
+    return page.read_text("utf-8")
 
 
-def test_rows_repeat_until_there_are_enough(tmp_path):
-    made = common.Material(tmp_path, tmp_path, tmp_path, ["가", '"나'], [1, 0], ["neg", "pos"], tmp_path)
-    assert common.read_rows(made.write(3, "three")) == [("가", "pos"), ('"나', "neg"), ("가", "pos")]
-
-
-# ---- the README --------------------------------------------------------------------------------------------
-
-
-@pytest.fixture
-def readme(tmp_path, result):
-    common.publish(result, tmp_path / "results")
-    texts = {"README.md": "before\n<!-- bench -->\nold\n<!-- /bench -->\nafter\n"}
-    texts["README.ko.md"] = texts["README.md"]
-    for name, text in texts.items():
-        (tmp_path / name).write_text(text, encoding="utf-8")
-    return tmp_path
-
-
-def fill(folder, *flags) -> int:
-    return table.main(table.parse_args([
-        "--results", str(folder / "results"), "--readme", str(folder / "README.md"),
-        "--readme-ko", str(folder / "README.ko.md"), *flags]))
-
-
-def test_table_is_filled_from_the_results(readme):
-    assert fill(readme, "--check") == 1
-    assert "old" in (readme / "README.md").read_text("utf-8")
-    assert fill(readme) == 0 and fill(readme, "--check") == 0
-    text, korean = ((readme / name).read_text("utf-8") for name in ("README.md", "README.ko.md"))
-    for page in (text, korean):
-        assert page.startswith("before\n<!-- bench -->\n") and page.endswith("\n<!-- /bench -->\nafter\n")
-        assert "old" not in page
+def test_page_is_filled_from_the_results(page):
+    text = fill(page)
+    assert fill(page) == text and "old" not in text
+    assert text.startswith("before\n<!-- bench -->\n|") and text.endswith("\n<!-- /bench -->\nafter\n")
     assert ("| `dump_logits.py` | bf16 | 10 | 40 examples/s | the usual loop | 8 examples/s | **5×** (3–10) "
             "| 12.5% |") in text
-    assert "**5×** (3–10) | 12.5% |" in korean and "## 효율" in korean and "## Efficiency" in text
 
 
-def test_results_come_in_the_order_of_the_table(readme, result):
+def test_results_come_in_the_order_of_the_table(page):
     for name in ("scaling-memory", "scaling-time", "dump-fp32", "aaa"):
-        common.publish({**result, "name": name}, readme / "results")
-    assert [found["name"] for found in table.read_results(readme / "results")] == [
+        publish(page.parent / "results", name)
+    assert [found["name"] for found in table.read_results(page.parent / "results")] == [
         "dump-bf16", "dump-fp32", "scaling-time", "scaling-memory", "aaa"]
 
 
-def test_table_keeps_machines_apart(readme, result):
-    result["hardware"]["hardware"] = "another machine"
-    result.update(name="distill-fp32", reached=True, roofline={})
-    common.publish(result, readme / "results")
-    fill(readme)
-    text = (readme / "README.md").read_text("utf-8")
-    assert text.count("| precision |") == 2
-    assert text.count("| distil Base, an epoch |") == text.count("| `dump_logits.py` |") == 1
-    assert text.index("| distil Base, an epoch |") < text.index("another machine, ") < text.index("| `dump_")
-    assert "**5×** (3–10) | – |" in text
+def test_table_keeps_machines_apart(page, monkeypatch):
+    monkeypatch.setattr(common, "hardware", lambda: {"hardware": "another machine", "cores": 3, "amx": True,
+                                                     "avx512_bf16": None})
+    publish(page.parent / "results", "distill-fp32", roof=None)
+    text = fill(page)
+    assert text.count("| precision |") == 2 and "**5×** (3–10) | – |" in text
+    assert text.index("| distil Base, one epoch |") < text.index("another machine, 3 cores, AMX, python") \
+        < text.index("| `dump_")
 
 
 @pytest.mark.parametrize("text", ["no markers", "<!-- /bench --> <!-- bench -->",
                                   "<!-- bench --> <!-- bench --> <!-- /bench -->"])
-def test_a_readme_without_its_markers_is_refused(readme, text):
-    (readme / "README.md").write_text(text, encoding="utf-8")
-    with pytest.raises(SystemExit, match="are needed"):
-        fill(readme)
-    assert (readme / "README.md").read_text("utf-8") == text
+def test_a_page_without_its_markers_is_refused(page, text, capsys):
+    page.write_text(text, encoding="utf-8")
+    with pytest.raises(SystemExit) as error:
+        fill(page)
+    assert error.value.code == 2 and "efficiency.md" in capsys.readouterr().err
+    assert page.read_text("utf-8") == text
 
 
-def test_no_results_are_refused(readme):
-    (readme / "results" / "dump-bf16.json").unlink()
-    with pytest.raises(SystemExit, match="no results"):
-        fill(readme)
+def test_no_results_are_refused(page):
+    (page.parent / "results" / "dump-bf16.json").unlink()
+    with pytest.raises(SystemExit) as error:
+        fill(page)
+    assert error.value.code == 2
 
 
-def test_readmes_are_up_to_date():
-    checked = subprocess.run([sys.executable, "-m", "bench.table", "--check"], cwd=ROOT, capture_output=True)
-    assert checked.returncode == 0, "run python -m bench.table"
+def test_the_page_of_the_kit_is_up_to_date():
+    path = ROOT / "docs/efficiency.md"
+    text, block = path.read_text("utf-8"), table.block(table.read_results(ROOT / "bench/results"))
+    assert table.filled(text, block, path) == text, "run python -m bench.table"
 
 
-# ---- the scripts -------------------------------------------------------------------------------------------
+# ---- flags -------------------------------------------------------------------------------------------------
 
 
 @pytest.mark.parametrize("module", MODULES)
@@ -330,17 +259,117 @@ def test_help_is_the_manual_and_comes_without_torch(module):
     assert "default: " in shown.stdout
 
 
-def test_short_and_long_form(parse):
-    assert (parse().rows, parse().rounds) == (10, 3)
-    assert (parse("--long").rows, parse("--long").rounds) == (20, 5)
-    assert parse("--long", "--rows", "7").rows == 7
-    with pytest.raises(SystemExit):
-        parse("--rounds", "-1")
+def test_forms():
+    def parse(*argv):
+        return bench.parse_args("x", argv, rows=(5, 10, 20))
+
+    forms = [parse("--tiny"), parse(), parse("--long")]
+    assert [(args.rows, args.rounds, args.cores, args.results) for args in forms] == [
+        (5, 1, 1, None), (10, 3, 2, "bench/results"), (20, 5, 2, "bench/results")]
+    assert parse("--long", "--rows", "7").rows == 7 and parse("--tiny", "--results", "x").results == "x"
+    for wrong in (["--rounds", "-1"], ["--tiny", "--long"]):
+        with pytest.raises(SystemExit):
+            parse(*wrong)
 
 
 @pytest.mark.skipif(not hasattr(os, "sched_setaffinity"), reason="Linux")
 def test_a_comparison_keeps_to_its_cores():
-    code = ("import bench, os; bench.keep_to_cores(1); import torch; "
+    code = ("import bench, os; bench.settle(bench.parse_args('', ['--cores', '1'], rows=(1, 1, 1)));"
+            "import torch; "
             "print(len(os.sched_getaffinity(0)), torch.get_num_threads(), os.environ['RAYON_NUM_THREADS'])")
     shown = subprocess.run([sys.executable, "-c", code], cwd=ROOT, capture_output=True, text=True)
     assert shown.stdout.split() == ["1", "1", "1"]
+
+
+# ---- every comparison, tiny --------------------------------------------------------------------------------
+
+
+def check(folder, *names) -> dict[str, dict]:
+    """The result files in a folder, which are these; each has what the page and the reader need."""
+    found = {path.stem: json.loads(path.read_text("utf-8")) for path in Path(folder).glob("*.json")}
+    assert set(found) == set(names)
+    for name, result in found.items():
+        assert result["name"] == name and table.row(result)[0] in table.ROWS.values()
+        assert result["ratio"] > 0 and math.isfinite(result["ratio"]) and result["checked"]
+        assert not result["roofline"] or result["roofline"]["fraction"] > 0
+    return found
+
+
+def test_material_is_made_of_the_rows_repeated(tmp_path):
+    (tmp_path / "two.tsv").write_text('text\tlabel\n가\tpos\n"나\tneg\n', encoding="utf-8")
+    args = scaling.parse_args(["--tiny", "--rows", "3", "--train", str(tmp_path / "two.tsv"), "--valid",
+                               str(tmp_path / "two.tsv"), "--tokenizer", str(tmp_path)])
+    made = common.material(args, tmp_path, teacher=False)
+    assert made.texts == ["가", '"나', "가"] and made.target == [1, 0, 1] and made.names == ["neg", "pos"]
+    assert made.write(5, "five").read_text("utf-8") == (
+        'text\tlabel\n가\tpos\n"나\tneg\n가\tpos\n가\tpos\n"나\tneg\n')
+    with pytest.raises(UserError, match=r"two\.tsv:3"):
+        (tmp_path / "two.tsv").write_text("text\tlabel\n가\tpos\n나\t\n", encoding="utf-8")
+        (tmp_path / "valid.tsv").write_text("text\tlabel\n가\tpos\n나\tneg\n", encoding="utf-8")
+        args.valid = str(tmp_path / "valid.tsv")
+        common.material(args, tmp_path, teacher=False)
+
+
+def test_tiny_scaling(tmp_path):
+    args = scaling.parse_args(["--tiny", *FILES, "--results", str(tmp_path / "results")])
+    scaling.compare(args, common.material(args, tmp_path, teacher=False))
+    found = check(tmp_path / "results", "scaling-time", "scaling-memory")
+    assert found["scaling-time"]["n"] == 200 and found["scaling-memory"]["n"] == 400
+    assert 50 < found["scaling-memory"]["ours"]["median"] < 5000  # MB: PyTorch alone has more than 100
+
+
+def test_a_script_that_fails_is_reported(tmp_path):
+    with pytest.raises(UserError, match=r"(?s)ended with 2.*--valid"):
+        scaling.memory_of(["--train", "a.tsv"], tmp_path / "log.jsonl", 1)
+
+
+@pytest.fixture(scope="module")
+def made(tmp_path_factory):
+    pytest.importorskip("transformers")
+    args = dumping.parse_args(["--tiny", *FILES])
+    return common.material(args, tmp_path_factory.mktemp("made"))
+
+
+def tiny(module, made, tmp_path, *compare):
+    args = module.parse_args(["--tiny", *FILES, "--results", str(tmp_path)])
+    for function in compare or (module.compare,):
+        function(args, made)
+
+
+@pytest.mark.optional
+def test_tiny_dumping(made, tmp_path):
+    tiny(dumping, made, tmp_path)
+    check(tmp_path, *(f"dump-{precision}" for precision in common.precisions(lstm=False)))
+
+
+@pytest.mark.optional
+def test_tiny_distillation(made, tmp_path):
+    from bench import distillation
+    tiny(distillation, made, tmp_path)
+    check(tmp_path, *(f"{name}-{precision}" for precision in common.precisions(lstm=True)
+                      for name in ("distill", "distill-live")))
+
+
+@pytest.mark.optional
+def test_tiny_finetuning(made, tmp_path):
+    pytest.importorskip("accelerate")
+    tiny(finetuning, made, tmp_path)
+    check(tmp_path, *(f"finetune-{precision}" for precision in common.precisions(lstm=False)))
+
+
+@pytest.mark.optional
+def test_tiny_prediction(made, tmp_path):
+    from bench import prediction
+    base = prediction.new_student(made, "base")
+    tiny(prediction, made, tmp_path, lambda args, made: prediction.against_pipeline(args, made, base),
+         lambda args, made: prediction.one_review(args, made, base))
+    check(tmp_path, "predict-base", "predict-one")
+
+
+@pytest.mark.optional
+def test_tiny_prediction_against_fasttext(made, tmp_path):
+    pytest.importorskip("fasttext")
+    from bench import prediction
+    tiny(prediction, made, tmp_path, lambda args, made: prediction.against_fasttext(
+        args, made, prediction.new_student(made, "tiny")))
+    check(tmp_path, "predict-tiny")

@@ -6,21 +6,15 @@ tensors are on two devices. They say nothing of its kernels, of autocast there o
 
 import contextlib
 import json
-import signal
+import shutil
 
-import numpy as np
 import pytest
 import torch
+from helpers import run
 from torch.utils._python_dispatch import TorchDispatchMode
 from torch.utils._pytree import tree_leaves, tree_map_only
 
-import distill
-import dump_logits
-import evaluate
-import finetune_teacher
-import pretrain_teacher
 import runtime
-import train_tokenizer
 from student import Student, lstm_states
 
 GPU = torch.device("lazy", 0)  # PyTorch knows it, its autograd needs no driver, and the kit never names it
@@ -114,66 +108,42 @@ def test_tensors_on_two_devices_are_found():
                 mix()
 
 
-def run(script, *flags):
-    script.main(script.parse_args([str(flag) for flag in flags]))
+SMALL = "--max-tokens 32 --precision fp32"
+DISTIL = f"--valid valid.tsv --tokenizer tok --size tiny --epochs 1 {SMALL} --output-dir"
+BOTH = "--train train.tsv more.tsv --logits gpu/logits/train.pt gpu/logits/more.pt"
 
 
-@pytest.fixture(scope="module")
-def corpus(tmp_path_factory):
-    """A folder with train.tsv, valid.tsv, unlabeled.tsv and a tokenizer."""
-    folder = tmp_path_factory.mktemp("devices")
-    random = np.random.default_rng(0)
-    words = ["지루하다", "최악", "실망", "후회", "별로"], ["재밌다", "최고", "감동", "추천", "완벽"]
-    rows = [(" ".join(random.choice(words[i % 2], random.integers(1, 4))), i % 2) for i in range(60)]
-    for name, part in {"train": rows[:40], "valid": rows[40:]}.items():
-        (folder / f"{name}.tsv").write_text(
-            "text\tlabel\n" + "".join(f"{text}\t{label}\n" for text, label in part), "utf-8")
-    (folder / "unlabeled.tsv").write_text("text\n" + "".join(f"{text}\n" for text, _ in rows[:20]), "utf-8")
-    run(train_tokenizer, "--data", folder / "train.tsv", "--vocab-size", 80,
-        "--output-dir", folder / "tokenizer")
-    return folder
-
-
-SMALL = ["--max-tokens", 32, "--precision", "fp32"]
-VALID = ["--valid", "valid.tsv"]
-DISTIL = ["--tokenizer", "tokenizer/vocab_size_80", "--size", "tiny", "--epochs", 1, *VALID, *SMALL]
-
-
-def interrupted_and_resumed(script, *flags):
-    """Ctrl-C at step 2, then --resume."""
-    handlers = {number: signal.getsignal(number) for number in (signal.SIGINT, signal.SIGTERM)}
+def interrupted_and_continued(script, flags):
+    """Ctrl-C at step 2, then the same command again."""
     with pytest.MonkeyPatch.context() as patch, pytest.raises(runtime.Stopped):
-        patch.setattr(runtime.Saves, "due", lambda self, step: step == 2 and not setattr(self, "signal", 2))
-        run(script, *flags)
-    for number, handler in handlers.items():
-        signal.signal(number, handler)
-    run(script, *flags, "--resume")
+        patch.setattr(runtime.Run, "_due", lambda self, step: step == 2 and not setattr(self, "signal", 2))
+        run(script, flags)
+    run(script, flags)
 
 
 @pytest.fixture(scope="module")
-def made_there(corpus):
-    """The corpus's folder, in it gpu/ with what the scripts wrote on the GPU."""
-    with pytest.MonkeyPatch.context() as patch, pretended_gpu():
-        patch.chdir(corpus)
-        interrupted_and_resumed(
-            pretrain_teacher, "--train", "train.tsv", "--target-column", "label", "--layers", 1, "--heads", 2,
-            "--hidden-dim", 16, "--tokenizer", "tokenizer/vocab_size_80", *SMALL,
-            "--output-dir", "gpu/pretrained")
-        interrupted_and_resumed(
-            finetune_teacher, "--train", "train.tsv", *VALID, "--checkpoint", "gpu/pretrained",
-            "--accumulate", 2, "--layer-decay", 0.9, "--epochs", 1, "--output-dir", "gpu/teacher", *SMALL)
-        run(dump_logits, "--teacher", "gpu/teacher/teacher.pt", "--data", "train.tsv", "unlabeled.tsv",
-            "--output-dir", "gpu/logits", *SMALL)
-        both = ["--train", "train.tsv", "unlabeled.tsv", "--logits", "gpu/logits/train.pt",
-                "gpu/logits/unlabeled.pt"]
-        interrupted_and_resumed(distill, *both, *DISTIL, "--output-dir", "gpu/students", "--quantize", "int8")
-        run(distill, *both, *DISTIL, "--output-dir", "gpu/grid", "--pooling", "max", "mean", "attention",
-            "--num-layers", 2, "--dropout", 0.1, "--loss", "kl", "--head", "relu")
-        run(dump_logits, "--teacher", "gpu/teacher/teacher.pt", "gpu/students/tiny/student.pt", "--data",
-            "train.tsv", "--output-dir", "gpu/mean", *SMALL)
-        run(finetune_teacher, "--train", "train.tsv", "--logits", "gpu/mean/train.pt", *VALID, "--checkpoint",
-            "gpu/pretrained", "--output-dir", "gpu/taught", "--epochs", 1, *SMALL)
-    return corpus
+def made_there(small, tmp_path_factory):
+    """A copy of the small kit as the working folder, in it gpu/ with what the scripts wrote on the GPU."""
+    folder = shutil.copytree(small, tmp_path_factory.mktemp("devices") / "here")
+    with pytest.MonkeyPatch.context() as patch:
+        patch.chdir(folder)
+        with pretended_gpu():
+            interrupted_and_continued("extra.pretrain_teacher", (
+                "--train train.tsv --target-column label --layers 1 --heads 2 --hidden-dim 16 "
+                "--tokenizer tok --max-tokens 16 --precision fp32 --output-dir gpu/pretrained"))
+            interrupted_and_continued("finetune_teacher", (
+                "--train more.tsv --valid valid.tsv --checkpoint gpu/pretrained --layer-decay 0.9 --epochs 1 "
+                "--accumulate 2 --max-tokens 12 --precision fp32 --output-dir gpu/teacher"))
+            run("dump_logits", f"--teacher gpu/teacher/teacher.pt --data train.tsv more.tsv {SMALL} "
+                               f"--output-dir gpu/logits")
+            interrupted_and_continued("distill", f"{BOTH} {DISTIL} gpu/students")
+            run("distill", f"{BOTH} {DISTIL} gpu/grid --pooling max mean attention --num-layers 2 "
+                           f"--dropout 0.1 --loss kl --head relu")
+            run("dump_logits", "--teacher gpu/teacher/teacher.pt gpu/students/tiny-tok/student.pt "
+                               f"--data train.tsv {SMALL} --output-dir gpu/mean")
+            run("finetune_teacher", "--train train.tsv --logits gpu/mean/train.pt --valid valid.tsv "
+                                    f"--checkpoint gpu/pretrained --epochs 1 {SMALL} --output-dir gpu/taught")
+        yield folder
 
 
 def test_an_lstm_is_float32_on_a_gpu():
@@ -184,47 +154,72 @@ def test_an_lstm_is_float32_on_a_gpu():
     assert states.dtype == torch.float32 and states.shape == (2, 5, 3)
 
 
-def test_a_student_is_float32_on_a_gpu_unless_told(made_there, monkeypatch):
-    """Its LSTM is so in any case, and log and file should say what was done. Also labels alone, there."""
-    monkeypatch.chdir(made_there)
-    monkeypatch.setattr(runtime, "_has_bf16", lambda device, step: True)
-    with pretended_gpu():
-        for precision, expected in (("auto", "fp32"), ("bf16", "bf16")):
-            run(distill, "--train", "train.tsv", "--alpha", 1, *DISTIL, "--output-dir", f"gpu/{precision}",
-                "--precision", precision)
-            state = torch.load(f"gpu/{precision}/tiny/last.pt", weights_only=True)
-            assert state["precision"] == expected
+@pytest.mark.parametrize(("lstm", "precision"), [(True, "fp32"), (False, "bf16")])
+def test_auto_is_bf16_on_a_gpu_but_for_students(lstm, precision, monkeypatch):
+    """Their LSTM is float32 in any case, and log and file should say what was done."""
+    real = torch.tensor
+    monkeypatch.setattr(torch, "tensor", lambda values, device: real(values))
+    monkeypatch.setattr(torch.cuda, "is_bf16_supported", lambda including_emulation: True)
+    assert runtime.pick_precision("auto", torch.device("cuda"), lstm) == precision
 
 
-def test_logits_of_the_gpu_are_those_of_the_cpu(made_there, monkeypatch, capsys):
+def test_logits_of_the_gpu_are_those_of_the_cpu(made_there, capsys):
     """Also those of a student, and of a teacher that others taught."""
-    monkeypatch.chdir(made_there)
-    models = {"logits": ["gpu/teacher/teacher.pt"],
-              "mean": ["gpu/teacher/teacher.pt", "gpu/students/tiny/student.pt"]}
-    for name, teachers in models.items():
-        run(dump_logits, "--teacher", *teachers, "--data", "train.tsv", "--output-dir", f"gpu/{name}",
-            "--check", 40, *SMALL)
-    assert capsys.readouterr().out.count("40 of 40 rows computed again in fp32, all agree") == 2
+    for folder, teachers in (("logits", ""), ("mean", "gpu/students/tiny-tok/student.pt")):
+        run("dump_logits", f"--teacher gpu/teacher/teacher.pt {teachers} --data train.tsv --check 40 {SMALL} "
+                           f"--output-dir gpu/{folder}")
+    assert capsys.readouterr().out.count("12 of 12 rows computed again in fp32, all agree") == 2
 
 
-def test_a_student_of_the_gpu_is_that_of_the_cpu(made_there, monkeypatch):
-    monkeypatch.chdir(made_there)
-    run(distill, "--train", "train.tsv", "unlabeled.tsv", "--logits", "gpu/logits/train.pt",
-        "gpu/logits/unlabeled.pt", *DISTIL, "--output-dir", "cpu/students", "--quantize", "int8")
-    ours, theirs = (Student.load(f"{place}/students/tiny/student.pt").state_dict()
-                    for place in ("cpu", "gpu"))
-    for name in ours:
-        torch.testing.assert_close(theirs[name], ours[name], rtol=1e-3, atol=1e-4)
+def test_a_student_of_the_gpu_is_that_of_the_cpu(made_there):
+    """Continued there, uninterrupted here; with a teacher's logits, and with labels alone."""
+    run("distill", f"{BOTH} {DISTIL} cpu/students --alpha 0.1 1")
+    with pretended_gpu():
+        run("distill", f"{BOTH} {DISTIL} gpu/students --alpha 1")
+    for name in ("tiny-tok", "tiny-tok-alpha1"):
+        ours, theirs = (Student.load(f"{place}/students/{name}/student.pt").state_dict()
+                        for place in ("cpu", "gpu"))
+        for key in ours:
+            torch.testing.assert_close(theirs[key], ours[key], rtol=1e-3, atol=1e-4)
 
 
-def test_figures_of_the_gpu_are_those_of_the_cpu(made_there, monkeypatch, capsys):
-    monkeypatch.chdir(made_there)
-    found = []
+def test_figures_of_the_gpu_are_those_of_the_cpu(made_there, capsys):
+    Student.load("gpu/students/tiny-tok/student.pt").save("gpu/int8.pt", "int8")
+    models, found = "gpu/students/tiny-tok/student.pt gpu/int8.pt gpu/taught/teacher.pt", []
     for place in (contextlib.nullcontext(), pretended_gpu()):
         with place:
-            run(evaluate, "gpu/students/tiny/student.pt", "gpu/students/tiny/student.int8.pt",
-                "gpu/taught/teacher.pt", "--data", "valid.tsv", "--json")
+            run("evaluate", f"{models} --data valid.tsv --json")
         found.append(json.loads(capsys.readouterr().out)["models"])
     for ours, theirs in zip(*found, strict=True):
         for name in ours.keys() - {"model", "texts_per_second", "ms_per_text"}:
             assert theirs[name] == pytest.approx(ours[name], abs=1e-4), name
+
+
+def test_a_watch_reads_the_copy_of_a_gpu_when_it_has_come(monkeypatch):
+    """Not before, when it is whatever was in that memory; nor is the GPU asked, which would take longer."""
+    told, copies = [], []
+
+    class There:
+        is_cuda = True
+
+        def __init__(self, value):
+            self.value = value
+
+        def to(self, device, non_blocking):
+            assert device == "cpu" and non_blocking
+            copies.append((torch.tensor(torch.nan), self.value))
+            return copies[-1][0]
+
+    class Event:
+        def record(self):
+            self.copy, self.value = copies[-1]
+
+        def synchronize(self):
+            self.copy.fill_(self.value)
+
+    monkeypatch.setattr(torch.cuda, "Event", Event)
+    watch = runtime.Watch(torch.device("cuda"), lambda *which: told.append(which))
+    for step, value in enumerate([1.0, torch.inf, 2.0]):
+        watch.step(There(value), step)
+    watch.finish()
+    assert told == [(1,)] and len(copies) == 3

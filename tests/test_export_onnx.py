@@ -1,0 +1,120 @@
+"""extra/export_onnx.py: the graph equals PyTorch for padded batches, and works with its tokenizer alone."""
+
+import importlib
+import json
+import os
+import subprocess
+import sys
+from pathlib import Path
+
+import onnxruntime
+import pytest
+import torch
+from tokenizers import Tokenizer
+
+import runtime
+import student as student_py
+from extra import export_onnx
+from student import HEADS, POOLINGS, Student, StudentError
+from tests.test_student import new_student
+
+SCRIPT = Path(__file__).parent.parent / "extra/export_onnx.py"
+
+
+def session(graph):
+    return onnxruntime.InferenceSession(graph, providers=["CPUExecutionProvider"])
+
+
+def run(*args):
+    export_onnx.main(export_onnx.parse_args([*map(str, args)]))
+
+
+@pytest.mark.parametrize("num_layers", [1, 2])
+@pytest.mark.parametrize("head", HEADS)
+@pytest.mark.parametrize("pooling", POOLINGS)
+def test_equals_pytorch_for_padded_batches_of_any_size(pooling, head, num_layers):
+    student = new_student(pooling=pooling, head=head, num_layers=num_layers, temperature=1.7)
+    with torch.no_grad():
+        for parameter in student.parameters():
+            parameter.mul_(3)  # small weights would hide a wrong gate
+    graph = session(export_onnx.onnx_bytes(student))
+    generator = torch.Generator().manual_seed(2)
+    spread = []
+    for rows, longest in ((1, 1), (1, 9), (5, 4), (33, 30)):
+        lengths = torch.randint(1, longest + 1, (rows,), generator=generator)
+        lengths[0] = longest
+        input_ids = torch.randint(2, 40, (rows, longest), generator=generator)  # padding holds tokens
+        found, = graph.run(["probabilities"], {"input_ids": input_ids.numpy(), "lengths": lengths.numpy()})
+        with torch.inference_mode():
+            expected = (student(input_ids, lengths) / 1.7).softmax(1)
+        torch.testing.assert_close(torch.from_numpy(found), expected, rtol=0, atol=1e-5)
+        spread.append(expected)
+    assert torch.cat(spread).std(0).max() > 0.02  # rows differ: equal answers would prove nothing
+
+
+def test_the_script_writes_a_graph_and_the_tokenizer_that_it_needs(tmp_path):
+    student = new_student(max_length=4, pad_id=0)
+    student.save(tmp_path / "s.pt", "int8")
+    command = [sys.executable, SCRIPT, "s.pt", "s.onnx"]
+    subprocess.run(command, check=True, capture_output=True, cwd=tmp_path)  # from a folder without the kit
+    tokenizer = Tokenizer.from_file(str(tmp_path / "s.onnx.tokenizer.json"))
+    texts = ["단어5 단어6", "단어7 단어8 단어9 단어10 단어11", "모름"]
+    encoded = tokenizer.encode_batch(texts)
+    assert [e.ids for e in encoded] == [[5, 6, 0, 0], [7, 8, 9, 10], [1, 0, 0, 0]]
+    onnx = session((tmp_path / "s.onnx").read_bytes())
+    found, = onnx.run(None, {"input_ids": [e.ids for e in encoded],
+                             "lengths": [sum(e.attention_mask) for e in encoded]})
+    expected = Student.load(tmp_path / "s.pt").predict(texts)
+    torch.testing.assert_close(torch.from_numpy(found), expected, rtol=0, atol=1e-5)
+    properties = onnx.get_modelmeta().custom_metadata_map
+    assert json.loads(properties["label_names"]) == ["가", "나", "다"]
+    assert properties["blank_id"] == "1" and properties["task"] == "classification"
+
+
+def test_existing_files_are_kept_unless_they_are_the_same_or_overwritten(tmp_path, capsys):
+    student, paths = new_student(), [tmp_path / "s.onnx", tmp_path / "s.onnx.tokenizer.json"]
+    student.save(tmp_path / "s.pt")
+    run(tmp_path / "s.pt", paths[0])
+    before = [(path.read_bytes(), path.stat().st_mtime_ns) for path in paths]
+    paths[1].unlink()
+    run(tmp_path / "s.pt", paths[0])  # goes on where it stopped
+    run(tmp_path / "s.pt", paths[0])
+    assert (paths[0].read_bytes(), paths[0].stat().st_mtime_ns) == before[0]
+    assert paths[1].read_bytes() == before[1][0]
+    assert ["left alone" in line for line in capsys.readouterr().out.splitlines()] == [False, False, True]
+    assert student.predict(["단어5"]).shape == (1, 3)
+    new_student(max_length=5).save(tmp_path / "s.pt")  # another tokenizer.json, the same graph
+    with pytest.raises(runtime.UserError, match=r"tokenizer\.json.*--overwrite"):
+        run(tmp_path / "s.pt", paths[0])
+    assert paths[1].read_bytes() == before[1][0]
+    run(tmp_path / "s.pt", paths[0], "--overwrite")
+    assert paths[1].read_bytes() != before[1][0] and paths[0].read_bytes() == before[0][0]
+
+
+def test_what_cannot_be_written_or_exported_is_refused(tmp_path, monkeypatch):
+    path = tmp_path / "s.pt"
+    student = new_student()
+    student.save(path)
+    before = path.read_bytes()
+    with pytest.raises(runtime.UserError, match=r"s\.pt"):
+        run(path, path, "--overwrite")
+    os.mkfifo(tmp_path / "pipe")
+    with pytest.raises(StudentError, match="pipe"):
+        run(path, tmp_path / "pipe")
+    (tmp_path / "pipe").unlink()
+    monkeypatch.setitem(student_py.PROBABILITIES, "toy", torch.sigmoid)  # the graph ends in a softmax
+    student.task = "toy"
+    student.save(path)
+    with pytest.raises(runtime.UserError, match="toy"):
+        run(path, tmp_path / "s.onnx")
+    assert before != path.read_bytes() and [each.name for each in tmp_path.iterdir()] == ["s.pt"]
+
+
+def test_without_the_package_the_error_names_the_command(tmp_path, monkeypatch):
+    with monkeypatch.context() as patch:
+        patch.setitem(sys.modules, "onnx", None)
+        without = importlib.reload(export_onnx)
+        with pytest.raises(runtime.UserError, match="pip install onnx"):
+            without.main(without.parse_args([str(tmp_path / "s.pt"), str(tmp_path / "s.onnx")]))
+    importlib.reload(export_onnx)
+    assert not list(tmp_path.iterdir())

@@ -1,0 +1,73 @@
+"""The recipes call the scripts with flags that exist, and stop where a script fails.
+
+A stub in place of Python notes each call; the flags are then read by the scripts themselves.
+"""
+
+import importlib
+import json
+import stat
+import subprocess
+import sys
+from pathlib import Path
+
+import pytest
+
+ROOT = Path(__file__).parent.parent
+RECIPES = {"demo.sh": [], "mine.sh": ["reviews.tsv", "scratch"], "nsmc.sh": ["some/checkpoint"],
+           "shopping.sh": [], "steam.sh": []}
+STUB = """#!{python}
+import json, os, sys
+open({calls!r}, "a").write(json.dumps(sys.argv[1:]) + "\\n")
+sys.exit(3 if os.environ.get("FAIL") in sys.argv else 0)
+"""
+
+
+@pytest.fixture
+def recipe(tmp_path):
+    """A function that runs a recipe in a copy of the folder; returns the exit code and the calls."""
+    (tmp_path / "recipes").mkdir()
+    for file in (ROOT / "recipes").glob("*.sh"):
+        (tmp_path / "recipes" / file.name).write_text(file.read_text("utf-8"), encoding="utf-8")
+    calls, stub = tmp_path / "calls", tmp_path / "python"
+    stub.write_text(STUB.format(python=sys.executable, calls=str(calls)), encoding="utf-8")
+    stub.chmod(stub.stat().st_mode | stat.S_IXUSR)
+
+    def run(name, **environment):
+        done = subprocess.run(["sh", str(tmp_path / "recipes" / name), *RECIPES[name]], capture_output=True,
+                              env={"PATH": "/usr/bin:/bin", "PYTHON": str(stub), **environment}, text=True)
+        return done.returncode, [json.loads(line) for line in calls.read_text("utf-8").splitlines()]
+    return run
+
+
+def parsed(call: list[str]):
+    """What the script's own flags make of a call."""
+    name = call[1] if call[0] == "-m" else call[0].removesuffix(".py")
+    return importlib.import_module(name).parse_args(call[2 if call[0] == "-m" else 1 :])
+
+
+def test_every_recipe_is_tested():
+    assert {file.name for file in (ROOT / "recipes").iterdir()} == set(RECIPES)
+
+
+@pytest.mark.parametrize("name", RECIPES)
+def test_calls_have_flags_that_exist_and_end_in_a_table(recipe, name):
+    code, calls = recipe(name, UNLABELED="unlabeled.tsv.gz")
+    assert code == 0
+    assert {call[0] for call in calls} >= {"train_tokenizer.py", "finetune_teacher.py", "dump_logits.py",
+                                           "distill.py", "evaluate.py"}
+    for call in calls:
+        parsed(call)
+
+
+def test_the_unlabelled_file_goes_from_the_dump_to_the_students(recipe):
+    _, calls = recipe("nsmc.sh", UNLABELED="texts/more.tsv.gz")
+    students = [parsed(call) for call in calls if call[0] == "distill.py"]
+    assert [len(args.train) for args in students] == [1, 1, 2, 2]
+    assert students[-1].logits == ["runs/nsmc/logits-both/train.pt", "runs/nsmc/logits-both/more.pt"]
+
+
+@pytest.mark.parametrize("name", RECIPES)
+def test_a_script_that_fails_stops_the_recipe(recipe, name):
+    code, calls = recipe(name, FAIL="dump_logits.py")
+    assert code != 0
+    assert calls[-1][0] == "dump_logits.py"
