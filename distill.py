@@ -144,8 +144,8 @@ def embeddings_teacher(data: TrainingSet, args) -> Teacher | None:
     if teacher is None and len(set(args.embeddings)) > 1:
         raise UserError("--embeddings: no teacher.pt among the teachers, so embeddings cannot start from "
                         "one; use --embeddings random" + ("" if files else ", or name it with --teacher"))
-    if teacher is None and files and "teacher" in args.embeddings:
-        runtime.warn("no teacher.pt among the teachers, so the embeddings start at random")
+    if teacher is None and data.teachers and "teacher" in args.embeddings:
+        runtime.warn("no teacher.pt of the logits is there, so the embeddings start at random")
     return teacher
 
 
@@ -310,8 +310,10 @@ def main(args):
     print(f"labels {data.task.names}; {data.rows:,} training rows, {data.labelled:,} of them labelled; "
           f"{len(data.valid):,} for validation")
 
-    # Every folder is looked at before the first student is trained.
+    # Every folder is locked, then looked at, before the first student is trained or replaced.
     precision, jobs = runtime.pick_precision(args.precision, device, lstm=True), []
+    for name, _ in grid:
+        runtime.lock(output / name / ".lock")
     for name, settings in grid:
         path = settings["tokenizer"]
         start = vectors[path] if settings["embeddings"] == "teacher" and settings["alpha"] < 1 else None
@@ -322,7 +324,7 @@ def main(args):
             "the teacher's embeddings": "" if start is None else runtime.fingerprint(start)})
         run = runtime.Run(output / name, "student.pt", made_by, args, device, precision)
         if run.finished:
-            run.say_finished()
+            run.say_finished(data.task.best)
         else:
             jobs.append((run, settings, start))
 

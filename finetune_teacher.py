@@ -220,7 +220,7 @@ def main(args):
     run = runtime.Run(output, "teacher.pt", made_by, args, device,
                       runtime.pick_precision(args.precision, device))
     if run.finished:
-        run.say_finished()
+        run.say_finished(data.task.best)
         return
     train(run, teacher.to(device), data, args, device)
     score = run.at["best"][f"valid_{data.task.best}"]

@@ -601,11 +601,10 @@ class Run:
                             f"start over")
         return state
 
-    def say_finished(self) -> None:
-        """A line for a run that there is nothing to do for."""
-        best = ", ".join(f"{name.replace('_', ' ')} {value:.4g}"
-                         for name, value in self.state["at"]["best"].items())
-        print(f"{self.artifact}: finished already ({best})")
+    def say_finished(self, name: str) -> None:
+        """A line for a run that there is nothing to do for, with its best score `name`."""
+        best = self.state["at"]["best"]
+        print(f"{self.artifact}: finished already, validation {name} {best[f'valid_{name}']:.4f}")
 
     def start(self, model, optimizer, seed: int, name_row, sums: int = 1, **more) -> "Run":
         """Give model and optimizer what was saved. Use the result in a `with` statement.

@@ -136,10 +136,8 @@ class BiLSTMLayer(nn.Module):
         self.behind = nn.LSTM(input_dim, hidden_dim)
 
     def forward(self, x, mirror):
-        """x (T, B, E), mirror (T, B) or None as for take -> states of both directions, (T, B, H) each.
-
-        The backward direction's states are in its own order: position 0 is the last token.
-        """
+        """x (T, B, E), mirror (T, B) or None as for take -> states (T, B, H) of both directions; the second
+        ones begin at the last token."""
         return lstm_states(self.ahead, x), lstm_states(self.behind, take(x, mirror))
 
 
@@ -171,18 +169,15 @@ def to_int8(matrix):
 
 def pack_tokenizer(tokenizer) -> bytes:
     """Compressed JSON without what can be derived: ids, both halves of BPE's merges, padding, truncation."""
-    state = json.loads(tokenizer.to_str())
-    state["padding"] = state["truncation"] = None  # predict sets its own
-    model = state["model"]
-    if isinstance(model.get("vocab"), dict):
-        pieces = sorted(model["vocab"], key=model["vocab"].get)
-        merges = model.get("merges", [])
-        merged = pieces[len(pieces) - len(merges) :]
-        if [model["vocab"][piece] for piece in pieces] == list(range(len(pieces))) \
-                and ["".join(merge) for merge in merges] == merged:
-            model["vocab"] = pieces
+    state = json.loads(tokenizer.to_str()) | {"padding": None, "truncation": None}  # predict sets its own
+    vocab, merges = state["model"].get("vocab"), state["model"].get("merges", [])
+    if isinstance(vocab, dict):
+        pieces = sorted(vocab, key=vocab.get)
+        if [vocab[piece] for piece in pieces] == list(range(len(pieces))) \
+                and ["".join(merge) for merge in merges] == pieces[len(pieces) - len(merges) :]:
+            state["model"]["vocab"] = pieces
             if merges:
-                model["merges"] = [len(left) for left, _ in merges]
+                state["model"]["merges"] = [len(left) for left, _ in merges]
     text = json.dumps(state, ensure_ascii=False, separators=(",", ":")).encode()
     if len(text) > UNPACKED[0] + UNPACKED[1] * tokenizer.get_vocab_size():  # load would refuse it
         raise StudentError(f"the tokenizer has {len(text):,} bytes of JSON, too many for its tokens")
@@ -191,20 +186,17 @@ def pack_tokenizer(tokenizer) -> bytes:
 
 def unpack_tokenizer(packed: bytes, tokens: int) -> Tokenizer:
     """The tokenizer with this number of tokens that pack_tokenizer packed."""
-    most = UNPACKED[0] + UNPACKED[1] * tokens
-    unpacking = zlib.decompressobj()
+    most, unpacking = UNPACKED[0] + UNPACKED[1] * tokens, zlib.decompressobj()
     text = unpacking.decompress(packed, most)
     if not unpacking.eof:
         raise StudentError(f"its tokenizer is cut off, or unpacks to more than {most:,} bytes")
-    state = json.loads(text)
-    state["padding"] = state["truncation"] = None
-    model = state["model"]
-    if model["type"] != "Unigram" and isinstance(model["vocab"], list):
-        pieces, lefts = model["vocab"], model.get("merges", [])
+    state = json.loads(text) | {"padding": None, "truncation": None}
+    model, pieces = state["model"], state["model"]["vocab"]
+    if model["type"] != "Unigram" and isinstance(pieces, list):
         model["vocab"] = {piece: i for i, piece in enumerate(pieces)}
-        if lefts:
-            merged = pieces[len(pieces) - len(lefts) :]
-            model["merges"] = [(piece[:n], piece[n:]) for piece, n in zip(merged, lefts, strict=True)]
+        if lefts := model.get("merges"):
+            merged = zip(pieces[len(pieces) - len(lefts) :], lefts, strict=True)
+            model["merges"] = [(piece[:n], piece[n:]) for piece, n in merged]
     return Tokenizer.from_str(json.dumps(state, ensure_ascii=False))
 
 
@@ -371,13 +363,14 @@ class Student(nn.Module):
         pooled = self.embedding.weight.is_cpu and threading.main_thread().is_alive()
         threads = torch.get_num_threads() if pooled else 1
         result = torch.empty(len(rows), len(self.label_names))
+        fill = functools.partial(self._predict, rows, max_tokens, precision, result)
         if threads == 1:
-            self._predict(rows, max_tokens, precision, result, map)
+            fill(map)
         elif len(rows) < SHARE * threads:
-            crew(os.getpid()).submit(self._predict, rows, max_tokens, precision, result, map).result()
+            crew(os.getpid()).submit(fill, map).result()
         else:
             with ThreadPoolExecutor(threads, initializer=one_thread) as pool:
-                self._predict(rows, max_tokens, precision, result, pool.map)
+                fill(pool.map)
         if was_training:
             self.train()
         return result
@@ -418,10 +411,8 @@ class Student(nn.Module):
         write_whole(path, self.to_bytes(precision, **extra))
 
     def to_bytes(self, precision: str = "float32", **extra) -> bytes:
-        """The content of student.pt. Whatever the precision, the file is loaded and used in the same way.
-
-        "float16" halves the weights; "int8" has matrices in a quarter of the bytes, vectors in float16.
-        """
+        """The content of student.pt. A file of any precision is loaded and used in the same way: float16
+        halves the weights; int8 stores matrices in a quarter of the bytes, vectors in float16."""
         if precision not in PRECISIONS:
             raise ValueError(f"precision is {precision!r}, must be one of {PRECISIONS}")
         weights, scales = {name: tensor.detach().cpu() for name, tensor in self.state_dict().items()}, {}
@@ -458,11 +449,10 @@ class Student(nn.Module):
         found = {"task": "classification", **artifact} if isinstance(artifact, dict) else {}
         kind, number, task = (value if type(value := found.get(key)) in (str, int) else "unknown"
                               for key in ("kind", "format", "task"))
-        if kind != "student":
-            raise StudentError(f"{path}: holds {reprlib.repr(kind)}, not a student")
-        if number not in range(1, FORMAT + 1) or task not in PROBABILITIES:
-            raise StudentError(f"{path}: is of format {reprlib.repr(number)} for {reprlib.repr(task)}; this "
-                               f"student.py reads 1 to {FORMAT} for {', '.join(PROBABILITIES)}")
+        if kind != "student" or number not in range(1, FORMAT + 1) or task not in PROBABILITIES:
+            kind, number, task = map(reprlib.repr, (kind, number, task))
+            raise StudentError(f"{path}: holds {kind} of format {number} for {task}; this student.py reads a "
+                               f"student of format 1 to {FORMAT} for {', '.join(PROBABILITIES)}")
         try:
             config, weights = StudentConfig(**artifact["config"]), dict(artifact["weights"])
             scales, packed = artifact.get("scales", {}), artifact["tokenizer"]
@@ -483,7 +473,7 @@ class Student(nn.Module):
                     raise StudentError(f"{name} has the type {value.dtype}, or scales that do not fit it")
             if not all(value.isfinite().all() for value in weights.values()):
                 raise StudentError("its weights are not finite")
-            tokenizer = unpack_tokenizer(packed.numpy().tobytes(), config.vocab_size)
+            tokenizer = unpack_tokenizer(bytes(packed.tolist()), config.vocab_size)
             with torch.device("meta"):  # shapes alone: no config claims memory that the weights do not fill
                 student = cls(config, tokenizer, artifact["label_names"], task)
             student.load_state_dict(weights, assign=True)

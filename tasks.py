@@ -127,7 +127,7 @@ TASKS = {"classification": Classification}
 
 def name_of(task) -> str:
     """The name under which TASKS has a task: what the .pt files store."""
-    return next(name for name, kind in TASKS.items() if isinstance(task, kind))
+    return next(name for name, kind in TASKS.items() if type(task) is kind)
 
 
 def make(column: str | None, cells, where: str, stored=None):
@@ -143,7 +143,7 @@ def make(column: str | None, cells, where: str, stored=None):
 def of_name(name: str, names: list[str], path):
     """The task that an artifact stores. Raises UserError where this version does not know it."""
     if name not in TASKS:
-        raise UserError(f"{path}: made for {name}; this version of the kit knows {', '.join(TASKS)}")
+        raise UserError(f"{path}: made for {name!r}; this version of the kit knows {', '.join(TASKS)}")
     return TASKS[name](names)
 
 

@@ -60,7 +60,8 @@ SOURCES = {  # NSMC only states that a "random guess yields 50% accuracy": its f
     "steam.txt": Source(BAB2MIN + "steam.txt", False, BINARY, 100_000, 49_996, 0),
 }
 CORPORA = {"nsmc": ["ratings_train.txt", "ratings_test.txt"], "shopping": ["naver_shopping.txt"],
-           "steam": ["steam.txt"], "seed-mix": list(SOURCES)}
+           "steam": ["steam.txt"],
+           "seed-mix": ["ratings_train.txt", "ratings_test.txt", "naver_shopping.txt", "steam.txt"]}
 
 
 def parse_args(argv=None):

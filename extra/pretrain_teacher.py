@@ -66,10 +66,9 @@ def parse_args(argv=None):
     # machine
     flags.add_training(arg)
     args = p.parse_args(argv)
-    if (args.checkpoint is None) == (args.layers is None):
-        p.error("give either --checkpoint or --layers")
-    if (args.layers is None) != (args.tokenizer is None):
-        p.error("--layers needs --tokenizer DIR (make one with train_tokenizer.py); a checkpoint has its own")
+    given = [value is not None for value in (args.checkpoint, args.layers, args.tokenizer)]
+    if given not in ([True, False, False], [False, True, True]):
+        p.error("give --checkpoint or --layers; --layers needs the --tokenizer of train_tokenizer.py")
     if args.target and not args.target_column:
         p.error("--target needs --target-column")
     args.epochs = args.epochs or (None if args.hours else 1)
@@ -113,9 +112,6 @@ SPECIAL_TOKENS = {"pad_token": ("[PAD]", "<pad>"), "unk_token": ("[UNK]", "<unk>
                   "mask_token": ("[MASK]", "<mask>")}
 
 
-# ---- data --------------------------------------------------------------------------------------------------
-
-
 class Corpus:
     """The texts of all files. Without --valid every stride-th row is held out for validation.
 
@@ -144,11 +140,12 @@ class Corpus:
             numeric = all(math.isfinite(float(value)) for value in values)
         except ValueError:
             numeric = False
-        if numeric and (target == "numeric" or (target is None and len(values) > 2)):
-            return [self.columns[2]]
-        if target == "numeric":
-            raise UserError(f"{column} has values that are not finite numbers; correct them, or use "
+        target = target or ("numeric" if numeric and len(values) > 2 else "class")
+        if target == "numeric" and not numeric:
+            raise UserError(f"{column} has values that are not finite numbers; correct them, or give "
                             f"--target class")
+        if target == "numeric":
+            return [self.columns[2]]
         task = Classification.survey(training, self.where)
         if len(task.names) > 1000:
             raise UserError(f"{column} has more than 1,000 classes; did you mean --target numeric?")
@@ -157,8 +154,11 @@ class Corpus:
         return task.names
 
     def encode(self, model: "MaskedLM", folder: Path) -> tuple[Store, Store]:
-        """The training and the validation rows, with "target" (N,): a number, or that of a class, or NaN."""
-        names, store, valid = model.label_names, Store(folder), Store(folder)
+        """The training and the validation rows, with "target" (N,): a number, or that of a class, or NaN.
+
+        The model gets mean and deviation of the training rows' numbers.
+        """
+        names, store, valid, targets = model.label_names, Store(folder), Store(folder), []
         value_of = float if model.numeric else {name: i for i, name in enumerate(names)}.get
         progress = runtime.Progress("encode", sum(file.rows for file in self.files), "texts")
         for part in itertools.chain.from_iterable(read_again(file, *self.columns) for file in self.files):
@@ -172,10 +172,18 @@ class Corpus:
                     encoded.columns["target"] = torch.tensor(
                         [value_of(cell) if cell else math.nan for cell in cells], dtype=torch.float32)
                     to.append(encoded)
+                    targets += [encoded.columns["target"]] * (to is store)
             progress.add(len(part))
         progress.close()
         if not len(valid):
-            raise UserError(f"{self.where}: {self.rows} rows are too few to hold one out; give 10, or --valid")
+            raise UserError(f"{self.where}: {self.rows} rows are too few to hold one out; 10 would do, or "
+                            f"give --valid")
+        if model.numeric:
+            known = torch.cat(targets).double()
+            known = known[~known.isnan()]
+            model.mean, model.deviation = known.mean().item(), known.std(correction=0).item()
+            if not model.deviation > 0:
+                raise UserError(f"{self.where}: column {names[0]} has the same value in every row")
         return store, valid
 
     def name_row(self, number: int) -> tuple[str, int]:
@@ -212,14 +220,6 @@ class MaskedLM(Teacher):
         gelu = config.family in ("electra", "roberta")  # whatever the encoder's activation is
         self.mlm_activation = ACTIVATIONS["gelu" if gelu else config.activation]
 
-    def standardise(self, store: Store, device: torch.device, where: str) -> None:
-        """Take mean and deviation from the training rows that have a number."""
-        known = torch.cat([window.columns["target"].cpu().double() for window in store.windows(device)])
-        known = known[~known.isnan()]
-        self.mean, self.deviation = known.mean().item(), known.std(correction=0).item()
-        if not self.deviation > 0:
-            raise UserError(f"{where}: every row has the same value in column {self.label_names[0]}")
-
     def forward(self, input_ids, lengths, second=None, *, keep):
         """As Teacher.forward, with keep (K,), numbers among all B · T tokens.
 
@@ -237,26 +237,25 @@ class MaskedLM(Teacher):
 
     def names(self) -> dict[str, list[str]]:
         dense, norm, bias = {
-            "bert": ("cls.predictions.transform.dense", "cls.predictions.transform.LayerNorm",
-                     "cls.predictions.bias"),
-            "electra": ("generator_predictions.dense", "generator_predictions.LayerNorm",
-                        "generator_lm_head.bias"),
-            "roberta": ("lm_head.dense", "lm_head.layer_norm", "lm_head.bias"),
-            "distilbert": ("vocab_transform", "vocab_layer_norm", "vocab_projector.bias"),
-        }[self.config.family]
+            "bert": "cls.predictions.transform.dense cls.predictions.transform.LayerNorm "
+                    "cls.predictions.bias",
+            "electra": "generator_predictions.dense generator_predictions.LayerNorm generator_lm_head.bias",
+            "roberta": "lm_head.dense lm_head.layer_norm lm_head.bias",
+            "distilbert": "vocab_transform vocab_layer_norm vocab_projector.bias",
+        }[self.config.family].split()
         return super().names() | {"mlm_bias": [bias]} | {
             f"{ours}.{part}": [f"{theirs}.{part}"] for part in ("weight", "bias")
             for ours, theirs in (("mlm_dense", dense), ("mlm_norm", norm))}
 
     def save_published(self, folder, **extra) -> None:
         """Write the folder that load_checkpoint and `transformers` read; `extra` goes into config.json."""
-        tokenizer, config = self.tokenizer, self.config
+        tokenizer, family, names = self.tokenizer, self.config.family, self.names()
         tokenizer.no_padding()
         tokenizer.no_truncation()
-        architecture = {"bert": "Bert", "electra": "Electra", "roberta": "Roberta",
-                        "distilbert": "DistilBert"}[config.family]  # the class that holds all tensors
-        settings = {theirs: getattr(config, ours) for ours, theirs in teacher.setting_names(config.family).items()}
-        settings |= {"architectures": [f"{architecture}ForMaskedLM"], "model_type": config.family,
+        settings = {theirs: getattr(self.config, ours)
+                    for ours, theirs in teacher.setting_names(family).items()}
+        architecture = {"distilbert": "DistilBert"}.get(family, family.title())  # the class with all tensors
+        settings |= {"architectures": [f"{architecture}ForMaskedLM"], "model_type": family,
                      "tie_word_embeddings": True, **extra}
         if self.label_names:
             settings["id2label"] = dict(enumerate(self.label_names))
@@ -269,11 +268,9 @@ class MaskedLM(Teacher):
         if isinstance(tokenizer.model, WordPiece):
             vocab = tokenizer.get_vocab()
             files["vocab.txt"] = "".join(f"{token}\n" for token in sorted(vocab, key=vocab.get))
-        weights, names = {}, self.names()
-        for ours, tensor in self.state_dict().items():
-            parts = tensor.detach().cpu().chunk(len(names[ours]))
-            weights |= {name: part.clone() for name, part in zip(names[ours], parts, strict=True)}
-        files["pytorch_model.bin"] = weights
+        files["pytorch_model.bin"] = {
+            name: part.clone() for ours, tensor in self.state_dict().items()
+            for name, part in zip(names[ours], tensor.cpu().chunk(len(names[ours])), strict=True)}
         runtime.save_together({Path(folder) / name: content for name, content in files.items()})
 
 
@@ -324,16 +321,13 @@ def read_model(args, names: list[str]) -> MaskedLM:
     return model
 
 
-# ---- masks and losses --------------------------------------------------------------------------------------
-
-
 class Masker:
     """Chooses at each call, with PyTorch's generator, the tokens to predict: `rate` of those that are neither
     special nor padding. 80 % of them are read as [MASK], 10 % as a random ordinary token, 10 % unchanged
     (Devlin et al. 2019, arXiv 1810.04805)."""
 
     def __init__(self, model: MaskedLM, rate: float, device: torch.device):
-        ids = [model.tokenizer.token_to_id(token) for token in SPECIAL_TOKENS["mask_token"]]
+        ids = map(model.tokenizer.token_to_id, SPECIAL_TOKENS["mask_token"])
         self.mask_id = next((i for i in ids if i is not None), None)
         if self.mask_id is None:
             raise UserError("the tokenizer has no [MASK] (or <mask>), which a masked language model needs")
@@ -377,24 +371,6 @@ def counts(batch: dict) -> torch.Tensor:
     return torch.stack([batch["predict"].sum(), (~batch["target"].isnan()).sum()]).float()
 
 
-@torch.inference_mode()
-def evaluate(model: MaskedLM, valid: Store, masker: Masker, run) -> torch.Tensor:
-    """(4,) sums of losses() and counts() over the validation rows, with the same masks each time."""
-    model.eval()
-    total = torch.zeros(4, device=run.device)
-    batches = ((window, rows) for window in valid.windows(run.device)
-               for rows in token_batches(window.lengths, 4096))
-    for number, (window, rows) in enumerate(batches):
-        runtime.seed_everything(run.device, number)
-        batch = masker(window.batch(rows))
-        if number % WORLD == RANK:
-            with runtime.autocast(run.device, run.precision):
-                total += torch.cat([losses(model, batch), counts(batch)])
-    runtime.sum_over_ranks([total])
-    model.train()
-    return total
-
-
 # ---- the run -----------------------------------------------------------------------------------------------
 
 
@@ -417,20 +393,36 @@ class Run(runtime.Run):
         return runtime.sum_of(torch.tensor(done * (RANK == 0), device=self.device))
 
 
-def validate(run: Run, model: MaskedLM, valid: Store, masker: Masker, done: float) -> None:
+def evaluate(run: Run, valid: Store, masker: Masker) -> torch.Tensor:
+    """(4,) sums of losses() and counts() over the validation rows, with the same masks each time."""
+    run.model.eval()
+    total = torch.zeros(4, device=run.device)
+    batches = ((window, rows) for window in valid.windows(run.device)
+               for rows in token_batches(window.lengths, 4096))
+    for number, (window, rows) in enumerate(batches):
+        runtime.seed_everything(run.device, number)
+        batch = masker(window.batch(rows))
+        if number % WORLD == RANK:
+            with torch.inference_mode(), runtime.autocast(run.device, run.precision):
+                total += torch.cat([losses(run.model, batch), counts(batch)])
+    runtime.sum_over_ranks([total])
+    run.model.train()
+    return total
+
+
+def validate(run: Run, valid: Store, masker: Masker, done: float) -> None:
     """Score, log, and write the folder. The means of the training losses start over."""
     run.watch.finish()
     runtime.sum_over_ranks([run.sums])
     at, scores = run.at, {}
-    for name, sums in (("train", run.sums), ("valid", evaluate(model, valid, masker, run))):
+    for name, sums in (("train", run.sums), ("valid", evaluate(run, valid, masker))):
         masked, second = (sums[:2] / sums[2:].clamp(min=1)).tolist()
         if name == "valid" or at["steps"]:
-            scores[f"{name}_loss"] = masked
-            if model.label_names:
-                scores[f"{name}_target_loss"] = second
+            scores |= {f"{name}_loss": masked}
+            scores |= {f"{name}_target_loss": second} if run.model.label_names else {}
     if not math.isfinite(scores["valid_loss"]):
         raise UserError(f"step {at['steps']}: the validation loss is not finite; lower --lr")
-    model.save_published(run.folder, made_by=run.made_by)
+    run.model.save_published(run.folder, made_by=run.made_by)
     run.sums.zero_()
     at["best"] = {**scores, "step": at["steps"]}
     seconds = time.monotonic() - run.began
@@ -441,12 +433,12 @@ def validate(run: Run, model: MaskedLM, valid: Store, masker: Masker, done: floa
         + f", {speed}{run.precision}, {runtime.clock(seconds)}", flush=True)
 
 
-def train(args, run: Run, model: MaskedLM, store: Store, valid: Store, masker: Masker) -> None:
+def train(args, run: Run, store: Store, valid: Store, masker: Masker) -> None:
     """The loop, from where the run is to its end."""
+    model = run.model.train()
     if not run.at["best"]:
-        validate(run, model, valid, masker, 0.0)
+        validate(run, valid, masker, 0.0)
     run.at["seconds"] = time.monotonic() - run.began  # --hours also has what comes before the first step
-    model.train()
     for window, rows in run.batches(store, args.max_tokens):
         done = run.done(len(rows))
         if done >= 1:
@@ -470,9 +462,9 @@ def train(args, run: Run, model: MaskedLM, store: Store, valid: Store, masker: M
         run.at["steps"] += 1
         run.at["tokens"] += int(window.lengths[rows].sum())
         if run.at["steps"] % args.validate_every == 0:
-            validate(run, model, valid, masker, done)
+            validate(run, valid, masker, done)
     if run.at["best"]["step"] != run.at["steps"]:
-        validate(run, model, valid, masker, 1.0)
+        validate(run, valid, masker, 1.0)
 
 
 def main(args):
@@ -497,11 +489,9 @@ def main(args):
     run = Run(folder, "pytorch_model.bin", made_by, args, device,
               runtime.pick_precision(args.precision, device), others=WRITTEN)
     if run.finished:
-        run.say_finished()
+        run.say_finished("loss")
         return
     store, valid = corpus.encode(model, folder)
-    if model.numeric:
-        model.standardise(store, device, corpus.where)
     model.to(device)
     print(f"{model.config.family}, {sum(p.numel() for p in model.parameters()):,} parameters; {len(store):,} "
           f"training rows of {store.tokens / len(store):.1f} tokens, {len(valid):,} for validation"
@@ -514,7 +504,7 @@ def main(args):
     run.start(model, optimizer, args.seed, corpus.name_row, sums=4, steps=0, tokens=0)
     run.began = began - run.at["seconds"]  # the clock goes on from there
     with run:
-        train(args, run, model, store, valid, masker)
+        train(args, run, store, valid, masker)
     print(f"{folder}: validation loss {run.at['best']['valid_loss']:.4f}")
 
 

@@ -15,6 +15,7 @@ import torch
 
 import runtime
 from runtime import UserError
+from teacher import published_names
 
 WORDS = ["좋다", "최고", "추천", "재밌다", "별로", "최악", "지루", "실망", "영화", "배우", "그냥", "정말"]
 CPU = "--device cpu --precision fp32"
@@ -52,7 +53,7 @@ def run(script: str, flags: str, *more) -> None:
 
 def publish(teacher, folder, **config) -> None:
     """A BERT as a folder of a published checkpoint; `config` goes into config.json."""
-    ours, names, weights = teacher.config, teacher.names_of(teacher.config), {}
+    ours, names, weights = teacher.config, published_names(teacher.config), {}
     for name, tensor in teacher.state_dict().items():
         parts = zip(names[name], tensor.chunk(len(names[name])), strict=True)
         weights |= {theirs: part.clone() for theirs, part in parts}

@@ -17,10 +17,10 @@ from pathlib import Path
 
 import pytest
 import torch
-from helpers import Killed, die_after, run
+from helpers import Killed, die_after, publish, read, run
 
 from student import Student
-from teacher import Teacher, published_names
+from teacher import Teacher
 
 ROOT = Path(__file__).parent.parent
 EXACT = "--device cpu --precision fp32"
@@ -37,8 +37,8 @@ def make_small(folder: Path) -> None:
     """train.tsv (12 rows), more.tsv (these and 4 more), valid.tsv (8), tok/ (WordPiece); teacher.pt,
     swapped.pt (other weights, labels in another order), student.pt and its last.pt, finished.pt, int8.pt;
     logits.pt of train.tsv; bert/ as a checkpoint is published, and its weights in the format from before
-    PyTorch 1.6, old.bin. In half/ what killed runs left: teacher/ and students/tiny-tok/ with last.pt, logits/
-    with a finished block.
+    PyTorch 1.6, old.bin. In half/ what killed runs left: teacher/ and students/tiny-tok/ with last.pt,
+    logits/ with a finished block.
     """
     for name, rows in (("train", ROWS[:12]), ("more", ROWS), ("valid", ROWS[4:12])):
         (folder / f"{name}.tsv").write_text("\n".join(["text\tlabel", *rows, ""]), encoding="utf-8")
@@ -63,28 +63,10 @@ def make_small(folder: Path) -> None:
             with patch.context() as dying, pytest.raises(Killed):
                 die_after(dying, saves)
                 run(script, flags)
-        publish(Teacher.load("teacher.pt"))
+        publish(Teacher.load("teacher.pt"), "bert", hidden_dropout_prob=0.1, id2label={"0": "0", "1": "1"})
+        torch.save(read("bert/pytorch_model.bin"), "old.bin", _use_new_zipfile_serialization=False)
     for name in ("teacher", "swapped", "students"):
         subprocess.run(["rm", "-r", folder / name], check=True)
-
-
-def publish(teacher: Teacher, dropout: float = 0.1) -> None:
-    """bert/ and old.bin, of a teacher with one layer and two heads."""
-    config, own, tensors = teacher.config, teacher.state_dict(), {}
-    for ours, theirs in published_names(config).items():
-        parts = [part.clone() for part in own[ours].chunk(len(theirs))]
-        tensors |= dict(zip(theirs, parts, strict=True))
-    Path("bert").mkdir()
-    torch.save(tensors, "bert/pytorch_model.bin")
-    torch.save(tensors, "old.bin", _use_new_zipfile_serialization=False)
-    Path("bert/vocab.txt").write_bytes(Path("tok/vocab.txt").read_bytes())
-    Path("bert/tokenizer_config.json").write_text('{"do_lower_case": false}')
-    Path("bert/config.json").write_text(json.dumps({
-        "model_type": "bert", "vocab_size": config.vocab_size, "hidden_size": config.hidden_size,
-        "num_hidden_layers": 1, "num_attention_heads": 2, "intermediate_size": config.intermediate_size,
-        "max_position_embeddings": 512, "type_vocab_size": 2, "hidden_act": "gelu", "layer_norm_eps": 1e-12,
-        "initializer_range": 0.02, "hidden_dropout_prob": dropout, "attention_probs_dropout_prob": dropout,
-        "classifier_dropout": None, "pad_token_id": 0, "id2label": {"0": "0", "1": "1"}}), encoding="utf-8")
 
 
 # ---- files that are wrong in one place ---------------------------------------------------------------------

@@ -231,8 +231,8 @@ CASES = [
     ("student", "train.tsv hello", {}, "train.tsv", "STUDENT.pt", "< FILE"),
     ("student", "a.pt hello", {"a.pt": cut("student.pt")}, "a.pt", "loaded safely"),
     ("student", "a.pt hello", {"a.pt": CODE}, "a.pt", "Unsupported global", "pathlib"),
-    ("student", "teacher.pt hello", {}, "teacher.pt", "'teacher'", "not a student"),
-    ("student", "a.pt hello", {"a.pt": saved(torch.zeros(3))}, "a.pt", "not a student"),
+    ("student", "teacher.pt hello", {}, "teacher.pt", "'teacher'", "a student"),
+    ("student", "a.pt hello", {"a.pt": saved(torch.zeros(3))}, "a.pt", "a student"),
     ("student", "a.pt hello", {"a.pt": changed("student.pt", format=3)}, "a.pt", "3", "1 to 2"),
     ("student", "a.pt hello", {"a.pt": changed("student.pt", task="parrot")}, "a.pt", "parrot"),
     ("student", "a.pt hello", {"a.pt": changed("student.pt", config=[])}, "a.pt", "damaged"),
@@ -552,10 +552,10 @@ def test_a_file_that_is_replaced_while_it_is_read_is_refused(script, here, monke
 
 @pytest.mark.parametrize(("script", "flags", "lock"), [
     ("scratch", "--output-dir . --overwrite", ".lock"), ("dump", "--output-dir . --overwrite", ".train.lock"),
-    ("distill", "--output-dir . --overwrite", "tiny-tok/.lock")])
+    ("distill", "--output-dir . --overwrite --seed 0 1", "tiny-tok-seed1/.lock")])
 def test_a_second_run_in_one_folder_is_refused(script, flags, lock, here, monkeypatch, capsys):
     """Another process holds the lock and is amid a save."""
-    put({lock: b""})
+    put({lock: b"", "tiny-tok/last.pt": b"the first student's"})
     ours, theirs = socket.socketpair()
     if not (other := os.fork()):  # the other process: locks, says so, and lives until this one has hung up
         with contextlib.suppress(BaseException):

@@ -213,12 +213,13 @@ def test_a_seed_that_is_added_is_the_only_one_trained_and_the_table_has_all(here
     assert len(Path("out/summary.tsv").read_text("utf-8").splitlines()) == 1 + 6
 
 
-def test_a_grid_looks_at_all_its_folders_before_it_trains(here):
+def test_a_grid_looks_at_all_its_folders_before_it_trains_or_replaces(here):
     second = here / "out/tiny-seed1"
     second.mkdir(parents=True)
     with open(second / ".lock", "a") as held:
         fcntl.flock(held, fcntl.LOCK_EX)
-        refused(lambda: train(f"{TAUGHT} {QUICK} --seed 0 1"), "out/tiny-seed1: another run")
+        for more in ("", "--overwrite"):
+            refused(lambda more=more: train(f"{TAUGHT} {QUICK} --seed 0 1 {more}"), "out/tiny-seed1: another")
     (second / "student.pt").write_bytes(b"x")
     refused(lambda: train(f"{TAUGHT} {QUICK} --seed 0 1"), "out/tiny-seed1/student.pt")
     assert not Path("out/tiny/last.pt").exists()

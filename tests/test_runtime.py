@@ -266,7 +266,7 @@ def toy(folder="run", epochs=2, decided="fp32", scores=(0.5, 0.75), poison=None,
     made_by = runtime.made_by({"lr": args.lr, "epochs": epochs}, {"the texts": "abc"})
     run = Run(folder, "model.pt", made_by, args, CPU, decided)
     if run.finished:
-        run.say_finished()
+        run.say_finished("accuracy")
         return run
     with run.start(model, optimizer, 7, lambda number: ("a.tsv", number + 100)):
         for epoch in run.epochs(epochs):

@@ -1,7 +1,10 @@
 """extra/search_budget.py: candidates, the choice, the file that fits, running again, stopping."""
 
+import contextlib
+import os
 import shlex
 import shutil
+import signal
 import subprocess
 import sys
 import time
@@ -202,11 +205,16 @@ def test_the_reserve_covers_what_a_trained_student_adds(here, calls, monkeypatch
 
 def test_a_search_that_is_told_to_stop_lets_distill_save(here):
     flags = f"--budget 11KB {SEARCH} {ALONE} --epochs 80000".split()
-    child = subprocess.Popen([*SCRIPT, *flags], stdout=subprocess.DEVNULL, stderr=subprocess.PIPE, text=True)
-    while not list(Path("found/trials").glob("*/student.pt")) and child.poll() is None:
-        time.sleep(0.05)
-    child.terminate()
-    error = child.communicate(timeout=60)[1]
+    child = subprocess.Popen([*SCRIPT, *flags], stdout=subprocess.DEVNULL, stderr=subprocess.PIPE, text=True,
+                             start_new_session=True)
+    try:
+        while not list(Path("found/trials").glob("*/student.pt")) and child.poll() is None:
+            time.sleep(0.05)
+        child.terminate()
+        error = child.communicate(timeout=60)[1]
+    finally:
+        with contextlib.suppress(ProcessLookupError):
+            os.killpg(child.pid, signal.SIGKILL)
     assert child.returncode == 143
     assert error.strip().splitlines()[-1].endswith(shlex.join([*SCRIPT[1:], *flags]))
     last, = Path("found/trials").glob("*/last.pt")

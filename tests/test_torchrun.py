@@ -11,8 +11,8 @@ from pathlib import Path
 
 import pytest
 import torch
-from helpers import Killed, die_after, log_lines, read, refused, reviews, run, write_rows
-from hostile import ROOT, Process, publish
+from helpers import Killed, die_after, log_lines, publish, read, refused, reviews, run, write_rows
+from hostile import ROOT, Process
 
 import distill
 import runtime
@@ -49,7 +49,7 @@ def here(tmp_path_factory):
         tokenizer.post_processor = bert_template(tokenizer)
         torch.manual_seed(5)
         publish(Teacher(TeacherConfig("bert", tokenizer.get_vocab_size(), 16, 1, 2, 24, 16, 512, 2, 2,
-                                      initializer_range=0.2), tokenizer, ["0", "1"], 40), dropout=0.0)
+                                      initializer_range=0.2), tokenizer, ["0", "1"], 40), "bert")
         yield folder
 
 

@@ -389,7 +389,8 @@ FOUND = {  # by fuzzing, each once ended in a traceback, a second line, a hang, 
         tokenizer_with("post_processor", "special_tokens", "[CLS]", "ids", [10**6])],
     "logits, by distill.py": [
         put("teachers", [{"weights": torch.ones(2)}]), put("teacher_files", [torch.ones(2)]),
-        put("x", nested(60)), lambda artifact: artifact.update(texts="x", logits=torch.tensor(1.0))],
+        put("task", "classification\n"), put("x", nested(60)),
+        lambda artifact: artifact.update(texts="x", logits=torch.tensor(1.0))],
     "logits, by evaluate.py": [put("label_names", [torch.ones(12, 2), "1"])],
     "logits of a file that grew": [
         put("teachers", [1]), put("teachers", 7), put("logits", torch.ones(12, 3)), put("precision", 7)],
