@@ -145,7 +145,8 @@ def embeddings_teacher(data: TrainingSet, args) -> Teacher | None:
         raise UserError("--embeddings: no teacher.pt among the teachers, so embeddings cannot start from "
                         "one; use --embeddings random" + ("" if files else ", or name it with --teacher"))
     if teacher is None and data.teachers and "teacher" in args.embeddings:
-        runtime.warn("no teacher.pt of the logits is there, so the embeddings start at random")
+        runtime.warn("the teacher.pt of the logits is not there, so embeddings start at random; name it with "
+                     "--teacher to start from its")
     return teacher
 
 

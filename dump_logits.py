@@ -135,7 +135,8 @@ class Dump:
 
     def name_of(self, part: Examples) -> str:
         """SHA-256 of all that decides the bits of a block."""
-        return runtime.fingerprint(f"{part.fingerprint()} {self.precision} {sorted(self.made_from.items())}")
+        decisive = {**self.made_from, "--precision": self.precision, "--max-tokens": self.args.max_tokens}
+        return runtime.fingerprint(f"{part.fingerprint()} {sorted(decisive.items())}")
 
     def found(self, number: int, name: str, rows: int) -> torch.Tensor | None:
         """The logits of a block that was computed before, or None."""

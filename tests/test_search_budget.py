@@ -132,7 +132,7 @@ def test_a_wide_budget_takes_a_finer_precision(here, calls, monkeypatch, capsys,
     assert {path.name for path in found} == files and len(found) == len(files) and len(calls) == 2
     assert f"{kind} is the finest" in capsys.readouterr().out
     config = Student.load(found[0]).config
-    assert (config.embedding_dim, config.hidden_dim) == (16, 192)
+    assert (config.embedding_dim, config.hidden_dim, value(calls[0], "--size")) == (16, 192, "large")
 
 
 def test_a_budget_that_is_too_small_is_told_with_the_least_that_would_do(here, calls):
