@@ -171,8 +171,9 @@ def new_student(settings: dict, tokenizer: Tokenizer, vectors, task, args, devic
         tokenizer.token_to_id("[PAD]"), tokenizer.token_to_id("[UNK]"))
     student = Student(config, tokenizer, task.names, tasks.name_of(task)).to(device)
     if vectors is not None:
+        # All ranks take rank 0's result: the signs of eigenvectors differ between processors.
         found = principal_components(vectors, config.embedding_dim).to(device) * (RANK == 0)
-        runtime.sum_over_ranks([found])  # unlike processors may find other signs
+        runtime.sum_over_ranks([found])
         with torch.no_grad():
             student.embedding.weight[:, : found.size(1)] = found
             student.embedding.weight[config.pad_id] = 0
@@ -181,7 +182,10 @@ def new_student(settings: dict, tokenizer: Tokenizer, vectors, task, args, devic
 
 def train(run: runtime.Run, student: Student, settings: dict, store, valid, data: TrainingSet, args,
           device) -> None:
-    """The loop. Of each batch, this process takes its share of the rows."""
+    """The loop. Of each batch, this process takes its share of the rows.
+
+    A window is the part of the data that is in memory, normally all of it; `rows` are indices into it.
+    """
     task, labels_alone = data.task, settings["alpha"] == 1
     optimizer = torch.optim.AdamW([{"params": list(student.parameters()), "peak": settings["lr"]}],
                                   settings["lr"], weight_decay=args.weight_decay,
@@ -203,12 +207,13 @@ def train(run: runtime.Run, student: Student, settings: dict, store, valid, data
                     run.add(loss * len(share))
                 runtime.sum_gradients(student.parameters())
                 norm = torch.nn.utils.clip_grad_norm_(student.parameters(), args.clip)
-                run.step(norm, window.numbers[rows], rate=runtime.schedule(run.done(len(rows)), args.warmup))
+                rate = runtime.schedule(run.fraction_done(len(rows)), args.warmup)
+                run.step(norm, window.numbers[rows], rate)
             progress = runtime.Progress("validate", len(valid), "texts")
             logits = logits_in_order(student, valid, 4 * args.max_tokens, run.precision, progress)  # (N, C)
             progress.close()
             if run.best(tasks.judge(task, logits, data.valid_target), task.best):
-                student.config.temperature = task.temperature(logits, data.valid_target)
+                student.config.temperature = task.fit_temperature(logits, data.valid_target)
                 if RANK == 0:
                     student.save(run.artifact, scores=run.at["best"], made_by=run.made_by)
 
@@ -227,7 +232,7 @@ def grid_settings(args) -> list[tuple[str, dict]]:
         if folders.count(name) > 1:
             raise UserError(f"two students of the grid would share the folder {name}; give each value once, "
                             f"tokenizers of one name in two runs with different --output-dir")
-    for _, settings in grid:  # a value that cannot be is told now, not after the students before it
+    for _, settings in grid:  # an invalid value is refused before anything is trained
         StudentConfig(1, 1, *dimensions(settings), settings["num_layers"], settings["dropout"])
     return grid
 
@@ -292,6 +297,33 @@ def write_summary(folder: Path) -> None:
     print(f"{path}: {len(table) - 1} students")
 
 
+def begin(grid, data: TrainingSet, teacher, tokenizers: dict, args, device) -> dict[str, list]:
+    """{tokenizer: (run, settings, vectors for the embeddings) of each student that is not finished}.
+
+    Every folder is locked, then looked at, before the first student is trained or replaced.
+    """
+    precision, jobs, vectors = runtime.pick_precision(args.precision, device, lstm=True), {}, {}
+    for folder, _ in grid:
+        runtime.lock(Path(args.output_dir, folder, ".lock"))
+    for path, tokenizer in tokenizers.items():
+        vocab = tokenizer.get_vocab()
+        vectors[path] = teacher.embeddings_of(sorted(vocab, key=vocab.get)) if teacher else None
+    for folder, settings in grid:
+        path = settings["tokenizer"]
+        start = vectors[path] if settings["embeddings"] == "teacher" and settings["alpha"] < 1 else None
+        decisive = {flag: getattr(args, flag) for flag in DECISIVE} | settings
+        del decisive["tokenizer"]  # a path; the fingerprint tells
+        made_by = runtime.made_by(decisive, data.what_was_read() | {
+            "the tokenizer": runtime.fingerprint(tokenizers[path].to_str()),
+            "the teacher's embeddings": "" if start is None else runtime.fingerprint(start)})
+        run = runtime.Run(Path(args.output_dir, folder), "student.pt", made_by, args, device, precision)
+        if run.finished:
+            run.say_finished(data.task.best)
+        else:
+            jobs.setdefault(path, []).append((run, settings, start))
+    return jobs
+
+
 def main(args):
     device = runtime.connect(runtime.pick_device(args.device))
     if args.deterministic:
@@ -301,43 +333,23 @@ def main(args):
     data = read_training_set(args, tasks.make, load)
     if 1 in args.alpha and not data.labelled:
         raise UserError("--alpha 1 trains on labels alone, but no --train file has any")
-    teacher = embeddings_teacher(data, args)
     tokenizers = {path: read_tokenizer(path) for path in args.tokenizer}
-    vectors = {path: None if teacher is None else teacher.embeddings_of(
-        sorted(vocab, key=vocab.get)) for path in tokenizers for vocab in [tokenizers[path].get_vocab()]}
     runtime.refuse_to_overwrite_inputs(
         [*args.train, args.valid, *(args.logits or ()), *data.teachers],
         [output / name / file for name, _ in grid for file in ("last.pt", "student.pt", "log.jsonl")])
     print(f"labels {data.task.names}; {data.rows:,} training rows, {data.labelled:,} of them labelled; "
           f"{len(data.valid):,} for validation")
 
-    # Every folder is locked, then looked at, before the first student is trained or replaced.
-    precision, jobs = runtime.pick_precision(args.precision, device, lstm=True), []
-    for name, _ in grid:
-        runtime.lock(output / name / ".lock")
-    for name, settings in grid:
-        path = settings["tokenizer"]
-        start = vectors[path] if settings["embeddings"] == "teacher" and settings["alpha"] < 1 else None
-        decisive = {name: getattr(args, name) for name in DECISIVE} | settings
-        del decisive["tokenizer"]  # a path; the fingerprint tells
-        made_by = runtime.made_by(decisive, data.what_was_read() | {
-            "the tokenizer": runtime.fingerprint(tokenizers[path].to_str()),
-            "the teacher's embeddings": "" if start is None else runtime.fingerprint(start)})
-        run = runtime.Run(output / name, "student.pt", made_by, args, device, precision)
-        if run.finished:
-            run.say_finished(data.task.best)
-        else:
-            jobs.append((run, settings, start))
-
-    for path, group in itertools.groupby(jobs, key=lambda job: job[1]["tokenizer"]):
+    jobs = begin(grid, data, embeddings_teacher(data, args), tokenizers, args, device)
+    for path, unfinished in jobs.items():
         tokenizer = tokenizers[path]
         reads = {"max_length": args.max_length, "pad_id": tokenizer.token_to_id("[PAD]"),
                  "blank_id": tokenizer.token_to_id("[UNK]")}
         store, valid = encode_training_set(data, partial(encode, tokenizer, **reads), output)
         valid = valid.to(device)
-        if path == jobs[-1][1]["tokenizer"]:
+        if path == list(jobs)[-1]:
             data.logits.clear()  # the store has them: the mapped files need not stay in memory
-        for run, settings, start in group:
+        for run, settings, start in unfinished:
             student = new_student(settings, tokenizer, start, data.task, args, device)
             print(f"{run.folder}: {sum(p.numel() for p in student.parameters()):,} parameters, "
                   + ("labels alone" if settings["alpha"] == 1 else f"alpha {settings['alpha']:g}")

@@ -189,7 +189,8 @@ def train(run: runtime.Run, teacher: Teacher, data, args, device) -> None:
                         run.add(loss)
                 runtime.sum_gradients(teacher.parameters())
                 norm = torch.nn.utils.clip_grad_norm_(teacher.parameters(), args.clip)
-                run.step(norm, numbers, rate=runtime.schedule(run.done(len(numbers)), args.warmup))
+                rate = runtime.schedule(run.fraction_done(len(numbers)), args.warmup)
+                run.step(norm, numbers, rate)
             judge(run, teacher, valid, data, args)
         if args.epochs == 0:
             judge(run, teacher, valid, data, args)

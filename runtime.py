@@ -1,6 +1,6 @@
 """What surrounds a training loop: device, precision, ranks, safe files, Run, progress.
 
-Two or more scripts need each piece, and none of it knows models, losses or text.
+At least two scripts use each piece, and none of it knows models, losses or text.
 """
 
 import contextlib
@@ -264,7 +264,7 @@ def _others(trouble: str):
 def save(artifact: dict, path) -> None:
     """torch.save to a temporary file beside `path`, flushed, then renamed: no reader sees half a file.
 
-    Of several ranks, 0 alone writes.
+    Under torchrun only rank 0 writes.
     """
     save_together({path: artifact})
 
@@ -496,7 +496,7 @@ def lock(path, *names: str) -> None:
     """Take the lock file `path` until this process ends, or a UserError: another process holds it.
 
     The lock is the operating system's, so a run that was killed does not hold it. Temporary files that such a
-    run left of the files `names`, beside the lock, are removed. Of several ranks, 0 alone takes it.
+    run left of the files `names`, beside the lock, are removed. Under torchrun only rank 0 takes it.
     """
     if RANK > 0:
         return
@@ -548,7 +548,8 @@ class Run:
                 for epoch in run.epochs(args.epochs):
                     for window, rows in run.steps(batches, rows_in_an_epoch):
                         …                                          # forward, loss, backward, clipping
-                        run.step(norm, window.numbers[rows], rate=schedule(run.done(len(rows)), args.warmup))
+                        run.add(loss * len(rows))
+                        run.step(norm, numbers, rate=schedule(run.fraction_done(len(rows)), args.warmup))
                     if run.best(scores, "accuracy"):
                         student.save(run.artifact, scores=run.at["best"])
 
@@ -571,7 +572,7 @@ class Run:
             # A tombstone, so that a killed --overwrite run is not continued from the old run's file.
             save({"kind": "tombstone"}, self.last)
         self.state = None if args.overwrite else self._look()
-        self.finished = bool(self.state and self.state["at"]["finished"])
+        self.finished = self.state is not None and self.state["at"]["finished"]
 
     def _look(self) -> dict | None:
         """What an earlier run left, None if there is nothing to continue. Raises UserError."""
@@ -589,8 +590,11 @@ class Run:
         check(state, self.last, "run", self.FORMAT, ("weights", "optimizer", "at", "precision", "made_by"))
         try:
             before = {**state["made_by"]["arguments"], **state["made_by"]["fingerprints"]}
-            best, _ = bool(state["at"]["best"]), state["at"]["finished"]
-        except (TypeError, LookupError, RuntimeError) as error:
+            best, finished = state["at"]["best"], state["at"]["finished"]
+            if finished.__class__ is not bool or (finished and not best) \
+                    or any(value.__class__ not in (float, int) for value in best.values()):
+                raise ValueError("what it has reached is not known")
+        except (AttributeError, TypeError, LookupError, RuntimeError, ValueError) as error:
             raise UserError(f"{self.last}: damaged ({error}); --overwrite starts over") from None
         if self.args.precision == "auto":  # decided once
             self.precision = state["precision"]
@@ -603,8 +607,8 @@ class Run:
 
     def say_finished(self, name: str) -> None:
         """A line for a run that there is nothing to do for, with its best score `name`."""
-        best = self.state["at"]["best"]
-        print(f"{self.artifact}: finished already, validation {name} {best[f'valid_{name}']:.4f}")
+        best = self.state["at"]["best"].get(f"valid_{name}", math.nan)
+        print(f"{self.artifact}: finished already, validation {name} {best:.4f}")
 
     def start(self, model, optimizer, seed: int, name_row, sums: int = 1, **more) -> "Run":
         """Give model and optimizer what was saved. Use the result in a `with` statement.
@@ -643,7 +647,6 @@ class Run:
             if state["precision"] not in ("fp32", "bf16") or min(at["epoch"], at["step"], at["rows"]) < 0 \
                     or any(at[name].__class__ is not self.at[name].__class__ for name in self.at) \
                     or [value.__class__ for value in at["sums"]] != [float] * len(self.at["sums"]) \
-                    or any(value.__class__ not in (float, int) for value in at["best"].values()) \
                     or (at["epoch"] and not at["best"]):
                 raise ValueError("where it was is not known")
             self.at = {name: at[name] for name in self.at}
@@ -716,8 +719,8 @@ class Run:
         self.progress.close()
         self.at["seconds"] = before + self.progress.seconds
 
-    def done(self, rows: int) -> float:
-        """The share of the run that is done in the middle of a step of so many rows, in (0, 1)."""
+    def fraction_done(self, rows: int) -> float:
+        """The fraction of the run that is complete halfway through a step of so many rows."""
         return (self.at["epoch"] + (self.at["rows"] + rows / 2) / self.rows) / self.epoch_count
 
     def add(self, *losses: torch.Tensor) -> None:
@@ -736,6 +739,7 @@ class Run:
         self.optimizer.zero_grad()
         self.at["step"] += 1
         self.at["rows"] += len(numbers)
+        # This rank's sum stands for all of them; several sums have no mean per row to show.
         self.progress.add(len(numbers), self.sums[0] * WORLD if len(self.sums) == 1 else None)
 
     def best(self, scores: dict, name: str) -> bool:
@@ -815,7 +819,7 @@ class Watch:
         self.late, self.diverged, self.waiting = device.type != "cpu", diverged, []
 
     def step(self, value: torch.Tensor, *which) -> None:
-        """Note a step's value, which no rank has reason to use afterwards: it becomes the sum over all."""
+        """Note a step's value; it is summed over ranks in place, so do not use it again."""
         sum_over_ranks([value])
         copied = None
         if value.is_cuda:  # a later .item() would wait for the next step's work too
@@ -848,7 +852,7 @@ class Log:
     """One JSON object per line, flushed; numbers also go to TensorBoard when asked.
 
     `text` is all that was written, for last.pt; a continued run begins its Log with it, so that the line of a
-    step that has to be done again does not occur twice. Of several ranks, 0 alone writes.
+    step that has to be done again does not occur twice. Under torchrun only rank 0 writes.
     """
 
     def __init__(self, path, text: str = "", tensorboard: bool = False):
@@ -921,8 +925,8 @@ class Progress:
     """A line with rate and time left for work that lasts longer than two seconds.
 
     On a terminal the line redraws itself; into a file or pipe a plain line is printed every ten seconds.
-    `total` is None where it is not known; `done` was done before, in an earlier run. Of several ranks, 0
-    alone shows it.
+    `total` is None where it is not known; `done` was done before, in an earlier run. Under torchrun only
+    rank 0 shows it.
     """
 
     def __init__(self, what: str, total: int | None, unit: str, done: int = 0):

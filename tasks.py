@@ -1,8 +1,8 @@
 """The kinds of task, and the loss that distils: the method, without files, loops or devices.
 
 A task says how the C outputs of a model answer a text: what a cell of the file means, the two halves of the
-loss, and the scores. Nothing else in the kit knows. To add one, write a class with these methods, name it in
-TASKS, and say in student.py how its outputs become probabilities and answers.
+loss, and the scores. No script knows. To add one, write a class with these methods and name it in TASKS. Say
+in student.py how its outputs become probabilities and answers, and in data/examples.py the column's name.
 Shapes: N rows of a file, B rows of a batch, L characters, C outputs, S statistics.
 """
 
@@ -69,6 +69,8 @@ class Classification:
         """
         if kind == "mse":
             return (teacher - logits).square().sum(1)
+        if kind != "kl":
+            raise ValueError(f"no loss is called {kind}")
         log_p = F.log_softmax(teacher / temperature, 1)
         log_q = F.log_softmax(logits / temperature, 1)
         return temperature**2 * (log_p.exp() * (log_p - log_q)).sum(1)
@@ -101,7 +103,7 @@ class Classification:
                 "log_loss": means[..., 1],
                 "ece": gaps.abs().sum(-1)}
 
-    def temperature(self, logits, target) -> float:
+    def fit_temperature(self, logits, target) -> float:
         """The T of least cross-entropy of logits / T: Guo et al. (2017, arXiv 1706.04599), section 4.2.
 
         logits (N, C), target (N,). The cross-entropy is convex in 1 / T; its slope is bisected in [0.05, 20].

@@ -79,7 +79,7 @@ LENGTHS = {"0–15": (0, 15), "16–30": (16, 30), "31–60": (31, 60), "61+": (
 FILES = ["file", "bytes", "in int8", "accuracy", "in int8", "difference (95 %)", "reviews/s", "in int8",
          "ECE, T = 1", "ECE"]
 HEADLINE = {"en": ["", "parameters", "file", "accuracy", "reviews/s, {} cores"],
-            "ko": ["", "파라미터", "파일", "정확도", "초당 리뷰 수 ({}코어)"]}
+            "ko": ["", "파라미터", "파일 크기", "정확도", "처리량 (리뷰/초, {}코어)"]}
 KOREAN = {"TF-IDF, logistic regression": "TF-IDF, 로지스틱 회귀"}
 
 

@@ -109,7 +109,7 @@ class Fingerprint:
 
 @dataclass
 class Survey:
-    """What a first reading of a file tells, whatever its size."""
+    """What one pass over a file tells, without keeping its rows."""
 
     path: str
     rows: int

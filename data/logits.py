@@ -23,7 +23,7 @@ FORMAT = 2
 
 @dataclass
 class Logits:
-    """What a file says of the rows of another. A bare tensor has `values` alone."""
+    """The logits of one data file, one row per data row. A bare tensor has `values` alone."""
 
     values: torch.Tensor  # (N, C), still on disk after read_logits
     names: list[str] | None = None  # of the C columns

@@ -386,9 +386,9 @@ class Run(runtime.Run):
             yield from self.steps(batches, len(store))
             self.at.update(epoch=epoch + 1, step=0, rows=0)
 
-    def done(self, rows: int) -> float:
+    def fraction_done(self, rows: int) -> float:
         if self.args.epochs:
-            return super().done(rows)
+            return super().fraction_done(rows)
         done = (time.monotonic() - self.began) / (3600 * self.args.hours)  # of rank 0, so that all agree
         return runtime.sum_of(torch.tensor(done * (RANK == 0), device=self.device))
 
@@ -440,7 +440,7 @@ def train(args, run: Run, store: Store, valid: Store, masker: Masker) -> None:
         validate(run, valid, masker, 0.0)
     run.at["seconds"] = time.monotonic() - run.began  # --hours also has what comes before the first step
     for window, rows in run.batches(store, args.max_tokens):
-        done = run.done(len(rows))
+        done = run.fraction_done(len(rows))
         if done >= 1:
             run.progress.close()
             break

@@ -1,7 +1,10 @@
 """distill.py: students follow their teacher, the best epoch, embeddings, the grid, running again."""
 
+import contextlib
 import fcntl
+import io
 import os
+import re
 import shutil
 from pathlib import Path
 
@@ -34,7 +37,7 @@ import tasks
 from data import batches
 from data.examples import read_examples
 from runtime import UserError
-from student import Student, StudentError
+from student import HEADS, POOLINGS, SIZES, Student, StudentError
 from teacher import Teacher
 
 ALONE = f"{LABELLED} --alpha 1 {STUDENT}"
@@ -130,7 +133,7 @@ def test_student_pt_is_the_best_epoch_calibrated_on_validation(here):
     logits = student.logits(valid.texts) * student.config.temperature
     assert (logits.argmax(1) == targets()).float().mean().item() == pytest.approx(max(accuracies))
     assert student.config.temperature == pytest.approx(
-        tasks.Classification(["0", "1"]).temperature(logits, targets()), rel=1e-3)
+        tasks.Classification(["0", "1"]).fit_temperature(logits, targets()), rel=1e-3)
     assert abs(student.config.temperature - 1) > 0.01 and student.task == "classification"
     assert lines[0]["arguments"]["alpha"] == 0.1 and lines[0]["arguments"]["train"] == ["train.tsv"]
     assert lines[0]["fingerprints"]["the texts of --valid"] == valid.fingerprint()
@@ -339,3 +342,31 @@ def test_files_whose_names_are_not_utf8_train_a_student(here):
     for _ in range(2):
         run("distill", f"--valid valid.tsv --alpha 1 {QUICK} --train", name)
     assert log_lines("out/tiny-alpha1")[0]["arguments"]["train"] == [name]
+
+
+def choices(flag):
+    """What a flag of distill.py may be, from the line that argparse prints for a wrong value."""
+    parser_error = io.StringIO()
+    with contextlib.redirect_stderr(parser_error), pytest.raises(SystemExit):
+        distill.parse_args([flag, "no such name", "--train", "a", "--valid", "b", "--tokenizer", "c"])
+    return set(re.findall(r"\w+", parser_error.getvalue().split("choose from")[1]))
+
+
+def test_every_loss_that_can_be_chosen_is_one_of_its_own_with_a_gradient():
+    task, teacher = tasks.Classification(["0", "1", "2"]), torch.tensor([[2.0, -1.0, 0.5], [0.0, 1.0, 3.0]])
+    values = []
+    for name in choices("--loss"):
+        logits = torch.tensor([[0.5, 0.5, -1.0], [1.0, 2.0, 0.0]], requires_grad=True)
+        soft = task.soft(logits, teacher, kind=name)
+        soft.sum().backward()
+        assert soft.shape == (2,) and logits.grad.abs().min() > 1e-3
+        assert task.soft(teacher, teacher, kind=name).abs().max() < 1e-6
+        values.append(soft.sum().item())
+    assert len(set(values)) == len(values) == 2
+    with pytest.raises(ValueError, match="cosine"):
+        task.soft(teacher, teacher, kind="cosine")
+
+
+def test_the_network_has_what_can_be_chosen():
+    assert choices("--pooling") == set(POOLINGS) and choices("--head") == set(HEADS)
+    assert choices("--size") == set(SIZES)

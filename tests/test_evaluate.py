@@ -4,6 +4,7 @@ import json
 import math
 import os
 import random
+import re
 import subprocess
 import sys
 from pathlib import Path
@@ -22,7 +23,6 @@ from teacher import Teacher, TeacherConfig
 
 NAMES = ["neg", "pos", "mid"]  # not in alphabetical order
 WORDS = ["[PAD]", "[UNK]", "[CLS]", "[SEP]", *"abcdefgh"]
-ROOT = Path(__file__).parent.parent
 
 
 def tokenizer():
@@ -116,7 +116,6 @@ def test_every_figure_equals_a_computation_from_predict(case, capsys):
             assert {key: model[key] for key in expected} == pytest.approx(expected, rel=1e-5)
             assert model["bytes"] == len(Path(path).read_bytes())
             assert model["parameters"] == 12 * 6 + 2 * 4 * 5 * (6 + 5 + 2) + 3 * (2 * 5 + 1)
-            assert model["texts_per_second"] > 0 and model["ms_per_text"] > 0
             assert not {"logits", "statistics", "answers", "unseen"} & model.keys()
         first, second = found["models"]
         assert first["agreement"] == 1 and "difference" not in first
@@ -277,37 +276,29 @@ def test_without_an_unseen_text_there_is_no_unseen_accuracy(case, capsys):
 # ---- output ------------------------------------------------------------------------------------------------
 
 
-@pytest.mark.parametrize(("seen", "every"), [(False, False), (True, False), (False, True), (True, True)])
+@pytest.mark.parametrize(("seen", "every"), [(False, False), (True, True)])
 def test_the_table_has_a_cell_for_each_column(case, capsys, seen, every):
     """Markdown has as many cells in every line; the plain table shows the same figures."""
     columns = ["model", "accuracy", "95 % interval", *["unseen only"] * seen, "difference (95 %)",
-               *(["macro-F1", "log loss", "ECE", "ECE, T = 1", "agreement"] if every else []),
+               *["macro-F1", "log loss", "ECE", "ECE, T = 1", "agreement"] * every,
                "parameters", "bytes", "texts/s", "ms/text"]
     write_rows(Path("train.tsv"), case[:15])
-    flags = ["one.pt", "two.pt", "--data", "data.tsv", *(["--seen", "train.tsv"] if seen else []),
-             *(["--all"] if every else [])]
+    flags = ["one.pt", "two.pt", "--data", "data.tsv", *["--seen", "train.tsv"] * seen, *["--all"] * every]
     first, empty, *lines = run(capsys, *flags, "--markdown").split("\n")
     cells = [[cell.strip() for cell in line.strip("|").split("|")] for line in lines[:4]]
-    assert all(line.startswith("| ") and line.endswith(" |") for line in lines[:4])
     assert cells[:2] == [columns, ["---"] + ["---:"] * (len(columns) - 1)]
-    share = max(sum(label == name for _, label in case) for name in NAMES) / 60
-    assert first.startswith("data.tsv: 60 rows") and f"{share:.2%}" in first and empty == ""
-
-    lines = run(capsys, *flags).split("\n")[2:5]
-    plain = [[cell.strip() for cell in line.split("  ") if cell] for line in lines]
+    assert first.startswith("data.tsv: 60 rows") and empty == ""
+    plain = [[cell.strip() for cell in line.split("  ") if cell]
+             for line in run(capsys, *flags).split("\n")[2:5]]
     assert plain[0] == columns
-    found = models_of(capsys, *flags)
-    for i, (path, model) in enumerate(zip(["one.pt", "two.pt"], found, strict=True)):
-        expected = [path, f"{model['accuracy']:.2%}", "{:.2%}–{:.2%}".format(*model["interval"])]
-        if seen:
-            expected.append(f"{unseen_accuracy(path, case, {text for text, _ in case[:15]}):.2%}")
+    for i, model in enumerate(models_of(capsys, *flags)):
         difference = [f"{100 * value:+.2f}" for value in model.get("difference", ())]
-        expected.append("{} ({} … {})".format(*difference) if difference else "–")
-        if every:
-            figures = by_hand(path, "one.pt", case)
-            expected += [f"{figures[key]:.4f}" for key in ("macro_f1", "log_loss", "ece")]
-            expected += [f"{model['ece_uncalibrated']:.4f}", f"{figures['agreement']:.2%}"]
-        expected += ["625", f"{os.path.getsize(path):,}"]
+        expected = [
+            model["model"], f"{model['accuracy']:.2%}", "{:.2%}–{:.2%}".format(*model["interval"]),
+            *[f"{model.get('unseen', 0):.2%}"] * seen,
+            "{} ({} … {})".format(*difference) if difference else "–",
+            *[f"{model[key]:.4f}" for key in ("macro_f1", "log_loss", "ece", "ece_uncalibrated") * every],
+            *[f"{model['agreement']:.2%}"] * every, "625", f"{model['bytes']:,}"]
         for line in (cells[2 + i], plain[1 + i]):
             assert len(line) == len(columns) and line[: len(expected)] == expected
 
@@ -320,26 +311,23 @@ def test_one_model_has_neither_difference_nor_agreement(case, capsys):
 def test_errors_lists_the_mistakes_the_largest_loss_first(case, capsys):
     """Of both models in one file; tabs and line ends of a text become blanks, so that a .tsv holds it."""
     data = [(f"{text}\t둘째\n줄", label) for text, label in case]
-    with open("data.jsonl", "w", encoding="utf-8") as file:
-        for i, (text, label) in enumerate(data):
-            file.write(json.dumps({"text": text, "label": label, "id": f"n{i}"}) + "\n")
-    out = run(capsys, "one.pt", "two.pt", "--data", "data.jsonl", "--errors", "mistakes.tsv")
+    Path("data.jsonl").write_text("".join(json.dumps({"text": text, "label": label, "id": f"n{i}"}) + "\n"
+                                          for i, (text, label) in enumerate(data)), encoding="utf-8")
+    out = run(capsys, "one.pt", "two.pt", "--data", "data.jsonl", "--errors", "in/new/mistakes.tsv")
     expected = {}
     for path in ("one.pt", "two.pt"):
         for i, p in enumerate(predictions(path, [text for text, _ in data])):
             text, label = data[i]
             if best(p) != label:
-                expected[path, str(i)] = [f"n{i}", label, best(p), max(p.values()), -math.log(p[label]),
-                                          text.replace("\t", " ").replace("\n", " ")]
-    header, *lines, end = Path("mistakes.tsv").read_bytes().decode().split("\n")
+                expected[path, str(i)] = [f"n{i}", label, best(p), text.replace("\t", " ").replace("\n", " "),
+                                          max(p.values()), -math.log(p[label])]
+    header, *lines, end = Path("in/new/mistakes.tsv").read_bytes().decode().split("\n")
     assert header.split("\t") == ["model", "row", "id", "label", "predicted", "confidence", "loss", "text"]
     found = [line.split("\t") for line in lines]
     assert sorted((line[0], line[1]) for line in found) == sorted(expected) and end == ""
-    for model, row, *values in found:
-        confidence, loss = map(float, values[3:5])
-        right = expected[model, row]
-        assert (confidence, loss) == pytest.approx(right[3:5], abs=1e-4)
-        assert [*values[:3], values[5]] == [*right[:3], right[5]]
+    for model, row, name, label, answer, confidence, loss, text in found:
+        assert [name, label, answer, text] == expected[model, row][:4]
+        assert [float(confidence), float(loss)] == pytest.approx(expected[model, row][4:], abs=1e-4)
     losses = [float(line[6]) for line in found]
     assert losses == sorted(losses, reverse=True) and {line[0] for line in found[:20]} == {"one.pt", "two.pt"}
     assert f"mistakes.tsv: {len(expected)} " in out
@@ -348,15 +336,14 @@ def test_errors_lists_the_mistakes_the_largest_loss_first(case, capsys):
 def test_errors_of_pairs_have_both_texts_and_ids_may_lack(case, capsys):
     pairs = [(text, f"둘째 {i}", label) for i, (text, label) in enumerate(case)]
     write_rows(Path("pairs.tsv"), pairs, "text\ttext2\tlabel")
-    run(capsys, "one.pt", "--data", "pairs.tsv", "--errors", "in/new/mistakes.tsv")
-    text = Path("in/new/mistakes.tsv").read_text(encoding="utf-8")
-    header, *lines = [line.split("\t") for line in text.splitlines()]
+    run(capsys, "one.pt", "--data", "pairs.tsv", "--errors", "mistakes.tsv")
+    header, *lines = [line.split("\t") for line in Path("mistakes.tsv").read_text("utf-8").splitlines()]
     assert header[-2:] == ["text", "text2"] and lines
     assert all((line[2], (line[7], line[8], line[3])) == ("", pairs[int(line[1])]) for line in lines)
 
 
 def test_the_script_runs_from_a_command_line(case):
-    done = subprocess.run([sys.executable, str(ROOT / "evaluate.py"), "one.pt", "--data", "data.tsv"],
+    done = subprocess.run([sys.executable, evaluate.__file__, "one.pt", "--data", "data.tsv"],
                           capture_output=True, text=True)
     assert (done.returncode, done.stderr) == (0, "") and "one.pt" in done.stdout
 
@@ -371,12 +358,7 @@ def refused(capsys, words, *flags):
                      errors=(evaluate.StudentError,))
     out, error = capsys.readouterr()
     assert exit_.value.code == 2 and out == "" and error.startswith("error: ") and error.count("\n") == 1
-    assert runtime.re.search(words, error), error
-
-
-def test_a_model_of_other_labels_is_refused(case, capsys):
-    student("other.pt", 3, ["neg", "pos"])
-    refused(capsys, r"^error: other\.pt: .*'neg', 'pos'\].*'mid'", "one.pt", "other.pt", "--data", "data.tsv")
+    assert re.search(words, error.removeprefix("error: ")), error
 
 
 @pytest.mark.parametrize(("data", "header", "words"), [
@@ -386,32 +368,28 @@ def test_a_model_of_other_labels_is_refused(case, capsys):
 ])
 def test_rows_without_a_usable_label_are_refused_with_their_line(case, capsys, data, header, words):
     write_rows(Path("bad.tsv"), data, header)
-    refused(capsys, f"^error: {words}", "one.pt", "--data", "bad.tsv")
+    refused(capsys, f"^{words}", "one.pt", "--data", "bad.tsv")
 
 
-@pytest.mark.parametrize("name", ["logits.pt", "tensor.pt", "part.pt", "data.tsv", "none.pt", "folder"])
-def test_files_that_are_no_model_are_refused(case, capsys, name):
-    torch.save({"kind": "logits", "format": 1}, "logits.pt")
+@pytest.mark.parametrize("name", ["logits.pt", "tensor.pt", "part.pt", "data.tsv", "none.pt", "folder", "other.pt"])
+def test_files_that_are_no_model_of_these_labels_are_refused(case, capsys, name):
+    write_logits("logits.pt", case)
     torch.save(torch.zeros(2), "tensor.pt")
     torch.save({"kind": "student", "format": 1, "config": {}}, "part.pt")
+    student("other.pt", 3, ["neg", "pos"])
     Path("folder").mkdir()
-    refused(capsys, rf"^error: {name}\b", "one.pt", name, "--data", "data.tsv")
+    refused(capsys, rf"^{name}\b", "one.pt", name, "--data", "data.tsv")
 
 
-@pytest.mark.parametrize("name", ["./data.tsv", "seen.tsv", "two.pt", "logits.pt"])
-def test_errors_never_overwrite_what_is_read(case, capsys, name):
+@pytest.mark.parametrize("name", ["./data.tsv", "seen.tsv", "two.pt", "logits.pt", "pipe"])
+def test_errors_never_overwrite_what_is_read_nor_a_pipe(case, capsys, name):
     write_rows(Path("seen.tsv"), case[:3])
     write_logits("logits.pt", case)
-    before = Path(name).read_bytes()
+    os.mkfifo("pipe")
+    before = None if name == "pipe" else Path(name).read_bytes()
     refused(capsys, Path(name).name, "one.pt", "two.pt", "--data", "data.tsv", "--seen", "seen.tsv",
             "--logits", "logits.pt", "--errors", name)
-    assert Path(name).read_bytes() == before
-
-
-def test_a_pipe_is_not_replaced_by_a_file(case, capsys):
-    os.mkfifo("pipe")
-    refused(capsys, "pipe", "one.pt", "--data", "data.tsv", "--errors", "pipe")
-    assert Path("pipe").is_fifo()
+    assert Path("pipe").is_fifo() and (before is None or Path(name).read_bytes() == before)
 
 
 @pytest.mark.parametrize("path", ["one.pt/mistakes.tsv", "folder"])

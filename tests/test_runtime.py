@@ -277,7 +277,7 @@ def toy(folder="run", epochs=2, decided="fp32", scores=(0.5, 0.75), poison=None,
                 (loss * math.inf if poison == (epoch, rows[0]) else loss / 2).backward()
                 run.add(loss)
                 norm = torch.nn.utils.clip_grad_norm_(model.parameters(), 1.0)
-                run.step(norm, rows, runtime.schedule(run.done(2), 0.2))
+                run.step(norm, rows, runtime.schedule(run.fraction_done(2), 0.2))
             if run.best({"loss": 1.0, "accuracy": scores[epoch]}, "accuracy"):
                 runtime.save({"kind": "toy", "weights": model.state_dict(), "best": run.at["best"]},
                              run.artifact)

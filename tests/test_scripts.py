@@ -53,7 +53,7 @@ BELOW = {"student.py": set(), "runtime.py": set(), "flags.py": set(), "tasks.py"
          "teacher.py": DATA, "data/prepare.py": {"flags", *DATA}, "data/augment.py": {"flags", *DATA}}
 OUTSIDE = {"student.py": {"torch", "tokenizers"}, "runtime.py": {"torch", "numpy"}, "flags.py": set()}
 OPTIONAL = {"teacher.py": {"safetensors", "huggingface_hub"}, "extra/export_onnx.py": {"onnx"}}
-ROOMS = {"student", "runtime", "flags", "tasks", "teacher", "teacher_hf", "data"}
+ROOMS = {"student", "runtime", "flags", "tasks", "teacher", "data"}
 
 
 def imports(nodes) -> set[str]:
