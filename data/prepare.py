@@ -13,8 +13,8 @@ published test set and takes 5 % of the published training set as valid. The oth
 test, 5 % of the rest valid (rounded up). The same seed gives the same files.
 
 reads   ratings_train.txt, ratings_test.txt (github.com/e9t/nsmc, CC0), naver_shopping.txt, steam.txt
-        (github.com/bab2min/corpus, public domain), downloaded into data/downloads unless they are there; an
-        interrupted download is resumed. Row counts and label balance must match the published ones. Or FILE.
+        (github.com/bab2min/corpus, public domain), downloaded into data/downloads unless they are there.
+        Row counts and label balance must match the published ones. Or FILE.
 writes  OUT/train.tsv, valid.tsv, test.tsv, all or none: columns id (if any), text, text2 (if any), label;
         UTF-8, tabs, no quoting. Blank texts are kept; rows without a label go to train.
 next    python train_tokenizer.py --data OUT/train.tsv
@@ -27,12 +27,13 @@ import os
 import random
 import re
 import shlex
+import shutil
 from array import array
 from dataclasses import dataclass
 from itertools import chain
 from pathlib import Path
-from urllib.error import HTTPError, URLError
-from urllib.request import Request, urlopen
+from urllib.error import URLError
+from urllib.request import urlopen
 
 import flags
 
@@ -101,55 +102,29 @@ if __name__ == "__main__":
 
 import runtime
 from data.examples import Examples, decoded_lines, read_examples
-from runtime import Progress, UserError, refuse_to_overwrite_inputs, warn
+from runtime import UserError, refuse_to_overwrite_inputs, warn
 
 UNFIT = str.maketrans("\t\n\r\0", "    ")  # what a field of an unquoted TSV cannot hold
 
 
 def download(url: str, path: Path) -> None:
-    """Fetch `url` into PATH.partial, which a later call resumes, and rename it when it is complete.
+    """Fetch `url` into a temporary file, and rename it when it is complete.
 
-    Raises UserError if the server cannot be reached, refuses or ends early; the partial file then stays.
+    Raises UserError if the server cannot be reached, refuses or ends early.
     """
     partial = path.with_name(path.name + ".partial")
     try:
         path.parent.mkdir(parents=True, exist_ok=True)
-        have = partial.stat().st_size if partial.exists() else 0
-        request = Request(url, headers={"Range": f"bytes={have}-"} if have else {})
-        try:
-            with urlopen(request, timeout=30) as response:  # seconds without a byte
-                _receive(response, partial, have)
-        except HTTPError as error:
-            if error.code != 416 or not have:
-                raise
-            if error.headers.get("Content-Range") != f"bytes */{have}":  # the start of another version
-                partial.unlink()
-                return download(url, path)
-        os.replace(partial, path)  # 416: the partial file was complete already
+        with urlopen(url, timeout=30) as response, open(partial, "wb") as file:  # seconds without a byte
+            shutil.copyfileobj(response, file)
+            if response.length:  # http.client ends quietly when a connection does
+                raise OSError(f"the connection ended {response.length:,} bytes early")
+        os.replace(partial, path)
     except (OSError, http.client.HTTPException) as error:  # unreachable, timed out, reset: all are OSError
+        partial.unlink(missing_ok=True)
         reason = error.reason if type(error) is URLError else error
-        raise UserError(f"{url}: cannot download ({reason}); run again to resume, or use files already "
-                        f"downloaded with --from DIR") from None
-
-
-def _receive(response, partial: Path, have: int) -> None:
-    """Append a 206 answer to the partial file; any other answer (Range was ignored) replaces it."""
-    if response.status == 206:
-        found = re.fullmatch(r"bytes (\d+)-\d+/(\d+)", response.headers.get("Content-Range", ""))
-        if not found or int(found[1]) != have:
-            partial.unlink(missing_ok=True)
-            raise OSError("the server sent a different part than requested; the next run starts at byte 0")
-        total = int(found[2])
-    else:
-        have, total = 0, response.length  # Content-Length, None if it is not known
-    with (open(partial, "ab" if have else "wb") as file,
-          contextlib.closing(Progress(partial.stem, (total or 0) - have, "bytes")) as progress):
-        while chunk := response.read(1 << 16):
-            file.write(chunk)
-            have += len(chunk)
-            progress.add(len(chunk))
-    if total is not None and have != total:  # http.client lets a cut connection look like the end of the file
-        raise OSError(f"the connection ended after {have:,} of {total:,} bytes")
+        raise UserError(f"{url}: cannot download ({reason}); run again, or use files already downloaded with "
+                        f"--from DIR") from None
 
 
 def load(name: str, args) -> Examples:

@@ -49,23 +49,14 @@ COUNTS = {  # rows, positives, slack
 class Handler(BaseHTTPRequestHandler):
     def do_GET(self):
         server, name = self.server, self.path.lstrip("/")
-        asked = self.headers.get("Range")
-        server.requests.append((name, asked))
+        server.requests.append(name)
         if name not in server.files:
             return self.send_error(404)
         body = server.files[name]
-        start = int(re.fullmatch(r"bytes=(\d+)-", asked)[1]) if asked and server.ranges else 0
-        if start and start >= len(body):
-            self.send_response(416)
-            self.send_header("Content-Range", f"bytes */{len(body)}")
-            self.send_header("Content-Length", "0")
-            return self.end_headers()
-        self.send_response(206 if start else 200)
-        if start:
-            self.send_header("Content-Range", f"bytes {start + server.shift}-{len(body) - 1}/{len(body)}")
-        self.send_header("Content-Length", str(len(body) - start))
+        self.send_response(200)
+        self.send_header("Content-Length", str(len(body)))
         self.end_headers()
-        self.wfile.write(body[start:][:server.cut])  # the connection ends with the handler
+        self.wfile.write(body[: server.cut])  # the connection ends with the handler
 
     def log_message(self, *_):
         pass
@@ -80,7 +71,7 @@ def folder(monkeypatch, tmp_path):
 def server(monkeypatch):
     """The loopback server; prepare.SOURCES points at it and at the tiny files' counts."""
     server = ThreadingHTTPServer(("127.0.0.1", 0), Handler)
-    server.files, server.requests, server.ranges, server.cut, server.shift = dict(FILES), [], True, None, 0
+    server.files, server.requests, server.cut = dict(FILES), [], None
     thread = threading.Thread(target=server.serve_forever, kwargs={"poll_interval": 0.01})
     thread.start()
     for name, (rows, positives, slack) in COUNTS.items():
@@ -166,7 +157,7 @@ def test_nsmc_keeps_the_published_test_and_takes_valid_from_train(server, capsys
     assert re.search(r"^test +30 +15 +15 +data/nsmc/test.tsv$", out, re.M)
     assert out.endswith("next: python train_tokenizer.py --data data/nsmc/train.tsv\n")
 
-    assert server.requests == [("ratings_train.txt", None), ("ratings_test.txt", None)]
+    assert server.requests == ["ratings_train.txt", "ratings_test.txt"]
     assert Path("data/downloads/ratings_train.txt").read_bytes() == FILES["ratings_train.txt"]
     Path("data/nsmc/notes.txt").write_text("mine")
     before = bytes_of("data/nsmc")
@@ -214,41 +205,14 @@ def test_seed_mix_is_all_three_shuffled(server):
 # ---- download ----------------------------------------------------------------------------------------------
 
 
-@pytest.mark.parametrize("ranges", [True, False])
-def test_a_download_that_is_cut_twice_is_resumed(server, ranges):
+def test_a_download_that_is_cut_is_refused_and_starts_over(server):
     body, target = FILES["naver_shopping.txt"], Path("data/downloads/naver_shopping.txt")
-    partial = target.with_name(target.name + ".partial")
-    server.cut, server.ranges = 1001, ranges
-    for have in (1001, 2002 if ranges else 1001):
-        not_prepared("shopping", f"ended after {have:,} of {len(body):,} bytes", "again to resume")
-        assert partial.read_bytes() == body[:have]
-        assert not target.exists() and not Path("data/shopping").exists()
+    server.cut = 1001
+    not_prepared("shopping", f"ended {len(body) - 1001:,} bytes early", "--from DIR")
+    assert not list(target.parent.iterdir()) and not Path("data/shopping").exists()
     server.cut = None
     prepared("shopping")
-    assert [asked for _, asked in server.requests] == [None, "bytes=1001-", f"bytes={have}-"]
-    assert target.read_bytes() == body and not partial.exists()
-
-
-@pytest.mark.parametrize("extra, requests", [(b"", 1), (b"more than there is", 2)])
-def test_416_means_complete_or_another_version(server, extra, requests):
-    """A partial file of the right length is taken as complete; a longer one is downloaded again."""
-    body, target = FILES["steam.txt"], Path("data/downloads/steam.txt")
-    target.parent.mkdir(parents=True)
-    target.with_name("steam.txt.partial").write_bytes(body + extra)
-    prepared("steam")
-    assert target.read_bytes() == body and len(server.requests) == requests
-    assert not target.with_name("steam.txt.partial").exists()
-
-
-def test_another_range_than_asked_for_is_not_appended(server):
-    body, target = FILES["steam.txt"], Path("data/downloads/steam.txt")
-    target.parent.mkdir(parents=True)
-    target.with_name("steam.txt.partial").write_bytes(body[:100])
-    server.shift = 3
-    not_prepared("steam", "different part")
-    prepared("steam")
-    assert target.read_bytes() == body
-    assert [asked for _, asked in server.requests] == ["bytes=100-", None]
+    assert target.read_bytes() == body and len(server.requests) == 2
 
 
 def test_404_and_offline_are_one_line(server, monkeypatch):
