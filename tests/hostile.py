@@ -1,6 +1,7 @@
 """What test_bad_input.py, test_unsafe.py and tests/torture/ share: a very small kit, files that are wrong in
 one place, and commands in processes of their own that start at once."""
 
+import contextlib
 import functools
 import io
 import json
@@ -42,7 +43,7 @@ def make_small(folder: Path) -> None:
     """
     for name, rows in (("train", ROWS[:12]), ("more", ROWS), ("valid", ROWS[4:12])):
         (folder / f"{name}.tsv").write_text("\n".join(["text\tlabel", *rows, ""]), encoding="utf-8")
-    with pytest.MonkeyPatch.context() as patch:
+    with pytest.MonkeyPatch.context() as patch, contextlib.redirect_stdout(io.StringIO()):
         patch.chdir(folder)
         run("train_tokenizer", "--data train.tsv --output-dir . --vocab-size 60 --min-frequency 1 "
                                "--type wordpiece")

@@ -140,12 +140,13 @@ def test_a_bare_tensor_has_the_labels_of_the_first_student(here, capsys):
     student.label_names.reverse()  # the other answer to every text
     student.save("other.pt")
     torch.save(student.logits(read_examples("train.tsv").texts), "bare.pt")
-    run("extra.cascade", "escalate other.pt students/tiny/student.pt --data train.tsv --logits bare.pt --json")
+    flags = "--data train.tsv --logits bare.pt"
+    run("extra.cascade", f"escalate other.pt students/tiny/student.pt {flags} --json")
     other, tiny = (model["curve"] for model in json.loads(capsys.readouterr().out)["models"])
     assert {accuracy for *_, accuracy in other} == {other[0][2]}
     assert tiny[0][2] == other[0][2] and tiny[-1][2] == pytest.approx(1 - other[0][2])
     write_rows(Path("train.tsv"), [(text, "") for text in read_examples("train.tsv").texts])
-    refused(capsys, r"train\.tsv:2: .*label", "escalate other.pt --data train.tsv --logits bare.pt")
+    refused(capsys, r"train\.tsv:2: .*label", f"escalate other.pt {flags}")
 
 
 def test_rows_of_one_confidence_are_never_torn_apart():

@@ -151,14 +151,21 @@ def test_the_error_before_calibration_is_that_of_temperature_1(case, capsys):
 
 
 def test_pairs_are_judged_as_pairs_in_any_number_of_chunks(case, capsys, monkeypatch):
+    """Their mistakes have both texts; one is seen only if both texts were."""
     monkeypatch.setattr(evaluate, "CHUNK", 7)
     pairs = [(text, other, label) for (text, label), (other, _) in zip(case, rows(60, 1), strict=True)]
     write_rows(Path("pairs.tsv"), pairs, "premise\ttext2\tgold")
-    found = models_of(capsys, "one.pt", "two.pt", "--data", "pairs.tsv", "--text-column", "premise",
-                      "--label-column", "gold")[1]
+    write_rows(Path("train.tsv"), [(a, b) for a, b, _ in pairs[:7]] + [(a, "0") for a, _, _ in pairs[7:]],
+               "premise\ttext2")
+    flags = ["--data", "pairs.tsv", "--text-column", "premise", "--label-column", "gold"]
+    found = models_of(capsys, "one.pt", "two.pt", *flags, "--errors", "mistakes.tsv")[1]
     expected = by_hand("two.pt", "one.pt", pairs)
     assert {key: found[key] for key in expected} == pytest.approx(expected, rel=1e-5)
     assert found["log_loss"] != pytest.approx(by_hand("two.pt", "one.pt", case)["log_loss"], rel=1e-3)
+    header, *lines = [line.split("\t") for line in Path("mistakes.tsv").read_text("utf-8").splitlines()]
+    assert header[-2:] == ["text", "text2"] and lines
+    assert all((line[2], (line[7], line[8], line[3])) == ("", pairs[int(line[1])]) for line in lines)
+    assert json.loads(run(capsys, "one.pt", *flags, "--seen", "train.tsv", "--json"))["seen_rows"] == 7
 
 
 def test_a_teacher_is_judged_by_the_same_figures(case, capsys):
@@ -254,23 +261,13 @@ def test_seen_texts_are_counted_and_left_out_of_unseen(case, capsys):
         assert model["unseen"] == pytest.approx(unseen_accuracy(path, case, seen), abs=1e-12)
         assert model["accuracy"] == pytest.approx(by_hand(path, path, case)["accuracy"], abs=1e-12)
     assert "33 of 60 texts (55.00%)" in run(capsys, *flags).splitlines()[-1]
-
-
-def test_a_pair_is_seen_only_as_a_pair(case, capsys):
-    pairs = [(text, f"{i}", label) for i, (text, label) in enumerate(case)]
-    write_rows(Path("pairs.tsv"), pairs, "text\ttext2\tlabel")
-    write_rows(Path("train.tsv"), [(a, b) for a, b, _ in pairs[:7]] + [(a, "0") for a, _, _ in pairs[7:]],
-               "text\ttext2")
-    found = json.loads(run(capsys, "one.pt", "--data", "pairs.tsv", "--seen", "train.tsv", "--json"))
-    assert found["seen_rows"] == 7
-    refused(capsys, "data.tsv.*text2", "one.pt", "--data", "pairs.tsv", "--seen", "data.tsv")
-
-
-def test_without_an_unseen_text_there_is_no_unseen_accuracy(case, capsys):
     found = json.loads(run(capsys, "one.pt", "--data", "data.tsv", "--seen", "data.tsv", "--json"))
     assert found["seen_rows"] == 60 and "unseen" not in found["models"][0]
-    out = run(capsys, "one.pt", "--data", "data.tsv", "--seen", "data.tsv")
+    out = run(capsys, "one.pt", "--data", "data.tsv", "--seen", "data.tsv", "--all")
     assert "60 of 60 texts (100.00%)" in out and "unseen" not in out
+    assert "ECE" in out and "difference" not in out and "agreement" not in out  # of one model alone
+    write_rows(Path("pairs.tsv"), [("a", "b")], "text\ttext2")
+    refused(capsys, "pairs.tsv.*text2", "one.pt", "--data", "data.tsv", "--seen", "pairs.tsv")
 
 
 # ---- output ------------------------------------------------------------------------------------------------
@@ -303,11 +300,6 @@ def test_the_table_has_a_cell_for_each_column(case, capsys, seen, every):
             assert len(line) == len(columns) and line[: len(expected)] == expected
 
 
-def test_one_model_has_neither_difference_nor_agreement(case, capsys):
-    line = run(capsys, "one.pt", "--data", "data.tsv", "--all").split("\n")[2]
-    assert "ECE" in line and "difference" not in line and "agreement" not in line
-
-
 def test_errors_lists_the_mistakes_the_largest_loss_first(case, capsys):
     """Of both models in one file; tabs and line ends of a text become blanks, so that a .tsv holds it."""
     data = [(f"{text}\t둘째\n줄", label) for text, label in case]
@@ -333,15 +325,6 @@ def test_errors_lists_the_mistakes_the_largest_loss_first(case, capsys):
     assert f"mistakes.tsv: {len(expected)} " in out
 
 
-def test_errors_of_pairs_have_both_texts_and_ids_may_lack(case, capsys):
-    pairs = [(text, f"둘째 {i}", label) for i, (text, label) in enumerate(case)]
-    write_rows(Path("pairs.tsv"), pairs, "text\ttext2\tlabel")
-    run(capsys, "one.pt", "--data", "pairs.tsv", "--errors", "mistakes.tsv")
-    header, *lines = [line.split("\t") for line in Path("mistakes.tsv").read_text("utf-8").splitlines()]
-    assert header[-2:] == ["text", "text2"] and lines
-    assert all((line[2], (line[7], line[8], line[3])) == ("", pairs[int(line[1])]) for line in lines)
-
-
 def test_the_script_runs_from_a_command_line(case):
     done = subprocess.run([sys.executable, evaluate.__file__, "one.pt", "--data", "data.tsv"],
                           capture_output=True, text=True)
@@ -361,24 +344,21 @@ def refused(capsys, words, *flags):
     assert re.search(words, error.removeprefix("error: ")), error
 
 
-@pytest.mark.parametrize(("data", "header", "words"), [
-    ([("a", "neg"), ("b", ""), ("c", "")], "text\tlabel", "bad.tsv:3: no label"),
-    ([("a",)], "text", "bad.tsv:2: no label"),
-    ([("a", "neg"), ("b", "good")], "text\tlabel", "bad.tsv:3: .*'good'.*'neg', 'pos', 'mid'"),
+@pytest.mark.parametrize(("lines", "words"), [
+    (["text\tlabel", "a\tneg", "b\t", "c\t"], "3: no label"), (["text", "a"], "2: no label"),
+    (["text\tlabel", "a\tneg", "b\tgood"], "3: .*'good'.*'neg', 'pos', 'mid'"),
 ])
-def test_rows_without_a_usable_label_are_refused_with_their_line(case, capsys, data, header, words):
-    write_rows(Path("bad.tsv"), data, header)
-    refused(capsys, f"^{words}", "one.pt", "--data", "bad.tsv")
+def test_rows_without_a_usable_label_are_refused_with_their_line(case, capsys, lines, words):
+    Path("bad.tsv").write_text("\n".join([*lines, ""]))
+    refused(capsys, f"^bad.tsv:{words}", "one.pt", "--data", "bad.tsv")
 
 
-@pytest.mark.parametrize("name", ["logits.pt", "tensor.pt", "part.pt", "data.tsv", "none.pt", "folder", "other.pt"])
-def test_files_that_are_no_model_of_these_labels_are_refused(case, capsys, name):
+def test_files_that_are_no_model_of_these_labels_are_refused(case, capsys):
     write_logits("logits.pt", case)
-    torch.save(torch.zeros(2), "tensor.pt")
     torch.save({"kind": "student", "format": 1, "config": {}}, "part.pt")
     student("other.pt", 3, ["neg", "pos"])
-    Path("folder").mkdir()
-    refused(capsys, rf"^{name}\b", "one.pt", name, "--data", "data.tsv")
+    for name in ("logits.pt", "part.pt", "data.tsv", "none.pt", "other.pt"):
+        refused(capsys, rf"^{name}\b", "one.pt", name, "--data", "data.tsv")
 
 
 @pytest.mark.parametrize("name", ["./data.tsv", "seen.tsv", "two.pt", "logits.pt", "pipe"])

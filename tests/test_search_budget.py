@@ -157,47 +157,26 @@ def test_many_labels_and_files_are_reckoned_with(here, calls):
 # ---- candidates --------------------------------------------------------------------------------------------
 
 
-def found_candidates(kit, budget, names, read="", **flags):
+def test_candidates_are_the_widest_that_fit(kit, budget=30_000):
     tokenizer = Tokenizer.from_file(str(kit / "tokenizer/vocab_size_3000/tokenizer.json"))
-    args = SimpleNamespace(budget=budget, num_layers=1, pooling="last", head="linear", **flags)
-    data = SimpleNamespace(task=Classification(names), what_was_read=lambda: {"files": read})
-    return tokenizer, [shape[1:] for shape in search_budget.candidates(args, {"a": tokenizer}, data)]
 
-
-def test_candidates_are_the_widest_that_fit(kit):
-    budget = 30_000
-    tokenizer, shapes = found_candidates(kit, budget, ["0", "1"])
-    assert len(shapes) > 2 and shapes == sorted(shapes, reverse=True)
-    assert [H for _, H in shapes] == sorted({H for _, H in shapes})  # narrower in one, wider in the other
+    def found(budget, read=""):
+        args = SimpleNamespace(budget=budget, num_layers=1, pooling="last", head="linear")
+        data = SimpleNamespace(task=Classification(["0", "1"]), what_was_read=lambda: {"files": read})
+        return [shape[1:] for shape in search_budget.candidates(args, {"a": tokenizer}, data)]
 
     def size(E, H):
         config = search_budget.StudentConfig(tokenizer.get_vocab_size(), 2, E, H)
         return len(Student(config, tokenizer, ["0", "1"]).to_bytes("int8", made_by={"files": ""})) \
             + search_budget.RESERVE
 
+    shapes = found(budget)
+    assert len(shapes) > 2 and shapes == sorted(shapes, reverse=True)
+    assert [H for _, H in shapes] == sorted({H for _, H in shapes})  # narrower in one, wider in the other
     for E, H in shapes:
         assert size(E, H) <= budget and 2 * H >= E
         assert size(E, H + 8) > budget or min(256, 12 * E) < H + 8
-    assert found_candidates(kit, 10**9, ["0", "1"])[1] == [(128, 256)]
-    assert found_candidates(kit, budget, ["0", "1"], read="x" * 8000)[1] != shapes
-
-
-def test_the_reserve_covers_what_a_trained_student_adds(here, calls, monkeypatch):
-    """Reckoned size and true one of the first trial."""
-    reckoned, to_bytes = {}, Student.to_bytes
-
-    def noted(student, precision="float32", **extra):
-        content = to_bytes(student, precision, **extra)
-        shape = student.config.embedding_dim, student.config.hidden_dim
-        reckoned.setdefault((shape, precision, "scores" in extra), len(content))
-        return content
-
-    monkeypatch.setattr(Student, "to_bytes", noted)
-    search("13KB", TAUGHT)
-    trained = {key[0]: size for key, size in reckoned.items() if key[1:] == ("int8", True)}
-    for shape, size in trained.items():
-        assert 0 <= reckoned[shape, "int8", False] + search_budget.RESERVE - size < search_budget.RESERVE / 2
-    assert trained
+    assert found(10**9) == [(128, 256)] and found(budget, read="x" * 8000) != shapes
 
 
 # ---- the subprocess ----------------------------------------------------------------------------------------
@@ -267,7 +246,6 @@ def test_other_flags_are_passed_on_in_order():
     assert (args.train, args.logits, args.label_column) == (["t", "u"], ["a", "b"], "gold")
 
 
-@pytest.mark.parametrize(("text", "number"), [
-    ("60000", 60_000), ("300KB", 300_000), ("1mb", 10**6), ("2k", 2000)])
-def test_byte_counts(text, number):
-    assert search_budget.byte_count(text) == number
+def test_byte_counts():
+    counts = {"60000": 60_000, "300KB": 300_000, "1mb": 10**6, "2k": 2000}
+    assert {text: search_budget.byte_count(text) for text in counts} == counts
