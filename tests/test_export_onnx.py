@@ -7,7 +7,6 @@ import subprocess
 import sys
 from pathlib import Path
 
-import onnxruntime
 import pytest
 import torch
 from tokenizers import Tokenizer
@@ -17,6 +16,9 @@ import student as student_py
 from extra import export_onnx
 from student import HEADS, POOLINGS, Student, StudentError
 from tests.test_student import new_student
+
+onnxruntime = pytest.importorskip("onnxruntime")
+pytestmark = pytest.mark.optional
 
 SCRIPT = Path(__file__).parent.parent / "extra/export_onnx.py"
 

@@ -9,13 +9,15 @@ import unicodedata
 import huggingface_hub
 import pytest
 import torch
-import transformers
 from tokenizers import AddedToken, ByteLevelBPETokenizer, normalizers
 
 from data.batches import encode, logits_in_order
 from data.logits import fingerprints
 from runtime import UserError
 from teacher import ACTIVATIONS, Teacher, load_checkpoint, load_tokenizer
+
+transformers = pytest.importorskip("transformers")
+pytestmark = pytest.mark.optional
 
 TEXTS = ["이 영화 정말 재밌다!", "Café MOVIE was 최고 👍🏽", "", "   ", "노잼", "별로다 ㅠㅠ 漢字 24년 " * 9,
          "[MASK] <mask> 다시\u3000봐도\t좋다", "a", "둘이 보다가 하나가 죽어도 모를 영화..."]
