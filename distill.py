@@ -258,43 +258,30 @@ def dimensions(settings: dict) -> tuple[int, int]:
     return settings["embedding_dim"] or embedding_dim, settings["hidden_dim"] or hidden_dim
 
 
-def summary(folder: Path) -> list[list[str]]:
-    """A header, and a line for each finished student in the folder, best first; empty if one is not more."""
+def write_summary(folder: Path) -> None:
+    """A line for each finished student in the folder, best first: printed, and saved as summary.tsv."""
     rows = []
     for path, state in runtime.finished_runs(folder):
         at, arguments = state["at"], state["made_by"]["arguments"]
-        if "size" not in arguments:  # a teacher's
-            continue
-        rows.append({name: arguments.get(name) for name in (*GRID, *DECISIVE) if name != "tokenizer"} | {
-            "parameters": sum(tensor.numel() for tensor in state["weights"].values()), **at["best"],
-            "seconds": round(at["seconds"], 1), "folder": str(path)})
-    varied = [name for name in rows[0] if len({str(row.get(name)) for row in rows}) > 1] if rows else []
-    if not varied:
-        return []
+        if "size" in arguments:  # else a teacher's
+            rows.append({name: arguments.get(name) for name in (*GRID, *DECISIVE) if name != "tokenizer"} | {
+                "parameters": sum(tensor.numel() for tensor in state["weights"].values()), **at["best"],
+                "seconds": round(at["seconds"], 1), "folder": str(path)})
+    if len(rows) < 2:  # one student needs no table
+        return
     score = next(name for name in rows[0] if name.startswith("valid_") and name != "valid_loss")
-    shown = [name for name in rows[0] if (name in GRID or name in DECISIVE) and name in varied]
+    shown = [name for name in (*GRID, *DECISIVE) if len({str(row.get(name)) for row in rows}) > 1]
     shown += ["parameters", "valid_loss", score, "epoch", "seconds", "folder"]
     rows.sort(key=lambda row: -row[score])
-    return [shown] + [[f"{row[name]:.4f}" if name.startswith("valid_") else str(row[name]) for name in shown]
-                        for row in rows]
-
-
-def write_summary(folder: Path) -> None:
-    """Print the summary, and save it as summary.tsv. One student needs none."""
-    try:
-        table = summary(folder)
-    except (AttributeError, LookupError, RuntimeError, StopIteration, TypeError, ValueError) as error:
-        raise UserError(f"{folder}: no summary.tsv, as a last.pt of a student there is damaged ({error!r})"
-                        ) from None
-    if not table:
-        return
+    table = [shown] + [[f"{row[name]:.4f}" if name.startswith("valid_") else str(row[name]) for name in shown]
+                       for row in rows]
     path = folder / "summary.tsv"
     runtime.save_together({path: "".join("\t".join(line) + "\n" for line in table)})
     widths = [max(map(len, column)) for column in zip(*table, strict=True)]
     print()
     for line in table:
         print("  ".join(cell.ljust(width) for cell, width in zip(line, widths, strict=True)).rstrip())
-    print(f"{path}: {len(table) - 1} students")
+    print(f"{path}: {len(rows)} students")
 
 
 def begin(grid, data: TrainingSet, teacher, tokenizers: dict, args, device) -> dict[str, list]:

@@ -113,7 +113,9 @@ def assess(args, examples: Examples, device) -> tuple:
             result |= {"ece_uncalibrated": raw["ece"]} if "ece" in raw else {}
         results.append(result)
     if cached:
-        kind, names = (tasks.name_of(task), task.names) if cached.bare else (cached.task, cached.names)
+        kind, names = cached.task, cached.names
+        if cached.bare:
+            kind, names = tasks.name_of(task), tasks.default_order(task)
         if cached.values.size(1) != len(names):
             raise UserError(f"{args.logits}: {cached.values.size(1)} columns, but the labels are {names}")
         order = columns_of(args.logits, kind, names, task)

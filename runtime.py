@@ -600,9 +600,12 @@ class Run:
             self.precision = state["precision"]
         refuse_other_values(self.last, {"--precision": state["precision"], **before}, {
             "--precision": self.precision, **self.made_by["arguments"], **self.made_by["fingerprints"]})
-        if best and not self.artifact.exists():
-            raise UserError(f"{self.artifact}: the best model so far is gone; put it back, or --overwrite to "
-                            f"start over")
+        if best:
+            try:
+                load_weights(self.artifact, mmap=True)
+            except UserError as error:
+                raise UserError(f"{error}: the best model so far; put it back, or --overwrite to start over"
+                                ) from None
         return state
 
     def say_finished(self, name: str) -> None:
@@ -840,8 +843,13 @@ class Watch:
 def finished_runs(folder: Path):
     """(folder, last.pt's content) of each finished run in a subfolder, tensors still in their files."""
     for last in sorted(Path(folder).glob("*/last.pt")):
-        state = load_weights(last, mmap=True)
-        if kind_of(state) == "run" and state["at"]["finished"]:
+        try:
+            state = load_weights(last, mmap=True)
+            finished = kind_of(state) == "run" and state["at"]["finished"] and state["made_by"]["arguments"]
+        except (UserError, LookupError, TypeError) as error:
+            warn(f"{last}: damaged, not counted ({error})")
+            continue
+        if finished:
             yield last.parent, state
 
 

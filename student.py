@@ -495,7 +495,7 @@ def main(args):
         if sys.stdin is None:
             raise StudentError("standard input is closed; give texts as arguments")
         sys.stdin.reconfigure(encoding="utf-8-sig", errors="strict")  # whatever the locale; without a BOM
-        lines = (line.removesuffix("\n") for line in sys.stdin)
+        lines = (line.removesuffix("\n").removesuffix("\r") for line in sys.stdin)
     while texts := list(itertools.islice(lines, 8192)):
         answers = decode(student.predict(texts), student.label_names, student.task)
         for text, (answer, confidence) in zip(texts, answers, strict=True):

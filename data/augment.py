@@ -54,6 +54,7 @@ if __name__ == "__main__":
     ARGS = parse_args()  # before the imports: --help and a wrong flag answer at once
 
 import random
+import shlex
 from bisect import bisect
 from collections import Counter, defaultdict
 from itertools import accumulate, chain
@@ -128,7 +129,7 @@ def main(args):
     runtime.save_together({args.out: table})
     print(f"{args.out}: {len(variants):,} variants of {len(rows):,} rows; "
           f"{args.times * len(rows) - len(variants):,} duplicates dropped")
-    print(f"next: python dump_logits.py --teacher teacher/teacher.pt --data {args.out}")
+    print(f"next: python dump_logits.py --teacher teacher/teacher.pt --data {shlex.quote(str(args.out))}")
 
 
 if __name__ == "__main__":

@@ -83,6 +83,10 @@ def read_training_set(args, make_task, load) -> TrainingSet:
     if logits and logits[0].values.size(1) != len(task.names):
         raise UserError(f"{logits[0].path}: {logits[0].values.size(1)} columns, but the labels are "
                         f"{task.names}; one column per label is needed, in this order")
+    for item in logits:
+        if item.bare:  # its columns are in the order of the sorted labels, whatever a teacher's are
+            order = type(task).survey(task.names, "").names
+            item.values = item.values[:, [order.index(name) for name in task.names]]
     valid_target, _ = valid.targets(task, every_row=True)
     for file in files:
         file.refuse_other_answers(task, *columns)

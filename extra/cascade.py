@@ -72,6 +72,8 @@ def task_of(cached: Logits, examples: Examples, student=None):
     """The task of the logits; of a bare tensor that of `student`, (task, names, path), or of the answers."""
     task = tasks.make(examples.column, examples.answers or (), examples.path,
                       student if cached.bare else (cached.task, cached.names, cached.path))
+    if cached.bare:
+        task = type(task)(tasks.default_order(task))
     if cached.values.size(1) != len(task.names):
         raise UserError(f"{cached.path}: {cached.values.size(1)} columns, but the labels are {task.names}")
     return task

@@ -59,12 +59,11 @@ def scores(student: Student, path, data) -> dict[str, float]:
 def main(args):
     source = Path(args.student)
     out = Path(args.out) if args.out else source.with_suffix(f".{args.precision}.pt")
+    runtime.refuse_to_overwrite_inputs([source, args.data], [out])
     student = Student.load(source)
     now = student.artifact.get("precision", "float32")  # format 1 did not say
     if now != "float32":
         raise runtime.UserError(f"{source}: the weights are {now} already; give the float32 student")
-    if out.exists() and out.samefile(source):
-        raise runtime.UserError(f"{out}: this would replace the student; choose another --out")
     data = args.data and read_examples(args.data, args.text_column, args.text2_column, args.label_column)
     before = scores(student, source, data) if data else {}
     kept = {key: value for key, value in student.artifact.items() if key not in OWN}

@@ -8,10 +8,10 @@ epochs. The one with the best validation score is trained in full, and a copy in
 fits is written beside it. All flags that are not listed below are passed on to distill.py, one value each.
 
 reads   what distill.py reads
-writes  OUTPUT_DIR/trials/NAME and OUTPUT_DIR/NAME, as distill.py does; student.float16.pt or student.int8.pt
+writes  OUTPUT_DIR/trials/NAME and OUTPUT_DIR/best/NAME, as distill.py does; student.float16.pt or .int8.pt
         beside student.pt where student.pt itself is too large
 again   the same command continues where it stopped; finished students are left alone
-next    python evaluate.py students/NAME/student.int8.pt --data data/nsmc/test.tsv
+next    python evaluate.py budget/best/NAME/student.int8.pt --data data/nsmc/test.tsv
 """
 
 import argparse
@@ -42,7 +42,7 @@ def parse_args(argv=None):
     arg("--budget", required=True, type=byte_count, metavar="BYTES", help="such as 300KB")
     arg("--tokenizer", required=True, nargs="+", metavar="DIR", help="folders with tokenizer.json to try")
     arg("--epochs", type=flags.count, default=8, help="of the final student (default: %(default)s)")
-    arg("--output-dir", default="students", metavar="DIR", help="default: %(default)s")
+    arg("--output-dir", default="budget", metavar="DIR", help="default: %(default)s")
     words = sys.argv[1:] if argv is None else argv
     args, args.rest = p.parse_known_args([word for word in words if word != "--"])
     starts = [i for i, word in enumerate(args.rest) if word.startswith("--")]
@@ -145,7 +145,7 @@ def train(args, candidate: tuple, epochs: int, folder: Path) -> tuple[Path, dict
     size = min(SIZES, key=lambda name: abs(SIZES[name][1] - H))  # decides the learning rate
     run_distill([*args.rest, "--tokenizer", path, "--size", size, "--embedding-dim", str(E), "--hidden-dim",
                  str(H), "--epochs", str(epochs), "--output-dir", str(folder)])
-    # Its folder has a name that only distill.py knows: it is the one whose lock it took last.
+    # Only distill.py knows the name of its folder: the one whose lock was taken last.
     folder = max((lock.stat().st_mtime_ns, lock.parent) for lock in folder.glob("*/.lock"))[1]
     student = Student.load(folder / "student.pt")
     kept = {name: student.artifact[name] for name in ("scores", "made_by")}
@@ -163,7 +163,7 @@ def main(args):
         rows.append((best[score], -len(content["int8"]), candidate))
     rows.sort(reverse=True)
     _, _, chosen = rows[0]
-    folder, content, best = train(args, chosen, args.epochs, output)
+    folder, content, best = train(args, chosen, args.epochs, output / "best")
     kind = next((kind for kind in PRECISIONS if len(content[kind]) <= args.budget), None)
     if kind is None:
         raise UserError(f"--budget: {folder} takes {len(content['int8']):,} bytes in int8, more than "

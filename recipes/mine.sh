@@ -8,11 +8,19 @@ set -eu
 FILE=$(realpath "$1")
 CHECKPOINT=${2:-monologg/koelectra-small-v3-discriminator}
 [ ! -d "$CHECKPOINT" ] || CHECKPOINT=$(realpath "$CHECKPOINT")
+[ -z "${OUT:-}" ] || OUT=$(realpath -m "$OUT")
 cd "$(dirname "$0")/.."
 PY=${PYTHON:-python}
-NAME=$(basename "$FILE")
-OUT=${OUT:-mine/${NAME%%.*}}
+OUT=${OUT:-mine/$(basename "$FILE" | sed -E 's/(\.(tsv|txt|csv|jsonl))?(\.gz)?$//')}
 
+# The results of one file: another one, or the same with other rows, needs a folder of its own.
+SUM=$(cksum < "$FILE")
+if [ "$(cat "$OUT/cksum" 2> /dev/null || echo "$SUM")" != "$SUM" ]; then
+    echo "error: $OUT has the results of another file; choose another folder: OUT=DIR sh $0 …" >&2
+    exit 2
+fi
+mkdir -p "$OUT"
+echo "$SUM" > "$OUT/cksum"
 $PY -m data.prepare split "$FILE" --out "$OUT/data"
 $PY train_tokenizer.py --data "$OUT/data/train.tsv" --output-dir "$OUT/tokenizer" --min-frequency 2
 if [ "$CHECKPOINT" = scratch ]; then
@@ -35,4 +43,4 @@ echo
 head -n 3 "$OUT/data/test.tsv" | awk -F '\t' 'NR == 1 { for (i = 1; i <= NF; i++) if ($i == "text") t = i }
     NR > 1 { print $t }' | $PY student.py "$OUT/students/base/student.pt"
 echo
-echo "python student.py $OUT/students/base/student.pt \"…\" classifies a text of yours"
+echo "python student.py '$OUT/students/base/student.pt' '…' classifies a text of yours"

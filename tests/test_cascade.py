@@ -135,7 +135,7 @@ def test_escalation_equals_a_count_at_every_threshold(weak, capsys):
     assert "for " not in capsys.readouterr().out
 
 
-def test_a_bare_tensor_has_the_labels_of_the_first_student(here, capsys):
+def test_the_columns_of_a_bare_tensor_are_in_the_order_of_the_sorted_labels(here, capsys):
     student = Student.load("students/tiny/student.pt")
     student.label_names.reverse()  # the other answer to every text
     student.save("other.pt")
@@ -143,8 +143,8 @@ def test_a_bare_tensor_has_the_labels_of_the_first_student(here, capsys):
     flags = "--data train.tsv --logits bare.pt"
     run("extra.cascade", f"escalate other.pt students/tiny/student.pt {flags} --json")
     other, tiny = (model["curve"] for model in json.loads(capsys.readouterr().out)["models"])
-    assert {accuracy for *_, accuracy in other} == {other[0][2]}
-    assert tiny[0][2] == other[0][2] and tiny[-1][2] == pytest.approx(1 - other[0][2])
+    assert {accuracy for *_, accuracy in tiny} == {tiny[0][2]}
+    assert other[0][2] == tiny[0][2] and other[-1][2] == pytest.approx(1 - tiny[0][2])
     write_rows(Path("train.tsv"), [(text, "") for text in read_examples("train.tsv").texts])
     refused(capsys, r"train\.tsv:2: .*label", f"escalate other.pt {flags}")
 

@@ -221,6 +221,11 @@ def test_a_bare_tensor_has_the_labels_of_the_file_or_of_the_model_beside(case, c
     torch.save(Student.load("two.pt").logits([text for text, _ in two]), "bare.pt")
     model, bare = models_of(capsys, "two.pt", "--data", "data.tsv", "--logits", "bare.pt")
     assert bare["accuracy"] == model["accuracy"] and bare["agreement"] == 1
+    other = Student.load("two.pt")
+    other.label_names.reverse()  # a bare tensor keeps the order of the sorted labels
+    other.save("other.pt")
+    reversed_, bare = models_of(capsys, "other.pt", "--data", "data.tsv", "--logits", "bare.pt")
+    assert bare["accuracy"] == model["accuracy"] != reversed_["accuracy"] and bare["agreement"] < 1
     torch.save(torch.zeros(len(two), 2), "bare.pt")
     refused(capsys, r"bare\.pt: 2 columns", "two.pt", "--data", "data.tsv", "--logits", "bare.pt")
 

@@ -26,6 +26,7 @@ sys.exit(3 if os.environ.get("FAIL") in sys.argv else 0)
 def recipe(tmp_path):
     """A function that runs a recipe in a copy of the folder; returns the exit code and the calls."""
     (tmp_path / "recipes").mkdir()
+    (tmp_path / "reviews.tsv").write_text("text\tlabel\n", encoding="utf-8")
     for file in (ROOT / "recipes").glob("*.sh"):
         (tmp_path / "recipes" / file.name).write_text(file.read_text("utf-8"), encoding="utf-8")
     calls, stub = tmp_path / "calls", tmp_path / "python"
@@ -33,7 +34,7 @@ def recipe(tmp_path):
     stub.chmod(stub.stat().st_mode | stat.S_IXUSR)
 
     def run(name, **environment):
-        done = subprocess.run(["sh", str(tmp_path / "recipes" / name), *RECIPES[name]], capture_output=True,
+        done = subprocess.run(["sh", f"recipes/{name}", *RECIPES[name]], cwd=tmp_path, capture_output=True,
                               env={"PATH": "/usr/bin:/bin", "PYTHON": str(stub), **environment}, text=True)
         return done.returncode, [json.loads(line) for line in calls.read_text("utf-8").splitlines()]
     return run
@@ -64,6 +65,15 @@ def test_the_unlabelled_file_goes_from_the_dump_to_the_students(recipe):
     students = [parsed(call) for call in calls if call[0] == "distill.py"]
     assert [len(args.train) for args in students] == [1, 1, 2, 2]
     assert students[-1].logits == ["runs/nsmc/logits-both/train.pt", "runs/nsmc/logits-both/more.pt"]
+
+
+def test_mine_refuses_another_file_in_the_folder_of_the_first(recipe, tmp_path):
+    first = recipe("mine.sh")
+    assert recipe("mine.sh") == (0, first[1] * 2)
+    (tmp_path / "reviews.tsv").write_text("text\tlabel\n다른 글\t1\n", encoding="utf-8")
+    code, calls = recipe("mine.sh")
+    assert code == 2 and calls == first[1] * 2
+    assert recipe("mine.sh", OUT="another")[0] == 0 and (tmp_path / "another/cksum").exists()
 
 
 @pytest.mark.parametrize("name", RECIPES)

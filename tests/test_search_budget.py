@@ -71,7 +71,7 @@ def test_the_best_trial_is_trained_in_full_and_its_file_fits(here, calls, capsys
     best = max(student.artifact["scores"]["valid_accuracy"] for student in students.values())
     shapes = {(s.config.vocab_size, s.config.embedding_dim, s.config.hidden_dim) for s in students.values()
               if s.artifact["scores"]["valid_accuracy"] == best}
-    file, = Path("found").glob("*/student.int8.pt")
+    file, = Path("found").glob("best/*/student.int8.pt")
     small, full = Student.load(file), Student.load(file.with_name("student.pt"))
     config = small.config
     assert (config.vocab_size, config.embedding_dim, config.hidden_dim) in shapes and config == full.config
@@ -98,7 +98,7 @@ def test_an_interrupted_search_continues_with_what_is_missing(here, calls, monke
                 if path.endswith(("student.pt", "student.int8.pt"))}
 
     search("30KB", ALONE)
-    expected, (final,) = made(), Path("found").glob("*/student.int8.pt")
+    expected, (final,) = made(), Path("found").glob("best/*/student.int8.pt")
     trial = min(path.parent for path in Path("found/trials").glob("*/student.pt"))
     assert len(expected) == 5  # three trials, the best in full, its copy
     for folder in (trial, final.parent):
@@ -128,7 +128,7 @@ def test_a_wide_budget_takes_a_finer_precision(here, calls, monkeypatch, capsys,
     """Of embeddings 16 wide and 192 hidden, the widest: 1.4 MB, 0.7 MB and 0.4 MB."""
     monkeypatch.setattr(search_budget, "WIDTHS", (16,))
     search(budget, ALONE)
-    found = list(Path("found").glob("*/student*.pt"))
+    found = list(Path("found").glob("best/*/student*.pt"))
     assert {path.name for path in found} == files and len(found) == len(files) and len(calls) == 2
     assert f"{kind} is the finest" in capsys.readouterr().out
     config = Student.load(found[0]).config
@@ -140,7 +140,7 @@ def test_a_budget_that_is_too_small_is_told_with_the_least_that_would_do(here, c
     smallest = next(word for word in message.split() if "," in word).replace(",", "")
     assert not calls and not Path("found").exists()
     search(smallest, ALONE)
-    file, = Path("found").glob("*/student.*.pt")
+    file, = Path("found").glob("best/*/student.*.pt")
     assert file.stat().st_size <= int(smallest)
 
 
@@ -150,7 +150,7 @@ def test_many_labels_and_files_are_reckoned_with(here, calls):
         write_rows(Path(f"{name}.tsv"), [(text, names[i % 60]) for i, (text, _) in
                                          enumerate(reviews(count, 0))])
     search("20KB", f"--train {'train.tsv ' * 8} --valid valid.tsv --alpha 1")
-    file, = Path("found").glob("*/student.*.pt")
+    file, = Path("found").glob("best/*/student.*.pt")
     assert file.stat().st_size <= 20_000
 
 

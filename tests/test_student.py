@@ -733,9 +733,10 @@ def test_the_script_answers_with_the_shipped_student_or_another(tmp_path, capsys
     texts = ["이 영화 진짜 재밌다", "돈이 아깝다"]
     found = answers(capsys, *texts)
     assert [label for label, _, _ in found] == ["1", "0"] and found == answers(capsys, SHIPPED, *texts)
-    stdin = io.TextIOWrapper(io.BytesIO("\n".join(texts).encode()), encoding="cp949")
-    monkeypatch.setattr(sys, "stdin", stdin)
-    assert answers(capsys) == found
+    for end in ("\n", "\r\n"):
+        stdin = io.TextIOWrapper(io.BytesIO(end.join(texts).encode()), encoding="cp949", newline="\n")
+        monkeypatch.setattr(sys, "stdin", stdin)
+        assert answers(capsys) == found
     for stdin, kind in ((None, StudentError), (io.TextIOWrapper(io.BytesIO(b"\xbf\xb5")), UnicodeError)):
         monkeypatch.setattr(sys, "stdin", stdin)
         with pytest.raises(kind):

@@ -67,6 +67,15 @@ def test_another_order_of_outputs_reaches_targets_and_logits(here):
     assert window.columns["target"][:120].tolist() == [1 - answer for answer in answers]
 
 
+def test_the_columns_of_a_bare_tensor_are_sorted_labels_beside_logits_of_another_order(here):
+    artifact = read("logits/train.pt")
+    torch.save(artifact | {"label_names": ["1", "0"]}, "reversed.pt")
+    torch.save(torch.arange(160.0).view(80, 2), "bare.pt")
+    data = read_set(BOTH[0], ["reversed.pt", "bare.pt"])
+    assert data.task.names == ["1", "0"] and data.logits[1].values[0].tolist() == [1.0, 0.0]
+    assert torch.equal(data.logits[0].values, artifact["logits"])
+
+
 def test_labels_are_those_of_all_files_and_with_bare_logits_of_validation_too(here):
     cells("a.tsv", ["3", "3"]), cells("b.tsv", "xy", "text"), cells("c.tsv", ["20", ""])
     cells("v.tsv", ["100", "3"])
