@@ -258,15 +258,24 @@ def dimensions(settings: dict) -> tuple[int, int]:
     return settings["embedding_dim"] or embedding_dim, settings["hidden_dim"] or hidden_dim
 
 
+def summary_row(path: Path, state: dict) -> dict:
+    """A student's settings and scores, from the last.pt of its finished run."""
+    at, arguments = state["at"], state["made_by"]["arguments"]
+    return {name: arguments[name] for name in (*GRID, *DECISIVE) if name != "tokenizer"} | {
+        "parameters": sum(tensor.numel() for tensor in state["weights"].values()),
+        "valid_loss": at["best"]["valid_loss"], **{name: float(value) for name, value in at["best"].items()},
+        "epoch": at["best"]["epoch"], "seconds": round(at["seconds"], 1), "folder": str(path)}
+
+
 def write_summary(folder: Path) -> None:
     """A line for each finished student in the folder, best first: printed, and saved as summary.tsv."""
     rows = []
     for path, state in runtime.finished_runs(folder):
-        at, arguments = state["at"], state["made_by"]["arguments"]
-        if "size" in arguments:  # else a teacher's
-            rows.append({name: arguments.get(name) for name in (*GRID, *DECISIVE) if name != "tokenizer"} | {
-                "parameters": sum(tensor.numel() for tensor in state["weights"].values()), **at["best"],
-                "seconds": round(at["seconds"], 1), "folder": str(path)})
+        try:
+            if "size" in state["made_by"]["arguments"]:  # else a teacher's
+                rows.append(summary_row(path, state))
+        except (AttributeError, LookupError, RuntimeError, TypeError, ValueError) as error:
+            runtime.warn(f"{path}/last.pt: damaged, not in the summary ({error!r})")
     if len(rows) < 2:  # one student needs no table
         return
     score = next(name for name in rows[0] if name.startswith("valid_") and name != "valid_loss")

@@ -85,6 +85,12 @@ def load_teachers(paths: list[str], device) -> list:
     return teachers
 
 
+def settings_of(made_by: list[dict], dtype: str) -> dict:
+    """What logits depend on, under names that a message can list. made_by: fingerprints() of each teacher."""
+    return {f"the {name} of teacher {i}": value for i, one in enumerate(made_by, 1)
+            for name, value in one.items()} | {"the number of teachers": len(made_by), "--dtype": dtype}
+
+
 def mean_logits(teachers: list, texts, texts2, precision: str, args, device, progress=None):
     """(N, C) float32: the mean of the teachers' logits."""
     logits = 0
@@ -97,16 +103,18 @@ def mean_logits(teachers: list, texts, texts2, precision: str, args, device, pro
 class Dump:
     """The logits of one file: what is there, what is missing, and how to make it."""
 
-    def __init__(self, file: Survey, columns: tuple, teachers: list, path: Path, args, device):
-        """Read what is at `path`. Raises UserError where it was made of other texts or in another way."""
-        self.file, self.columns, self.teachers = file, columns, teachers
+    def __init__(self, file: Survey, columns: tuple, teachers: list, made_by: list[dict], path: Path, args,
+                 device):
+        """Read what is at `path`. Raises UserError where it was made of other texts or in another way.
+
+        made_by: fingerprints() of each teacher.
+        """
+        self.file, self.columns, self.teachers, self.made_by = file, columns, teachers, made_by
         self.path, self.args, self.device = path, args, device
         self.blocks = path.with_name(f".{path.stem}.blocks")
         self.tombstone = self.blocks / "overwrite"  # so that a killed --overwrite does not keep the old file
         self.task = tasks.of_name(teachers[0].task, teachers[0].label_names, args.teacher[0])
-        self.made_from = {f"the {name} of teacher {i}": value for i, teacher in enumerate(teachers, 1)
-                          for name, value in fingerprints(teacher).items()} | {
-            "the number of teachers": len(teachers), "--dtype": args.dtype}
+        self.settings = settings_of(made_by, args.dtype)
         replaced = args.overwrite or (self.tombstone.exists() and not args.check)
         self.old = read_logits(path) if path.exists() and not replaced else None
         self.precision = runtime.pick_precision(args.precision, device, all(
@@ -121,11 +129,9 @@ class Dump:
                             f"another --output-dir keeps it")
         if self.args.precision == "auto":  # decided once
             self.precision = old.precision
-        before = {f"the {name} of teacher {i}": value for i, teacher in enumerate(old.teachers, 1)
-                  for name, value in teacher.items()} | {
-            "the number of teachers": len(old.teachers), "--precision": old.precision,
-            "--dtype": str(old.values.dtype).removeprefix("torch.")}
-        runtime.refuse_other_values(self.path, before, {**self.made_from, "--precision": self.precision})
+        before = settings_of(old.teachers, str(old.values.dtype).removeprefix("torch."))
+        runtime.refuse_other_values(self.path, before | {"--precision": old.precision},
+                                    self.settings | {"--precision": self.precision})
         self.complete = old.texts == self.file.fingerprint and len(old.values) == self.file.rows
         rows = len(old.values)
         if not self.complete and not (rows < self.file.rows and old.texts == fingerprint_of_first(
@@ -135,7 +141,7 @@ class Dump:
 
     def name_of(self, part: Examples) -> str:
         """SHA-256 of all that decides the bits of a block."""
-        decisive = {**self.made_from, "--precision": self.precision, "--max-tokens": self.args.max_tokens}
+        decisive = {**self.settings, "--precision": self.precision, "--max-tokens": self.args.max_tokens}
         return runtime.fingerprint(f"{part.fingerprint()} {sorted(decisive.items())}")
 
     def found(self, number: int, name: str, rows: int) -> torch.Tensor | None:
@@ -162,7 +168,7 @@ class Dump:
     def write(self) -> None:
         """Compute the missing blocks and write the file."""
         progress = runtime.Progress(Path(self.file.path).name, self.file.rows * len(self.teachers), "texts")
-        names, blocks, statistics, reused = [], [], [], 0
+        names, blocks, reused, total, labelled = [], [], 0, 0, 0
         for number, part in enumerate(read_again(self.file, *self.columns, chunk=BLOCK)):
             names.append(self.name_of(part))
             logits = self.found(number, names[-1], len(part))
@@ -175,22 +181,22 @@ class Dump:
                 progress.total -= len(part) * len(self.teachers)
             blocks.append(logits)
             target, known = part.targets(self.task)
-            statistics.append(self.task.statistics(logits[known].float(), target[known]))
+            total = total + self.task.statistics(logits[known].float(), target[known]).sum(0)  # (S,)
+            labelled += int(known.sum())
         seconds = progress.close()
         logits = torch.cat(blocks)
         runtime.barrier(self.device)  # every rank has read the blocks
         write_logits(self.path, Logits(
-            logits, self.task.names, self.teachers[0].task, self.file.fingerprint,
-            [fingerprints(teacher) for teacher in self.teachers], self.args.teacher, self.precision, names,
-        ), runtime.made_by({"max_tokens": self.args.max_tokens}, {}))
+            logits, self.task.names, self.teachers[0].task, self.file.fingerprint, self.made_by,
+            self.args.teacher, self.precision, names),
+            runtime.made_by({"max_tokens": self.args.max_tokens}, {}))
         if RANK == 0:
             shutil.rmtree(self.blocks, ignore_errors=True)
-        statistics = torch.cat(statistics)
         rate = progress.done / len(self.teachers) / seconds
         print(f"{self.file.path}: {rate:,.0f} texts/s {self.precision}, {runtime.clock(seconds)}"
               + (f", {reused:,} rows were there already" if reused else "")
-              + (f", {self.task.best} {self.task.scores(statistics.mean(0))[self.task.best]:.4f} on "
-                 f"{len(statistics):,} labelled rows" if len(statistics) else ""))
+              + (f", {self.task.best} {self.task.scores(total / labelled)[self.task.best]:.4f} on "
+                 f"{labelled:,} labelled rows" if labelled else ""))
         print(f"{self.path}: logits of {len(logits):,} rows" + (
             f", {self.path.stat().st_size:,} bytes" if RANK == 0 else ""))
 
@@ -234,11 +240,11 @@ def main(args):
     files = [survey(file, *columns) for file in args.data]
     teachers = load_teachers(args.teacher, device)
     runtime.refuse_to_overwrite_inputs([*args.data, *args.teacher], paths)
-    dumps = []
+    dumps, made_by = [], [fingerprints(teacher) for teacher in teachers]
     for path, file in zip(paths, files, strict=True):
         if not args.check:
             runtime.lock(path.with_name(f".{path.stem}.lock"), path.name)
-        dumps.append(Dump(file, columns, teachers, path, args, device))
+        dumps.append(Dump(file, columns, teachers, made_by, path, args, device))
         file.refuse_other_answers(dumps[-1].task, *columns)
     for dump in dumps:
         if args.overwrite and RANK == 0:
