@@ -101,7 +101,7 @@ from tokenizers import Tokenizer
 
 import runtime
 import tasks
-from data.batches import encode, inputs, largest_id, logits_in_order, training_batches
+from data.batches import encode, inputs, logits_in_order, read_tokenizer, training_batches
 from data.training import TrainingSet, encode_training_set, read_training_set
 from runtime import RANK, WORLD, UserError
 from student import SIZES, Student, StudentConfig, StudentError
@@ -112,29 +112,7 @@ DECISIVE = ("epochs", "max_length", "max_tokens", "warmup", "weight_decay", "cli
 load = partial(runtime.load_model, loaders={"teacher": Teacher.load, "student": Student.load})
 
 
-# ---- tokenizer and embeddings ----------------------------------------------------------------------------
-
-
-def read_tokenizer(folder: str) -> Tokenizer:
-    path = Path(folder) / "tokenizer.json" if Path(folder).is_dir() else Path(folder)
-    try:
-        tokenizer = Tokenizer.from_str(path.read_text(encoding="utf-8"))
-    except OSError as error:
-        raise UserError(f"{path}: cannot read ({error.strerror}); train_tokenizer.py makes one") from None
-    except Exception as error:  # the Rust library raises bare Exception
-        raise UserError(f"{path}: not a tokenizer file ({' '.join(str(error).split())})") from None
-    for token in ("[PAD]", "[UNK]"):
-        if tokenizer.token_to_id(token) is None:
-            raise UserError(f"{path}: the tokenizer has no {token}; make one with train_tokenizer.py")
-    try:
-        gaps = largest_id(tokenizer) >= tokenizer.get_vocab_size()
-    except UserError as error:
-        raise UserError(f"{path}: {error}; make one with train_tokenizer.py") from None
-    if gaps:
-        raise UserError(f"{path}: there are gaps between its ids; make one with train_tokenizer.py")
-    tokenizer.no_padding()  # encode() sets its own
-    tokenizer.no_truncation()
-    return tokenizer
+# ---- embeddings from the teacher --------------------------------------------------------------------------
 
 
 def embeddings_teacher(data: TrainingSet, args) -> Teacher | None:

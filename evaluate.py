@@ -57,7 +57,7 @@ import torch
 import runtime
 import tasks
 from data.examples import Examples, read_examples
-from data.logits import read_logits_of
+from data.logits import bare_order, read_logits_of
 from runtime import UserError
 from student import Student, StudentError, decode, probabilities
 from teacher import Teacher
@@ -115,7 +115,7 @@ def assess(args, examples: Examples, device) -> tuple:
     if cached:
         kind, names = cached.task, cached.names
         if cached.bare:
-            kind, names = tasks.name_of(task), tasks.default_order(task)
+            kind, names = tasks.name_of(task), bare_order(task)
         if cached.values.size(1) != len(names):
             raise UserError(f"{args.logits}: {cached.values.size(1)} columns, but the labels are {names}")
         order = columns_of(args.logits, kind, names, task)

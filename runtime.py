@@ -703,13 +703,13 @@ class Run:
             sys.stdout.flush()
             self._stop_if_told()
 
-    def steps(self, batches, rows: int, unit: str = "texts"):
+    def steps(self, batches, rows: int):
         """The batches of this epoch that are left; `rows` are how many rows all of it has.
 
         Before each the random generators are seeded; after each step() has to be called.
         """
         epoch, self.rows = self.at["epoch"], rows
-        self.progress = Progress(f"epoch {epoch + 1}/{self.epoch_count}", rows, unit, self.at["rows"])
+        self.progress = Progress(f"epoch {epoch + 1}/{self.epoch_count}", rows, "texts", self.at["rows"])
         before = self.at["seconds"]
         for step, batch in enumerate(islice(batches, self.at["step"], None), self.at["step"]):
             seed_everything(self.device, self.seed, epoch, step, RANK)

@@ -149,11 +149,6 @@ def of_name(name: str, names: list[str], path):
     return TASKS[name](names)
 
 
-def default_order(task) -> list[str]:
-    """The names of the outputs as survey() orders them: what the columns of a bare tensor are."""
-    return type(task).survey(task.names, "").names
-
-
 def distill_loss(task, logits, batch: dict, alpha: float, kind: str = "mse", temperature: float = 2.0):
     """The method: mean over rows of alpha · hard + (1 − alpha) · soft; of rows without answer, soft alone.
 

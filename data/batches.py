@@ -13,6 +13,7 @@ from pathlib import Path
 
 import numpy as np
 import torch
+from tokenizers import Tokenizer
 
 from runtime import RANK, WORLD, UserError, autocast, sum_over_ranks
 
@@ -63,6 +64,29 @@ def largest_id(tokenizer) -> int:
         return max([*tokenizer.get_vocab().values(), *tokenizer.encode("가", "\U0010ffff").ids])
     except Exception as error:  # the tokenizers library's, such as: its own unknown token is missing
         raise UserError(f"the tokenizer cannot be used ({error})") from None
+
+
+def read_tokenizer(folder: str) -> Tokenizer:
+    """A student's tokenizer: a folder with tokenizer.json, or the file. Raises UserError."""
+    path = Path(folder) / "tokenizer.json" if Path(folder).is_dir() else Path(folder)
+    try:
+        tokenizer = Tokenizer.from_str(path.read_text(encoding="utf-8"))
+    except OSError as error:
+        raise UserError(f"{path}: cannot read ({error.strerror}); train_tokenizer.py makes one") from None
+    except Exception as error:  # the Rust library raises bare Exception
+        raise UserError(f"{path}: not a tokenizer file ({' '.join(str(error).split())})") from None
+    for token in ("[PAD]", "[UNK]"):
+        if tokenizer.token_to_id(token) is None:
+            raise UserError(f"{path}: the tokenizer has no {token}; make one with train_tokenizer.py")
+    try:
+        gaps = largest_id(tokenizer) >= tokenizer.get_vocab_size()
+    except UserError as error:
+        raise UserError(f"{path}: {error}; make one with train_tokenizer.py") from None
+    if gaps:
+        raise UserError(f"{path}: there are gaps between its ids; make one with train_tokenizer.py")
+    tokenizer.no_padding()  # encode() sets its own
+    tokenizer.no_truncation()
+    return tokenizer
 
 
 def encode(tokenizer, texts, texts2, max_length: int, pad_id: int, blank_id: int, segments=False,

@@ -41,6 +41,11 @@ class Logits:
         return self.names is None
 
 
+def bare_order(task) -> list[str]:
+    """What the columns of a bare tensor are: the names of the outputs in the order of the sorted labels."""
+    return type(task).survey(task.names, "").names
+
+
 def read_logits(path) -> Logits:
     """A logits file of this kit, or a bare tensor. Raises UserError where it is damaged or something else."""
     artifact = runtime.load_weights(path, mmap=True)

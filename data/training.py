@@ -14,7 +14,14 @@ import torch
 import runtime
 from data.batches import Encoded, Store
 from data.examples import Examples, Survey, read_again, read_examples, survey
-from data.logits import Logits, check_teachers, dump_command, fingerprints, read_logits_of
+from data.logits import (
+    Logits,
+    bare_order,
+    check_teachers,
+    dump_command,
+    fingerprints,
+    read_logits_of,
+)
 from runtime import UserError
 
 
@@ -84,17 +91,17 @@ def read_training_set(args, make_task, load) -> TrainingSet:
         raise UserError(f"{logits[0].path}: {logits[0].values.size(1)} columns, but the labels are "
                         f"{task.names}; one column per label is needed, in this order")
     for item in logits:
-        if item.bare:  # its columns are in the order of the sorted labels, whatever a teacher's are
-            order = type(task).survey(task.names, "").names
+        if item.bare and (order := bare_order(task)) != task.names:  # a copy in memory: only if it must be
             item.values = item.values[:, [order.index(name) for name in task.names]]
     valid_target, _ = valid.targets(task, every_row=True)
+    valid_texts = valid.fingerprint()
     for file in files:
         file.refuse_other_answers(task, *columns)
-        if file.fingerprint == valid.fingerprint():
+        if file.fingerprint == valid_texts:
             runtime.warn(f"{args.valid} has the texts of {file.path}: it cannot tell which epoch is best")
     read = {
         "the texts of --train": " ".join(file.fingerprint for file in files),
-        "the texts of --valid": valid.fingerprint(),
+        "the texts of --valid": valid_texts,
         "the answers of --train": " ".join(file.answer_fingerprint for file in files),
         "--logits": " ".join(runtime.fingerprint(item.values) for item in logits),
     }

@@ -55,7 +55,7 @@ import torch
 import runtime
 import tasks
 from data.examples import Examples, read_examples
-from data.logits import Logits, read_logits_of
+from data.logits import Logits, bare_order, read_logits_of
 from runtime import UserError
 from student import Student, StudentError, decode, probabilities
 
@@ -73,7 +73,7 @@ def task_of(cached: Logits, examples: Examples, student=None):
     task = tasks.make(examples.column, examples.answers or (), examples.path,
                       student if cached.bare else (cached.task, cached.names, cached.path))
     if cached.bare:
-        task = type(task)(tasks.default_order(task))
+        task = type(task)(bare_order(task))
     if cached.values.size(1) != len(task.names):
         raise UserError(f"{cached.path}: {cached.values.size(1)} columns, but the labels are {task.names}")
     return task

@@ -72,10 +72,9 @@ import bisect
 import subprocess
 from functools import partial
 
-from tokenizers import Tokenizer
-
 import runtime
 import tasks
+from data.batches import read_tokenizer
 from data.training import read_training_set
 from runtime import UserError
 from student import PRECISIONS, SIZES, Student, StudentConfig, StudentError, write_whole
@@ -84,14 +83,6 @@ from teacher import Teacher
 WIDTHS = (3, 4, 6, 8, 12, 16, 24, 32, 48, 64, 96, 128)  # of embeddings
 RESERVE = 1500  # bytes for the settings and scores in a student.pt
 load = partial(runtime.load_model, loaders={"teacher": Teacher.load, "student": Student.load})
-
-
-def read_tokenizer(folder: str) -> Tokenizer:
-    path = Path(folder) / "tokenizer.json" if Path(folder).is_dir() else Path(folder)
-    try:
-        return Tokenizer.from_file(str(path))
-    except Exception as error:  # the Rust library raises bare Exception
-        raise UserError(f"{path}: not a tokenizer ({error}); train_tokenizer.py makes one") from None
 
 
 def candidates(args, tokenizers: dict, data) -> list[tuple]:
