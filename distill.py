@@ -101,6 +101,7 @@ from tokenizers import Tokenizer
 
 import runtime
 import tasks
+from data import look
 from data.batches import encode, inputs, logits_in_order, read_tokenizer, training_batches
 from data.training import TrainingSet, encode_training_set, read_training_set
 from runtime import RANK, WORLD, UserError
@@ -308,18 +309,16 @@ def main(args):
     if 1 in args.alpha and not data.labelled:
         raise UserError("--alpha 1 trains on labels alone, but no --train file has any")
     tokenizers = {path: read_tokenizer(path) for path in args.tokenizer}
+    reads = {path: {"max_length": args.max_length, "pad_id": tokenizer.token_to_id("[PAD]"),
+                    "blank_id": tokenizer.token_to_id("[UNK]")} for path, tokenizer in tokenizers.items()}
+    print(look.tokenizers({path: (tokenizers[path], reads[path]) for path in reads}, data.files))
     runtime.refuse_to_overwrite_inputs(
         [*args.train, args.valid, *(args.logits or ()), *data.teachers],
         [output / name / file for name, _ in grid for file in ("last.pt", "student.pt", "log.jsonl")])
-    print(f"labels {data.task.names}; {data.rows:,} training rows, {data.labelled:,} of them labelled; "
-          f"{len(data.valid):,} for validation")
-
     jobs = begin(grid, data, embeddings_teacher(data, args), tokenizers, args, device)
     for path, unfinished in jobs.items():
         tokenizer = tokenizers[path]
-        reads = {"max_length": args.max_length, "pad_id": tokenizer.token_to_id("[PAD]"),
-                 "blank_id": tokenizer.token_to_id("[UNK]")}
-        store, valid = encode_training_set(data, partial(encode, tokenizer, **reads), output)
+        store, valid = encode_training_set(data, partial(encode, tokenizer, **reads[path]), output)
         valid = valid.to(device)
         if path == list(jobs)[-1]:
             data.logits.clear()  # the store has them: the mapped files need not stay in memory

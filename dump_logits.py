@@ -54,6 +54,7 @@ import torch
 
 import runtime
 import tasks
+from data import look
 from data.batches import encode, logits_in_order
 from data.examples import Examples, Survey, fingerprint_of_first, read_again, stem, survey
 from data.logits import Logits, fingerprints, read_logits, write_logits
@@ -239,6 +240,10 @@ def main(args):
     columns = args.text_column, args.text2_column, args.label_column
     files = [survey(file, *columns) for file in args.data]
     teachers = load_teachers(args.teacher, device)
+    task = tasks.of_name(teachers[0].task, teachers[0].label_names, args.teacher[0])
+    print(*look.files(files, columns, task), sep="\n")
+    print(look.tokenizers({path: (teacher.tokenizer, teacher.reads) for path, teacher in zip(
+        args.teacher, teachers, strict=True)}, files))
     runtime.refuse_to_overwrite_inputs([*args.data, *args.teacher], paths)
     dumps, made_by = [], [fingerprints(teacher) for teacher in teachers]
     for path, file in zip(paths, files, strict=True):

@@ -100,7 +100,7 @@ def assess(args, examples: Examples, device) -> tuple:
     if models:
         task = tasks.of_name(models[0].task, models[0].label_names, args.models[0])
     else:
-        task = tasks.make(examples.column, examples.answers or (), args.data,
+        task = tasks.make(examples.column, examples.cells(), args.data,
                           None if cached.bare else (cached.task, cached.names, cached.path))
     target, _ = examples.targets(task, every_row=True)
     results = []
@@ -218,7 +218,7 @@ def main(args):
         runtime.refuse_device(Path(args.errors))
     seen = set()
     for file in args.seen:
-        part = read_examples(file, args.text_column, args.text2_column)
+        part = read_examples(file, args.text_column, args.text2_column, False)
         if (part.texts2 is None) != (examples.texts2 is None):
             raise UserError(f"{file} and {args.data} disagree: only one has a text2 column")
         seen.update(text_keys(part))

@@ -83,6 +83,7 @@ import torch
 
 import runtime
 import tasks
+from data import look
 from data.batches import encode, inputs, logits_in_order, training_batches
 from data.logits import fingerprints
 from data.training import encode_training_set, read_training_set
@@ -213,6 +214,8 @@ def main(args):
     output = Path(args.output_dir)
     data = read_training_set(args, tasks.make, load)
     teacher = prepare_teacher(args, data)
+    source = args.checkpoint or args.tokenizer
+    print(look.tokenizers({source: (teacher.tokenizer, teacher.reads)}, data.files))
     runtime.refuse_to_overwrite_inputs([*args.train, args.valid, *(args.logits or ()), *data.teachers], [
         output / name for name in ("last.pt", "teacher.pt", "log.jsonl", "diverged.tsv")])
     start = fingerprints(teacher)

@@ -12,6 +12,7 @@ from typing import ClassVar
 import torch
 import torch.nn.functional as F
 
+from data import labels
 from runtime import UserError
 from student import probabilities
 
@@ -53,7 +54,9 @@ class Classification:
             return -1
         if cell not in self.index:
             known = self.names if len(self.names) <= 20 else f"the {len(self.names):,} known"
-            raise ValueError(f"label {cell!r} is none of {known}; correct it")
+            other = labels.alike(cell, self.names)
+            differs = other and f" (from {other!r} it differs only by {labels.difference(cell, other)})"
+            raise ValueError(f"label {cell!r} is none of {known}{differs or ''}; correct it")
         return self.index[cell]
 
     def hard(self, logits, target, mask=None):
@@ -132,14 +135,18 @@ def name_of(task) -> str:
     return next(name for name, kind in TASKS.items() if type(task) is kind)
 
 
-def make(column: str | None, cells, where: str, stored=None):
+def make(column: str | None, cells: dict[str, str], where: str, stored=None):
     """The task whose answers a column of this name holds (classification for any other name): its outputs are
-    those of `stored`, (task, names, path) of an artifact, or else surveyed from the cells. Raises UserError.
+    those of `stored`, (task, names, path) of an artifact, or else surveyed from the cells and judged.
+
+    cells: {cell: FILE:LINE where it first stands}. `where` names the files. Raises UserError.
     """
     if stored:
         return of_name(*stored)
     kind = next((kind for kind in TASKS.values() if kind.column == column), Classification)
-    return kind.survey(cells, where)
+    task = kind.survey(cells, where)
+    labels.judge({name: cells.get(name, where) for name in task.names}, column)
+    return task
 
 
 def of_name(name: str, names: list[str], path):

@@ -143,7 +143,7 @@ def save(tokenizer: Tokenizer, folder: Path, kind: str, overwrite: bool) -> None
 def main(args):
     texts = []
     for file in args.data:
-        examples = read_examples(file, args.text_column, args.text2_column)
+        examples = read_examples(file, args.text_column, args.text2_column, False)
         texts += examples.texts + (examples.texts2 or [])
     print(f"{len(texts):,} texts")
     words = Counter() if args.type == "unigram" else count_words(texts, args.type)

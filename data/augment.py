@@ -105,7 +105,7 @@ class Augmenter:
 
 def main(args):
     runtime.refuse_to_overwrite_inputs(args.data, [args.out])
-    files = [read_examples(file, args.text_column, args.text2_column) for file in args.data]
+    files = [read_examples(file, args.text_column, args.text2_column, False) for file in args.data]
     if len({part.texts2 is None for part in files}) > 1:
         raise UserError("only some files have a column text2; either all or none must be pairs")
     rows = [tuple(" ".join(text.replace("\0", " ").split()) for text in row)  # fit for a TSV

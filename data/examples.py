@@ -17,18 +17,21 @@ import zlib
 from array import array
 from collections import Counter
 from collections.abc import Iterator
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from itertools import islice
 from pathlib import Path
 
 import torch
 
+from data.labels import refuse_near_columns
 from runtime import UserError
 
 TEXT_COLUMNS = ("text", "document")
 ANSWER_COLUMNS = ("label",)  # of each kind of task in tasks.py
 CHUNK = 8192  # rows that stream_examples yields at a time
 LONGEST = 2**24  # bytes of a line
+CR_ALONE = "a CR without LF; if its lines end so, convert them: tr '\\r' '\\n' < FILE > NEW"
+DISTINCT = 2**22  # rows among which a survey looks for doubled texts: 34 MB
 
 
 @dataclass
@@ -45,6 +48,7 @@ class Examples:
     ids: list[str] | None
     lines: array  # line number of each row, for messages
     column: str | None = None  # name of the column of answers
+    header: tuple[str, ...] = ()  # names of all columns
 
     def __len__(self) -> int:
         return len(self.texts)
@@ -53,7 +57,15 @@ class Examples:
         """These rows."""
         return Examples(self.path, *(column and [column[row] for row in rows] for column in
                                      (self.texts, self.texts2, self.answers, self.ids, self.lines)),
-                        self.column)
+                        self.column, self.header)
+
+    def cells(self) -> dict[str, str]:
+        """{answer: FILE:LINE where it first stands}, empty ones aside."""
+        found = {}
+        for cell, line in zip(self.answers or (), self.lines, strict=False):
+            if cell and cell not in found:
+                found[cell] = f"{self.path}:{line}"
+        return found
 
     def fingerprint(self) -> str:
         """SHA-256 of the texts in order: equal exactly when every row's texts are. Labels do not enter."""
@@ -66,6 +78,9 @@ class Examples:
 
         With `every_row` one without is refused.
         """
+        if every_row and self.answers is None:
+            raise UserError(f"{self.path}: no column {task.column} among {list(self.header)}, and every row "
+                            f"of this file needs one; --label-column reads another column")
         cells = self.answers if self.answers is not None else [""] * len(self)
         texts = self.texts if self.texts2 is None or task.per == "text" else self.texts2
         found = []
@@ -112,16 +127,50 @@ class Survey:
     """What one pass over a file tells, without keeping its rows."""
 
     path: str
-    rows: int
-    answers: Counter  # how often each cell occurs, empty ones aside
-    column: str | None  # name of the column of answers
-    pairs: bool
-    fingerprint: str  # of the texts
-    answer_fingerprint: str
+    head: Examples  # the first rows, at most CHUNK
+    rows: int = 0
+    answers: Counter = field(default_factory=Counter)  # how often each cell occurs, empty ones aside
+    cells: dict[str, str] = field(default_factory=dict)  # {answer: FILE:LINE where it first stands}
+    blank: int = 0  # rows with a text that is empty, or blanks alone
+    first_blank: str = ""  # FILE:LINE
+    quoted: str = ""  # FILE:LINE, in a file of one column: a quotation mark opens that a later row closes
+    opened: str = ""  # FILE:LINE of the last one that opened
+    keys: array = field(default_factory=lambda: array("q"))  # of DISTINCT rows: equal for equal texts
+    fingerprint: str = ""  # of the texts
+    answer_fingerprint: str = ""
+
+    @property
+    def column(self) -> str | None:
+        """Name of the column of answers."""
+        return self.head.column
+
+    @property
+    def pairs(self) -> bool:
+        return self.head.texts2 is not None
 
     @property
     def labelled(self) -> int:
         return self.answers.total()
+
+    def add(self, part: Examples) -> None:
+        """Count the next rows."""
+        self.answers.update(filter(None, part.answers or ()))
+        self.cells = self.cells | part.cells() | self.cells
+        lines_alone = len(part.header) == 1 and not self.path.lower().removesuffix(".gz").endswith(".csv")
+        for row, (text, text2, line) in enumerate(
+                zip(part.texts, part.texts2 or part.texts, part.lines, strict=True), self.rows):
+            key = text.strip(), text2.strip()
+            if not all(key):
+                self.blank += 1
+                self.first_blank = self.first_blank or f"{self.path}:{line}"
+                key = row  # blank texts are not counted as doubled
+            if row < DISTINCT:
+                self.keys.append(hash(key))
+            if lines_alone and text.count('"') % 2:
+                if self.opened and text.endswith('"'):
+                    self.quoted = self.quoted or self.opened
+                self.opened = f"{self.path}:{line}" if text.startswith('"') else ""
+        self.rows += len(part)
 
     def refuse_other_answers(self, task, *columns) -> None:
         """A UserError with the line of the first cell that the task cannot read, if there is one."""
@@ -134,15 +183,17 @@ class Survey:
 
 
 def survey(path, text_column=None, text2_column=None, label_column=None) -> Survey:
-    """Read a file once, keeping no row: what is wrong with it is told before any work. Raises UserError."""
-    found = Survey(str(path), 0, Counter(), None, False, "", "")
-    fingerprint = Fingerprint()
-    for part in stream_examples(path, text_column, text2_column, label_column):
-        found.rows += len(part)
-        found.pairs = part.texts2 is not None
+    """Read a file once, keeping few rows: what is wrong with it is told before any work. Raises UserError."""
+    return survey_of(stream_examples(path, text_column, text2_column, label_column))
+
+
+def survey_of(parts) -> Survey:
+    """What survey() gives, of the parts of a file, or of all of it in one."""
+    found, fingerprint = None, Fingerprint()
+    for part in parts:
+        found = found or Survey(part.path, part.take(range(min(len(part), CHUNK))))
+        found.add(part)
         fingerprint.add(part)
-        found.column = part.column
-        found.answers.update(filter(None, part.answers or ()))
     found.fingerprint, found.answer_fingerprint = fingerprint.hexdigest(), fingerprint.answers.hexdigest()
     return found
 
@@ -178,13 +229,13 @@ def fingerprint_of_first(rows: int, path, *columns) -> str:
 def read_examples(path, text_column=None, text2_column=None, label_column=None) -> Examples:
     """Read one file whole. Columns are text/document, text2, label by default; one that is named must exist.
 
-    Raises UserError `FILE:LINE: what is wrong; what to do`.
+    With label_column False there are no answers. Raises UserError `FILE:LINE: what is wrong; what to do`.
     """
     parts = stream_examples(path, text_column, text2_column, label_column)
     whole = next(parts)
     for part in parts:
         for name, column in vars(part).items():
-            if column is not None and name not in ("path", "column"):
+            if column is not None and name not in ("path", "column", "header"):
                 getattr(whole, name).extend(column)
     return whole
 
@@ -194,39 +245,50 @@ def stream_examples(path, text_column=None, text2_column=None, label_column=None
     """read_examples, `chunk` rows at a time: a file of any size passes through little memory."""
     path = str(path)
     name = path.lower().removesuffix(".gz")
+    wanted = text_column, text2_column, label_column
     if name.endswith((".tsv", ".txt", ".csv")):
-        records = _table_records(path, name, text_column, text2_column, label_column)
+        records = _table_records(path, name, wanted)
     elif name.endswith(".jsonl"):
-        records = _json_records(path, text_column, text2_column, label_column)
+        records = _json_records(path, wanted)
     else:
         raise UserError(f"{path}: unknown ending; use .tsv, .txt, .csv or .jsonl, each also with .gz")
-    columns = next(records)  # {"text": name of the column in the file, …}
+    header, columns = next(records)  # {"text": name of the column in the file, …}
     rows = 0
     while part := list(islice(records, chunk)):
         lines, *values = zip(*part, strict=True)
         values = dict(zip(columns, map(list, values), strict=True))
         yield Examples(path, values["text"], values.get("text2"), values.get("answer"), values.get("id"),
-                       array("Q", lines), columns.get("answer"))
+                       array("Q", lines), columns.get("answer"), header)
         rows += len(part)
     if not rows:
         raise UserError(f"{path}: has a header but no rows")
 
 
-def _table_records(path, name, text_column, text2_column, label_column):
-    """{role: name of its column} of what the header has, then (line number, value of each) of every row."""
+def _table_records(path, name, wanted):
+    """(header, {role: name of its column}), then (line number, value of each role) of every row."""
     rows = _csv_rows(path) if name.endswith(".csv") else _tsv_rows(path)
     line, header = next(rows, (1, None))
     if header is None:
         raise UserError(f"{path}: is empty; a header line such as text<TAB>label is needed")
-    columns = _columns(f"{path}:{line}", header, text_column, text2_column, label_column)
-    yield {key: header[position] for key, position in columns.items()}
-    positions = tuple(columns.values())
+    if any("\r" in column for column in header):
+        raise UserError(f"{path}:{line}: {CR_ALONE}")
+    columns = _columns(f"{path}:{line}", header, *wanted)
+    yield tuple(header), {key: header[position] for key, position in columns.items()}
+    positions, before = tuple(columns.values()), []
     for line, row in rows:
-        if row == [""] and len(header) > 1:
-            raise UserError(f"{path}:{line}: an empty line; remove it")
         if len(row) != len(header):
+            if name.endswith(".csv"):
+                advice = "a text with a comma or a line break needs quotation marks around it"
+            elif any(field[:1] == '"' and field.count('"') % 2 for field in (*before[-1:], *row)):
+                advice = ("a quotation mark opens here or in the line before, and in .tsv it has no special "
+                          "meaning; if the texts have line breaks, save the file as .csv")
+            else:
+                advice = "a text must not contain a tab or a line break"
+            if row == [""]:
+                raise UserError(f"{path}:{line}: an empty line; remove it ({advice})")
             raise UserError(f"{path}:{line}: {len(row)} columns where the header has {len(header)}; "
-                            f"a text must not contain {'a bare comma' if name.endswith('.csv') else 'a tab'}")
+                            f"{advice}")
+        before = row
         yield line, *[row[position] for position in positions]
 
 
@@ -239,12 +301,16 @@ def _columns(where, header, text_column, text2_column, label_column) -> dict:
                    label_column is not None),
         "id": (None, ("id",), False),
     }
+    if label_column is False:
+        del wanted["answer"]
     columns = {}
     for key, (flag, names, required) in wanted.items():
         found = [i for i, name in enumerate(header) if name in names]
         if len(found) > 1:
             raise UserError(f"{where}: column {' or '.join(names)} occurs {len(found)} times; keep one, "
                             f"or name another with {flag}")
+        if not found and key != "id":
+            refuse_near_columns(where, header, names, flag)
         if required and not found:
             raise UserError(f"{where}: no column {' or '.join(names)} among {header}; the first line must "
                             f"name the columns ({flag} for another name)")
@@ -291,11 +357,13 @@ def _csv_rows(path):
             yield start, row or [""]  # an empty line is one empty field
             start = reader.line_num + 1
     except csv.Error as error:
+        if "new-line character" in str(error):  # in a field without quotation marks
+            raise UserError(f"{path}:{start}: {CR_ALONE}") from None
         raise UserError(f"{path}:{start}: not valid CSV ({error}); is a quote not closed, or not doubled?"
                         ) from None
 
 
-def _json_records(path, text_column, text2_column, label_column):
+def _json_records(path, wanted):
     """As _table_records; the first object plays the header's part."""
     columns = None
     for number, line in decoded_lines(path):
@@ -304,17 +372,19 @@ def _json_records(path, text_column, text2_column, label_column):
         try:
             record = json.loads(line)
         except (ValueError, RecursionError) as error:
+            if "\r" in line.rstrip():
+                raise UserError(f"{path}:{number}: {CR_ALONE}") from None
             reason = f"{error.msg} at column {error.colno}" if hasattr(error, "colno") else str(error)
             raise UserError(f"{path}:{number}: not valid JSON ({reason})") from None
         if not isinstance(record, dict):
             raise UserError(f"{path}:{number}: a JSON object such as {{\"text\": \"…\"}} is needed")
         if columns is None:
-            found = _columns(f"{path}:{number}", list(record), text_column, text2_column, label_column)
+            found = _columns(f"{path}:{number}", list(record), *wanted)
             names = list(record)
             columns = {key: names[position] for key, position in found.items()}
             roles = {"text2": ["text2"], "answer": ANSWER_COLUMNS, "id": ["id"]}
             optional = {name for role in roles.keys() - columns for name in roles[role]} - {*columns.values()}
-            yield columns
+            yield tuple(names), columns
         late = [name for name in optional if name in record]
         if late:
             raise UserError(f"{path}:{number}: has {late[0]!r}, which the first object has not; give every "

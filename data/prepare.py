@@ -7,6 +7,7 @@
     python -m data.prepare nsmc --from ~/corpora               # files already downloaded, no network
     python -m data.prepare split reviews.csv --out data/mine   # your own .tsv, .txt, .csv or .jsonl
     python -m data.prepare split train.csv --test-percent 0    # if you already have a test file
+    python -m data.prepare look reviews.csv                    # what is in a file, and what looks wrong
 
 Label 1 is positive, 0 negative; in shopping, 4 and 5 stars are positive, 1 and 2 negative. nsmc keeps the
 published test set and takes 5 % of the published training set as valid. The others are shuffled: 10 % become
@@ -69,8 +70,8 @@ def parse_args(argv=None):
     p = argparse.ArgumentParser(prog="python -m data.prepare", description=__doc__,
                                 formatter_class=argparse.RawDescriptionHelpFormatter)
     arg = p.add_argument
-    arg("corpus", choices=[*CORPORA, "split"], help="a public corpus, or split for a FILE of your own")
-    arg("file", nargs="?", metavar="FILE", help="the labelled file to split (split only)")
+    arg("corpus", choices=[*CORPORA, "split", "look"], help="a public corpus, or what to do with a FILE")
+    arg("file", nargs="?", metavar="FILE", help="the file to split, or to look at")
     # artifacts
     arg("--out", type=Path, metavar="DIR", help="output folder (default: data/CORPUS or data/FILE)")
     arg("--from", type=Path, metavar="DIR", dest="source_dir", help="use the files in DIR, download nothing")
@@ -80,17 +81,20 @@ def parse_args(argv=None):
     arg("--seed", type=flags.natural, default=1, help="of the shuffle (default: %(default)s)")
     arg("--test-percent", type=flags.number(int, 0, 89, "a whole number from 0 to 89"), metavar="P",
         default=10, help="share of FILE that becomes test; 0: there is a test file (default: %(default)s)")
+    arg("--tokenizer", metavar="DIR", help="look: with this tokenizer's unknown tokens and cut texts")
     arg("--drop-leaks", action="store_true", help="remove train rows whose text is also in valid or test")
     flags.add_columns(arg, "label")
     args = p.parse_intermixed_args(argv)  # FILE may follow a flag
-    if args.corpus == "split":
+    if args.corpus in ("split", "look"):
         if not args.file:
-            p.error("split needs a FILE: python -m data.prepare split reviews.csv")
+            p.error(f"{args.corpus} needs a FILE: python -m data.prepare {args.corpus} reviews.csv")
         if args.source_dir:
-            p.error("--from is for the public corpora; split reads FILE")
+            p.error(f"--from is for the public corpora; {args.corpus} reads FILE")
     elif args.file or args.text_column or args.text2_column or args.label_column or args.test_percent != 10:
         p.error(f"FILE, --test-percent and the column flags are for split; {args.corpus} has its own files")
-    if args.out is None:
+    if args.tokenizer and args.corpus != "look":
+        p.error(f"--tokenizer is for look; {args.corpus} splits no text into tokens")
+    if args.out is None and args.corpus != "look":
         args.out = Path("data") / (Path(args.file).name.split(".")[0] if args.file else args.corpus)
         if args.file and args.out.exists():
             p.error(f"{args.out} exists; name the output folder with --out")
@@ -101,7 +105,9 @@ if __name__ == "__main__":
     ARGS = parse_args()  # before torch is imported: --help and a wrong flag answer at once
 
 import runtime
-from data.examples import Examples, decoded_lines, read_examples
+from data import labels, look
+from data.batches import read_tokenizer
+from data.examples import Examples, decoded_lines, read_examples, survey
 from runtime import UserError, refuse_to_overwrite_inputs, warn
 
 UNFIT = str.maketrans("\t\n\r\0", "    ")  # what a field of an unquoted TSV cannot hold
@@ -242,18 +248,37 @@ def summary(out: Path, splits: dict, labels: list[str]) -> None:
     print(f"next: python train_tokenizer.py --data {shlex.quote(str(out / 'train.tsv'))}")
 
 
+def look_at(args) -> None:
+    """Print what a file holds. Raises UserError for labels that are surely a mistake."""
+    columns = args.text_column, args.text2_column, args.label_column
+    found = survey(args.file, *columns)
+    print(*look.files([found], columns), sep="\n")
+    if args.tokenizer:
+        tokenizer = read_tokenizer(args.tokenizer)
+        unknown = tokenizer.token_to_id("[UNK]")
+        reads = {"max_length": 128, "pad_id": unknown, "blank_id": unknown}  # 128: the scripts' default
+        print(look.tokenizers({args.tokenizer: (tokenizer, reads)}, [found]))
+    labels.judge(found.cells, found.column)
+
+
 def main(args) -> None:
+    if args.corpus == "look":
+        look_at(args)
+        return
     if args.corpus == "split":
         parts = [read_examples(args.file, args.text_column, args.text2_column, args.label_column)]
         refuse_to_overwrite_inputs([args.file], [args.out / f"{s}.tsv" for s in ("train", "valid", "test")])
     else:
         parts = [load(name, args) for name in CORPORA[args.corpus]]
-    labels = {label for part in parts for label in part.answers or () if label}
-    if len(labels) < 2:
-        have = f"the only label is {min(labels)!r}" if labels else "no row has a label"
-        raise UserError(f"{args.file}: {have}; at least two are needed (column `label`, or --label-column)")
-    numbers = all(re.fullmatch(r"-?\d{1,18}", label) for label in labels)
-    labels = sorted(labels, key=lambda label: (int(label) if numbers else 0, label))
+    names = {label for part in parts for label in part.answers or () if label}
+    if len(names) < 2:
+        have = f"the only label is {min(names)!r}" if names else "no row has a label"
+        raise UserError(f"{args.file}: {have}; at least two are needed (column `label`, or --label-column; "
+                        f"its columns are {', '.join(parts[0].header)})")
+    if args.corpus == "split":
+        labels.judge(parts[0].cells(), parts[0].column)
+    numbers = all(re.fullmatch(r"-?\d{1,18}", label) for label in names)
+    names = sorted(names, key=lambda label: (int(label) if numbers else 0, label))
     headers, tables = zip(*map(table, parts), strict=True)
     rows = tables[0] if args.corpus == "nsmc" else list(chain(*tables))
     labelled = shuffle([row for row in rows if row[-1]], args.seed)
@@ -269,7 +294,7 @@ def main(args) -> None:
                         f"rows of it; remove it or give another --out")
     report_leaks(splits, headers[0], args.drop_leaks)
     write(args.out, headers[0], splits)
-    summary(args.out, splits, labels)
+    summary(args.out, splits, names)
 
 
 if __name__ == "__main__":

@@ -5,15 +5,15 @@ distill.py and finetune_teacher.py read theirs through read_training_set().
 
 import functools
 import itertools
-from collections import Counter
 from dataclasses import dataclass
 from pathlib import Path
 
 import torch
 
 import runtime
+from data import look
 from data.batches import Encoded, Store
-from data.examples import Examples, Survey, read_again, read_examples, survey
+from data.examples import Examples, Survey, read_again, read_examples, survey, survey_of
 from data.logits import (
     Logits,
     bare_order,
@@ -69,7 +69,8 @@ class TrainingSet:
 
 
 def read_training_set(args, make_task, load) -> TrainingSet:
-    """Read --train, --valid and --logits. Raises UserError for everything that can be wrong with them.
+    """Read --train, --valid and --logits, and print what they hold. Raises UserError for everything that can
+    be wrong with them.
 
     make_task(column, cells, where, stored) is tasks.make; load(path) gives a model, to compare teachers.
     """
@@ -81,10 +82,13 @@ def read_training_set(args, make_task, load) -> TrainingSet:
         raise UserError(f"{max(pairs, key=pairs.get)} and {min(pairs, key=pairs.get)} disagree: only the "
                         f"first has a column text2")
     logits = read_all_logits(args, files, columns, functools.cache(lambda path: fingerprints(load(path))))
-    cells, where = sum((file.answers for file in files), Counter()), ", ".join(args.train)
+    cells = {}
+    for file in files:
+        cells = cells | file.cells | cells  # where each first stands
+    where = ", ".join(f"{file.path} with the columns {', '.join(file.head.header)}" for file in files)
     stored = next(((item.task, item.names, item.path) for item in logits if not item.bare), None)
     if logits and stored is None:  # bare tensors can teach texts without answers
-        cells, where = cells + Counter(filter(None, valid.answers or ())), f"{where}, {args.valid}"
+        cells, where = cells | valid.cells() | cells, f"{where}, {args.valid}"
     column = next((file.column for file in [*files, valid] if file.column), None)
     task = make_task(column, cells, where, stored)
     if logits and logits[0].values.size(1) != len(task.names):
@@ -94,18 +98,19 @@ def read_training_set(args, make_task, load) -> TrainingSet:
         if item.bare and (order := bare_order(task)) != task.names:  # a copy in memory: only if it must be
             item.values = item.values[:, [order.index(name) for name in task.names]]
     valid_target, _ = valid.targets(task, every_row=True)
-    valid_texts = valid.fingerprint()
+    surveyed = survey_of([valid])
     for file in files:
         file.refuse_other_answers(task, *columns)
-        if file.fingerprint == valid_texts:
+        if file.fingerprint == surveyed.fingerprint:
             runtime.warn(f"{args.valid} has the texts of {file.path}: it cannot tell which epoch is best")
     read = {
         "the texts of --train": " ".join(file.fingerprint for file in files),
-        "the texts of --valid": valid_texts,
+        "the texts of --valid": surveyed.fingerprint,
         "the answers of --train": " ".join(file.answer_fingerprint for file in files),
         "--logits": " ".join(runtime.fingerprint(item.values) for item in logits),
     }
     teachers = args.teacher or [file for item in logits for file in item.teacher_files]
+    print(*look.files(files, columns, task), *look.files([surveyed], columns, task), sep="\n")
     return TrainingSet(files, columns, logits, teachers, task, valid, valid_target, read)
 
 

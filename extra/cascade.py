@@ -70,7 +70,7 @@ def answers_of(logits: torch.Tensor, task) -> list[tuple[str, float]]:
 
 def task_of(cached: Logits, examples: Examples, student=None):
     """The task of the logits; of a bare tensor that of `student`, (task, names, path), or of the answers."""
-    task = tasks.make(examples.column, examples.answers or (), examples.path,
+    task = tasks.make(examples.column, examples.cells(), examples.path,
                       student if cached.bare else (cached.task, cached.names, cached.path))
     if cached.bare:
         task = type(task)(bare_order(task))

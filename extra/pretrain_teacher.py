@@ -96,6 +96,7 @@ from torch import nn
 
 import runtime
 import teacher
+from data import look
 from data.batches import Store, encode, token_batches, training_batches
 from data.examples import read_again, survey
 from data.logits import fingerprints
@@ -119,7 +120,7 @@ class Corpus:
     """
 
     def __init__(self, args):
-        self.columns = args.text_column, args.text2_column, args.target_column
+        self.columns = args.text_column, args.text2_column, args.target_column or False
         paths = [*args.train, args.valid] if args.valid else args.train
         self.files, self.where = [survey(path, *self.columns) for path in paths], " ".join(paths)
         if len({file.pairs for file in self.files}) > 1:
@@ -479,6 +480,8 @@ def main(args):
 
     corpus = Corpus(args)
     model = read_model(args, corpus.names)
+    source = args.checkpoint or args.tokenizer
+    print(look.tokenizers({source: (model.tokenizer, model.reads)}, corpus.training))
     first, masker = fingerprints(model), Masker(model, args.mask_rate, device)
     made_by = runtime.made_by({name: getattr(args, name) for name in DECISIVE}, {
         "the texts of --train": " ".join(file.fingerprint for file in corpus.training),

@@ -179,7 +179,7 @@ CASES = [
     ("evaluate", "student.pt --data a.tsv", {"a.tsv": TABLE + b"x\t2\n"}, "a.tsv:14", "'2'", "['0', '1']"),
     ("dump", "--data a.tsv", {"a.tsv": TABLE + b"x\t2\n"}, "a.tsv:14", "'2'", "['0', '1']", "empty"),
     ("distill", "--valid a.tsv", {"a.tsv": TABLE + b"x\t\n"}, "a.tsv:14", "no label"),
-    ("evaluate", "student.pt --data a.tsv", {"a.tsv": BARE}, "a.tsv:2", "no label"),
+    ("evaluate", "student.pt --data a.tsv", {"a.tsv": BARE}, "a.tsv", "no column label"),
     ("distill", "--alpha 1 --train a.tsv --logits a.pt", {"a.tsv": BARE, "a.pt": saved(torch.zeros(1, 2))},
      "--alpha 1", "no --train file"),
     ("scratch", "--valid a.tsv", {"a.tsv": PAIRS}, "a.tsv and train.tsv", "text2"),
@@ -396,19 +396,19 @@ def test_a_processor_without_bf16_is_told(here):
 # ---- what looks bad and works ------------------------------------------------------------------------------
 
 WORKS = [  # script, flags, files, what standard output has to hold
-    ("distill", "--train a.tsv --logits a.pt", {"a.tsv": BARE, "a.pt": saved(torch.ones(1, 2))}, "1 train"),
-    ("scratch", "--train a.tsv", {"a.tsv": b"text\tlabel\na\t0\nb\t1\n"}, "2 training rows"),
+    ("distill", "--train a.tsv --logits a.pt", {"a.tsv": BARE, "a.pt": saved(torch.ones(1, 2))}, "1 rows"),
+    ("scratch", "--train a.tsv", {"a.tsv": b"text\tlabel\na\t0\nb\t1\n"}, "2 rows"),
     ("evaluate", "student.pt teacher.pt --data a.tsv", {"a.tsv": b"text\tlabel\na\t1\n"}, "1 rows"),
     ("evaluate", "student.pt swapped.pt", {}, "labels ['0', '1']"),
     ("dump", "--data a.tsv", {"a.tsv": BARE}, "logits of 1 rows"),
     ("distill", "--train a.tsv --logits a.pt",
-     {"a.tsv": b"text\tlabel\n\t1\n \t0\n", "a.pt": saved(torch.ones(2, 2))}, "2 training"),
+     {"a.tsv": b"text\tlabel\n\t1\n \t0\n", "a.pt": saved(torch.ones(2, 2))}, "2 rows"),
     ("evaluate", "student.pt --data a.csv", {"a.csv": b"text,label\n" + b"a " * 100_000 + b",1\n"}, "1 rows"),
     ("evaluate", "student.pt --data a.csv",
      {"a.csv": b'\xef\xbb\xbftext,label\r\n"a,\r\nb",1\r\nc,0'}, "2 rows"),
-    ("distill", "--logits a.pt", {"a.pt": saved(torch.ones(12, 2, requires_grad=True))}, "12 training"),
-    ("distill", "--logits a.pt", {"a.pt": saved(torch.ones(24, 2)[::2])}, "12 training"),
-    ("distill", "", {"logits.pt": changed("logits.pt", teacher_files=["gone.pt"])}, "12 training"),
+    ("distill", "--logits a.pt", {"a.pt": saved(torch.ones(12, 2, requires_grad=True))}, "12 rows"),
+    ("distill", "--logits a.pt", {"a.pt": saved(torch.ones(24, 2)[::2])}, "12 rows"),
+    ("distill", "", {"logits.pt": changed("logits.pt", teacher_files=["gone.pt"])}, "12 rows"),
 ]
 
 

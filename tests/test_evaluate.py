@@ -350,7 +350,7 @@ def refused(capsys, words, *flags):
 
 
 @pytest.mark.parametrize(("lines", "words"), [
-    (["text\tlabel", "a\tneg", "b\t", "c\t"], "3: no label"), (["text", "a"], "2: no label"),
+    (["text\tlabel", "a\tneg", "b\t", "c\t"], "3: no label"), (["text", "a"], " no column label"),
     (["text\tlabel", "a\tneg", "b\tgood"], "3: .*'good'.*'neg', 'pos', 'mid'"),
 ])
 def test_rows_without_a_usable_label_are_refused_with_their_line(case, capsys, lines, words):

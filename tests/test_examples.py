@@ -6,6 +6,7 @@ import hashlib
 import io
 import json
 from collections import Counter
+from dataclasses import replace
 
 import pytest
 import torch
@@ -121,7 +122,7 @@ WIDE = "note\tgold\ttext\tid\tother\tlabel\n n\tg\tt\ti\to\tl\n"
     (WIDE, {"text_column": "note", "text2_column": "other", "label_column": "gold"},
      (" n", "o", "g", "i", "gold")),
     ("text\tdocument\nt\td\n", {"text_column": "document"}, ("d", None, None, None, None)),
-    ("Text\ttext\tLabel\nT\tt\tL\n", {}, ("t", None, None, None, None)),  # names are matched as written
+    ("Text\ttext\tIDs\nT\tt\tI\n", {}, ("t", None, None, None, None)),  # names are matched as written
 ])
 @pytest.mark.parametrize("ending", ["tsv", "csv", "jsonl"])
 def test_columns_are_found_by_name(tmp_path, data, columns, expected, ending):
@@ -191,7 +192,7 @@ def test_every_row_needs_an_answer_where_that_is_asked_for(tmp_path):
     task = Classification(["a", "b"])
     found, bare = labelled(tmp_path, ["a", "", "b", ""]), read(tmp_path, "b.tsv", "text\n글\n")
     refused(lambda: found.targets(task, every_row=True), r"a\.tsv:3: no label")
-    refused(lambda: bare.targets(task, every_row=True), r"b\.tsv:2: no label")
+    refused(lambda: bare.targets(task, every_row=True), r"b\.tsv: no column label.*text")
     message = refused(lambda: labelled(tmp_path, ["c"]).targets(task, every_row=True), r"a\.tsv:2: .*'c'")
     assert "empty" not in message  # would not help
 
@@ -283,7 +284,9 @@ def test_a_file_read_in_parts_is_the_file_read_whole(tmp_path, monkeypatch, name
     found = survey(path)
     assert joined(list(read_again(found, chunk=chunk))) == joined([whole])
     monkeypatch.setattr(stream_examples, "__defaults__", (*stream_examples.__defaults__[:-1], chunk))
-    assert read_examples(path) == whole and survey(path) == found
+    again = survey(path)
+    assert len(again.head) == min(chunk, len(whole)) and len(found.head) == 5
+    assert read_examples(path) == whole and replace(again, head=found.head) == found
 
 
 def test_a_survey_counts_without_keeping_rows(tmp_path):
@@ -352,7 +355,7 @@ BAD = {  # file, content (None: not there), columns, line (0: of the file), key 
     "gzip with a wrong code": ("a.tsv.gz", GZIP[:10] + b"\7" + GZIP[11:], {}, 0, "Error -3"),
     "quote left open": ("a.csv", 'text,label\n글,1\n"가,1\n나,0\n', {}, 3, "CSV"),
     "text after a quote": ("a.csv", 'text,label\n"두\n줄",1\n"가"나,1\n', {}, 4, "CSV"),
-    "bare CR": ("a.csv", "text,label\n가\r나,1\n", {}, 2, "CSV"),
+    "bare CR": ("a.csv", "text,label\n가\r나,1\n", {}, 2, "CR"),
     "no JSON": ("a.jsonl", '{"text": "글"}\n{"text":\n', {}, 2, "JSON.*column 1"),
     "JSON without end": ("a.jsonl", "[" * 200_000, {}, 1, "JSON"),
     "a JSON list": ("a.jsonl", '["text"]', {}, 1, "JSON object"),

@@ -60,11 +60,11 @@ def test_a_cell_is_read_as_the_number_of_its_label():
 
 def test_the_task_is_that_of_the_column_or_of_the_artifact():
     for column in ("label", "gold", None):  # a column of any other name is of classification
-        made = tasks.make(column, ["b", "a"], "train.tsv")
+        made = tasks.make(column, {"b": "train.tsv:2", "a": "train.tsv:3"}, "train.tsv")
         assert (made.names, tasks.name_of(made)) == (["a", "b"], "classification")
-    assert tasks.make("label", [], "train.tsv", ("classification", ["y", "x"], "t.pt")).names == ["y", "x"]
+    assert tasks.make("label", {}, "train.tsv", ("classification", ["y", "x"], "t.pt")).names == ["y", "x"]
     for call in (lambda: tasks.of_name("ranking", ["y"], "t.pt"),
-                 lambda: tasks.make("label", ["a", "b"], "train.tsv", ("ranking", ["y"], "t.pt"))):
+                 lambda: tasks.make("label", {}, "train.tsv", ("ranking", ["y"], "t.pt"))):
         refused(call, r"^t\.pt: .*ranking.*classification")
 
 

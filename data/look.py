@@ -1,0 +1,95 @@
+"""A look at files before the work: what a user wants to know before waiting for hours, in a few lines."""
+
+from collections import Counter
+from itertools import chain, islice
+
+import numpy as np
+
+from data.batches import encode
+from data.examples import Survey, stream_examples
+from runtime import warn
+
+ALARM = 0.1  # share of unknown tokens from which on the tokenizer is not made for these texts
+SHOWN = 10  # labels
+
+
+def files(found: list[Survey], columns: tuple, task=None) -> list[str]:
+    """One or two lines on the rows, the answers and the texts of files, read with these columns.
+
+    The answers are in the order of the task's outputs, or the commonest first.
+    """
+    names, counts = ", ".join(file.path for file in found), sum((file.answers for file in found), Counter())
+    lines = [f"{names}: {sum(file.rows for file in found):,} rows, {counts.total():,} labelled"]
+    if counts:
+        order = {name: i for i, name in enumerate(task.names)} if task else {}
+        shown = sorted(counts.most_common(), key=lambda item: order.get(item[0], len(order)))
+        rest = f", and {len(shown) - SHOWN:,} other labels" if len(shown) > SHOWN else ""
+        lines[0] += ": " + ", ".join(
+            f"{name if name.isprintable() and name == name.strip() else ascii(name)} {count:,}"
+            for name, count in shown[:SHOWN]) + rest
+    parts = []
+    if blank := sum(file.blank for file in found):
+        first = next(file.first_blank for file in found if file.first_blank)
+        parts.append(f"{blank:,} blank (the first: {first})")
+    count, first = doubled(found, columns)
+    if count:
+        parts.append(f"{count:,} doubled (the first: {first})")
+    if parts:
+        lines.append("  texts: " + ", ".join(parts))
+    for file in found:
+        if file.quoted:
+            warn(f"{file.quoted}: a quotation mark opens here and closes in a later row; if the texts have "
+                 f"line breaks, save the file as .csv: in .tsv quotation marks have no special meaning")
+    return lines
+
+
+def doubled(found: list[Survey], columns: tuple) -> tuple[int, str]:
+    """(how many rows have a text that an earlier row has, FILE:LINE of the first of them)."""
+    keys = np.concatenate([np.frombuffer(file.keys, np.int64) for file in found])
+    _, first = np.unique(keys, return_index=True)
+    again = np.ones(len(keys), bool)
+    again[first] = False
+    if not again.any():
+        return 0, ""
+    row = int(again.argmax())
+    for file in found:
+        if row < len(file.keys):
+            break
+        row -= len(file.keys)
+    lines = chain.from_iterable(part.lines for part in stream_examples(file.path, *columns))
+    return int(again.sum()), f"{file.path}:{next(islice(lines, row, None))}"
+
+
+def tokenizers(readers: dict, found: list[Survey]) -> str:
+    """A line on how tokenizers fit the first rows of files: unknown tokens, texts that are cut.
+
+    readers: {name: (tokenizer, how its model reads texts, as for data.batches.encode)}. Warns where one is
+    not made for such texts.
+    """
+    rows = sum(len(file.head) for file in found)
+    few = f"in {rows:,} texts, " if rows < sum(file.rows for file in found) else ""
+    return few + "; ".join(_fit(name, *reader, found) for name, reader in readers.items())
+
+
+def _fit(name: str, tokenizer, reads: dict, found: list[Survey]) -> str:
+    rows = unknown = tokens = cut = 0
+    first_unknown = first_cut = ""
+    for file in found:
+        head = file.head
+        encoded = encode(tokenizer, head.texts, head.texts2, max_length=2**20, pad_id=0, blank_id=-1)
+        which = np.flatnonzero(encoded.tokens.numpy() == reads["blank_id"])
+        long = np.flatnonzero(encoded.lengths > reads["max_length"])
+        if len(which) and not first_unknown:
+            row = np.searchsorted(encoded.offsets.numpy(), which[0], side="right") - 1
+            first_unknown = f"{file.path}:{head.lines[row]}"
+        if len(long) and not first_cut:
+            first_cut = f" (the first: {file.path}:{head.lines[long[0]]})"
+        special = tokenizer.num_special_tokens_to_add(file.pairs) * len(head)
+        rows, unknown, cut = rows + len(head), unknown + len(which), cut + len(long)
+        tokens += int((encoded.tokens >= 0).sum()) - special  # -1 stands where a text has no token
+    share = unknown / max(tokens, 1)
+    if share > ALARM:
+        warn(f"{first_unknown}: {share:.0%} of the tokens are unknown to the tokenizer of {name}; is it the "
+             f"one that belongs to the model, and made for such texts?")
+    return (f"{name}: {share:.2%} of tokens unknown, {cut / rows:.2%} of texts cut at {reads['max_length']} "
+            f"tokens{first_cut}")
