@@ -2,6 +2,7 @@
 
 import gzip
 import os
+import random
 import re
 import subprocess
 import sys
@@ -9,10 +10,11 @@ import unicodedata
 
 import pytest
 from helpers import refused
-from tokenizers import BertWordPieceTokenizer, Tokenizer
+from tokenizers import BertWordPieceTokenizer, Tokenizer, normalizers
 
 import train_tokenizer
-from train_tokenizer import SPECIAL_TOKENS
+from student import Student, StudentConfig
+from train_tokenizer import SPECIAL_TOKENS, charsmap
 
 KINDS = ("wordpiece", "bpe", "unigram")
 # Words of at most four characters: where several merges are equally frequent, the order in which the
@@ -166,6 +168,108 @@ def test_texts_survive_encoding_in_either_form_of_hangul(tmp_path, kind):
     first, second = tokenizer.encode("이 영화").ids, tokenizer.encode("최고").ids
     assert min(first + second) > 4
     assert tokenizer.encode("이 영화", "최고").ids == [*first, SPECIAL_TOKENS.index("[SEP]"), *second]
+
+
+# ---- jamo --------------------------------------------------------------------------------------------------
+
+LETTERS = [chr(code) for code in range(0x3131, 0x318F)]  # what a Korean keyboard types, and old letters
+HALF_WIDTH = [chr(code) for code in range(0xFFA0, 0xFFDD) if unicodedata.name(chr(code), "")]
+BEFORE = normalizers.Sequence(  # as the shipped students and all older tokenizers have it
+    [normalizers.NFC(), normalizers.BertNormalizer(lowercase=False, strip_accents=False)])
+# ㅄ, ㅀ and the dot ㆍ are old letters to Unicode: NFKC makes them U+1121, U+111A and U+119E.
+LAUGHS = ["ㅋㅋㅋ 꿀잼 ㅠㅠ", "ㅇㅇ ㄱㄱ ㄲㅃ", "ㅁㅊ ㅂㅅ ㅄ", "연기ㆍ전개 ㅜㅜ", "ㄳ ㅎㅎ ㅀ 재밌다"]
+
+
+def normalized(text):
+    return train_tokenizer.NORMALIZER.normalize_str(text)
+
+
+def half_width(text):
+    """A text with its letters in half width, found by their names; syllables have no such form."""
+    forms = {unicodedata.name(c).removeprefix("HALFWIDTH "): c for c in HALF_WIDTH}
+    return "".join(forms.get(unicodedata.name(c), c) for c in text)
+
+
+def test_every_single_jamo_becomes_the_letter_that_the_keyboard_types():
+    for letter in LETTERS:
+        forms = [letter, *(unicodedata.normalize(form, letter) for form in ("NFC", "NFD", "NFKC", "NFKD"))]
+        assert {normalized(form) for form in forms} == {letter}
+    assert len(HALF_WIDTH) == 52
+    for half in HALF_WIDTH:
+        assert normalized(half) == unicodedata.lookup(unicodedata.name(half).removeprefix("HALFWIDTH "))
+    for kind, first, last in (("CHOSEONG", 0x1100, 0x1112), ("JUNGSEONG", 0x1161, 0x1175),
+                              ("JONGSEONG", 0x11A8, 0x11C2)):  # 19 leading, 21 middle, 27 trailing
+        for part in map(chr, range(first, last + 1)):
+            assert normalized(part) == unicodedata.lookup(unicodedata.name(part).replace(kind, "LETTER"))
+    assert normalized("\u110f \u11bf \uffbb ㅋ") == "ㅋ ㅋ ㅋ ㅋ"
+
+
+@pytest.mark.parametrize("text, expected", [
+    ("\u110f\u110f\u110f", "ㅋㅋㅋ"), ("\uffbb\uffbb", "ㅋㅋ"), ("\u1172\u1172", "ㅠㅠ"),
+    ("\u1112\u1161\u11ab\u1100\u1173\u11af", "한글"),            # macOS: syllables are composed
+    ("가\u11a8", "각"), ("각\u11a8", "각ㄱ"),                      # as NFC does, and what it leaves
+    ("가\u110f\u110f", "가ㅋㅋ"), ("\u110f가", "ㅋ가"), ("\u1161가", "ㅏ가"),
+    ("\u1100ㅏ", "ㄱㅏ"), ("\uffa1\uffc2", "ㄱㅏ"), ("ㄱㅏ", "ㄱㅏ"),  # typed as letters, they stay letters
+    ("\u1112\u119e\u11ab", "ㅎㆍㄴ"),                            # a syllable of old Korean has no code point
+])
+def test_sequences_of_jamo(text, expected):
+    assert normalized(text) == expected
+
+
+def test_text_without_single_jamo_is_normalised_as_before():
+    jamo = {*map(chr, range(0x1100, 0x1200)), *HALF_WIDTH}
+    others = [c for c in map(chr, [*range(1, 0xD800), *range(0xE000, 0x20000)]) if c not in jamo]
+    for c in others:
+        assert normalized(c) == BEFORE.normalize_str(c)
+    draw = random.Random(0)
+    pools = [others, LETTERS, "가각힣한글", "e\u0301\u0308\u200d\ufe0f\r\n \t😀ａ１①漢"]
+    for _ in range(3000):
+        text = "".join(draw.choice(draw.choice(pools)) for _ in range(draw.randrange(30)))
+        assert normalized(text) == BEFORE.normalize_str(text)
+        decomposed = unicodedata.normalize("NFD", text)
+        assert normalized(decomposed) == BEFORE.normalize_str(decomposed)
+
+
+@pytest.mark.parametrize("kind", KINDS)
+def test_every_form_of_a_text_with_jamo_has_the_same_ids(tmp_path, kind):
+    """And a file with single jamo in it gives the same tokenizer: all that counts normalises alike."""
+    flags = ["--type", kind, "--vocab-size", 100]
+    tokenizer = train(tmp_path, LAUGHS * 5, *flags)[100]
+    for text in LAUGHS:
+        encoded = tokenizer.encode(text)
+        assert "[UNK]" not in encoded.tokens and tokenizer.decode(encoded.ids) == text
+        for form in ("NFD", "NFKC", "NFKD"):
+            assert tokenizer.encode(unicodedata.normalize(form, text)).ids == encoded.ids
+        assert half_width(text) != text and tokenizer.encode(half_width(text)).ids == encoded.ids
+    other = train(tmp_path, [unicodedata.normalize("NFKC", text) for text in LAUGHS] * 5, *flags, out="nfkc")
+    assert vocab_of(other[100]) == vocab_of(tokenizer)
+    if kind != "unigram":
+        assert other[100].to_str() == tokenizer.to_str()
+
+
+def test_a_student_keeps_the_normaliser_of_its_tokenizer(tmp_path):
+    """An older student goes on reading U+110F as unknown: what a file computes never changes."""
+    tokenizer = train(tmp_path, LAUGHS * 5, "--vocab-size", 100)[100]
+    for normalizer, tokens in ((train_tokenizer.NORMALIZER, ["▁", "ㅋ"]), (BEFORE, ["▁", "[UNK]"])):
+        tokenizer.normalizer = normalizer
+        student = Student(StudentConfig(vocab_size=tokenizer.get_vocab_size(), num_labels=2, embedding_dim=1,
+                                        hidden_dim=1), tokenizer, ["0", "1"])
+        student.save(tmp_path / "student.pt", "int8")
+        loaded = Student.load(tmp_path / "student.pt").tokenizer
+        assert loaded.to_str() == tokenizer.to_str()
+        assert loaded.encode("\u110f").tokens == tokens
+
+
+def test_a_charsmap_replaces_characters_as_python_does():
+    """Keys of one to four bytes, values of any length; every other character stays."""
+    targets = {"a": "b", "b": "가나", "é": "e", "가": "a", "각": "ㅋ", "\uffff": "\U0001f601", "😀": "b"}
+    normalizer = normalizers.Precompiled(charsmap(targets))
+    draw, characters = random.Random(0), "abcABC éèㅋ가각간나\uffff\ufffe😀😁漢"
+    for _ in range(2000):
+        text = "".join(draw.choice(characters) for _ in range(draw.randrange(12)))
+        assert normalizer.normalize_str(text) == text.translate(str.maketrans(targets))
+    everything = [chr(code) for code in [*range(1, 0xD800), *range(0xE000, 0x20000)]]
+    assert [c for c in everything if normalizer.normalize_str(c) != c] == sorted(targets)
 
 
 # ---- what is printed ---------------------------------------------------------------------------------------
