@@ -91,7 +91,7 @@ def charsmap(targets: dict[str, str]) -> bytes:
         for byte, child in node.items():
             units[base ^ byte] = byte or 1 << 31 | child
             nodes += [(base ^ byte, child)] if byte else []
-    size = (max(bases) | 255) + 1  # the library looks up any byte, without a check
+    size = (max(bases) | 255) + 1  # the library looks up any byte, and panics beyond the end
     return struct.pack(f"<{size + 1}I", 4 * size, *(units.get(i, 0) for i in range(size))) + joined
 
 
