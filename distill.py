@@ -69,6 +69,7 @@ def parse_args(argv=None):
     grid("loss", choices=["mse", "kl"], help="soft part: squared error of logits, or T²·KL")
     grid("alpha", type=flags.weight, metavar="A", help="weight of the labels; 1: labels alone, no logits")
     grid("temperature", type=flags.positive, metavar="T", help="softens both distributions of the KL")
+    flags.add_task(arg)
     # optimisation
     arg("--epochs", type=flags.count, default=8, help="default: %(default)s")
     grid("lr", type=flags.positive, metavar="R",
@@ -82,6 +83,8 @@ def parse_args(argv=None):
     args = p.parse_args(argv)
     if args.logits is None and min(args.alpha) < 1:
         p.error("--logits are needed, one for each --train file (or --alpha 1 to train on labels alone)")
+    if args.class_weights and min(args.alpha) == 0:
+        p.error("--class-weights weigh the labels, which --alpha 0 leaves out; give one or the other")
     if args.logits is not None and len(args.logits) != len(args.train):
         p.error(f"{len(args.train)} --train files but {len(args.logits)} --logits; "
                 f"give one for each, in order")
@@ -109,7 +112,8 @@ from student import SIZES, Student, StudentConfig, StudentError
 from teacher import Teacher
 
 # With the grid's values and the contents of the files these decide the result.
-DECISIVE = ("epochs", "max_length", "max_tokens", "warmup", "weight_decay", "clip", "deterministic")
+DECISIVE = ("epochs", "max_length", "max_tokens", "warmup", "weight_decay", "clip", "deterministic",
+            "class_weights", "best")
 load = partial(runtime.load_model, loaders={"teacher": Teacher.load, "student": Student.load})
 
 
@@ -239,25 +243,28 @@ def dimensions(settings: dict) -> tuple[int, int]:
 
 def summary_row(path: Path, state: dict) -> dict:
     """A student's settings and scores, from the last.pt of its finished run."""
-    at, arguments = state["at"], state["made_by"]["arguments"]
+    at = state["at"]
+    # A run of an older version has neither of the two.
+    arguments = {"class_weights": None, "best": None} | state["made_by"]["arguments"]
     return {name: arguments[name] for name in (*GRID, *DECISIVE) if name != "tokenizer"} | {
         "parameters": sum(tensor.numel() for tensor in state["weights"].values()),
         "valid_loss": at["best"]["valid_loss"], **{name: float(value) for name, value in at["best"].items()},
         "epoch": at["best"]["epoch"], "seconds": round(at["seconds"], 1), "folder": str(path)}
 
 
-def write_summary(folder: Path) -> None:
-    """A line for each finished student in the folder, best first: printed, and saved as summary.tsv."""
-    rows = []
+def write_summary(folder: Path, best: str) -> None:
+    """A line for each finished student in the folder, that of the highest `best` (a score of the task) first:
+    printed, and saved as summary.tsv."""
+    rows, score = [], f"valid_{best}"
     for path, state in runtime.finished_runs(folder):
         try:
-            if "size" in state["made_by"]["arguments"]:  # else a teacher's
+            # Else it is a teacher's, or of another task.
+            if "size" in state["made_by"]["arguments"] and score in state["at"]["best"]:
                 rows.append(summary_row(path, state))
         except (AttributeError, LookupError, RuntimeError, TypeError, ValueError) as error:
             runtime.warn(f"{path}/last.pt: damaged, not in the summary ({error!r})")
     if len(rows) < 2:  # one student needs no table
         return
-    score = next(name for name in rows[0] if name.startswith("valid_") and name != "valid_loss")
     shown = [name for name in (*GRID, *DECISIVE) if len({str(row.get(name)) for row in rows}) > 1]
     shown += ["parameters", "valid_loss", score, "epoch", "seconds", "folder"]
     rows.sort(key=lambda row: -row[score])
@@ -306,6 +313,7 @@ def main(args):
     output = Path(args.output_dir)
     grid = grid_settings(args)
     data = read_training_set(args, tasks.make, load)
+    tasks.prepare(data.task, args, data.answers, data.valid.answers)
     if 1 in args.alpha and not data.labelled:
         raise UserError("--alpha 1 trains on labels alone, but no --train file has any")
     tokenizers = {path: read_tokenizer(path) for path in args.tokenizer}
@@ -329,7 +337,7 @@ def main(args):
                   + ("" if start is None else ", embeddings from the teacher"))
             train(run, student, settings, store, valid, data, args, device)
     if RANK == 0:
-        write_summary(output)
+        write_summary(output, data.task.best)
 
 
 if __name__ == "__main__":

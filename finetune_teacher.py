@@ -40,6 +40,7 @@ def parse_args(argv=None):
     # method
     arg("--alpha", type=flags.weight, metavar="A",
         help="with --logits: weight of the label of a row that has one (default: 0.1)")
+    flags.add_task(arg)
     # optimisation
     arg("--epochs", type=flags.natural, default=3,
         help="0 keeps the checkpoint's own head as it is (default: %(default)s)")
@@ -68,6 +69,8 @@ def parse_args(argv=None):
         p.error("--teacher and --alpha need --logits, one for each --train file")
     if args.alpha is None:
         args.alpha = 0.1 if args.logits else 1.0
+    if args.class_weights and args.alpha == 0:
+        p.error("--class-weights weigh the labels, which --alpha 0 leaves out; give one or the other")
     return args
 
 
@@ -93,7 +96,7 @@ from teacher import Teacher, TeacherConfig, bert_template, load_checkpoint, load
 
 # With the contents of the files these decide the result.
 DECISIVE = ("epochs", "max_length", "max_tokens", "accumulate", "lr", "layer_decay", "warmup",
-            "weight_decay", "clip", "alpha", "seed", "scratch", "deterministic")
+            "weight_decay", "clip", "alpha", "seed", "scratch", "deterministic", "class_weights", "best")
 load = partial(runtime.load_model, loaders={"teacher": Teacher.load, "student": Student.load})
 
 
@@ -216,6 +219,7 @@ def main(args):
     teacher = prepare_teacher(args, data)
     source = args.checkpoint or args.tokenizer
     print(look.tokenizers({source: (teacher.tokenizer, teacher.reads)}, data.files))
+    tasks.prepare(data.task, args, data.answers, data.valid.answers)
     runtime.refuse_to_overwrite_inputs([*args.train, args.valid, *(args.logits or ()), *data.teachers], [
         output / name for name in ("last.pt", "teacher.pt", "log.jsonl", "diverged.tsv")])
     start = fingerprints(teacher)

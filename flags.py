@@ -29,6 +29,13 @@ weight = number(float, 0, 1, "a number in [0, 1]")
 factor = number(float, 0, 1, "a number in (0, 1]", open_low=True)
 
 
+def class_weights(value: str) -> str | None:
+    """An argparse type. None for "none", which is what runs of versions without the flag count as."""
+    if value not in ("none", "balanced"):
+        raise argparse.ArgumentTypeError(f"{value} is neither none nor balanced")
+    return None if value == "none" else value
+
+
 def add_columns(arg, answers="label if there") -> None:
     arg("--text-column", metavar="NAME", help="default: text or document")
     arg("--text2-column", metavar="NAME", help="second text of a pair; default: text2 if there")
@@ -59,6 +66,14 @@ def add_run(arg, folder: str) -> None:
     arg("--overwrite", action="store_true", help="discard existing results and start over")
     arg("--save-every", type=not_negative, default=10, metavar="MINUTES",
         help="minutes between checkpoints (default: %(default)g)")
+
+
+def add_task(arg) -> None:
+    """What tasks.prepare() tells the task."""
+    arg("--class-weights", type=class_weights, metavar="none|balanced",
+        help="balanced: in the labels' loss a rare class counts as much as a common one (default: none)")
+    arg("--best", metavar="SCORE",
+        help="score of --valid that chooses the epoch, such as macro_f1 (default: the task's, accuracy)")
 
 
 def add_optimizer(arg, warmup: float, clip: float = 1.0) -> None:

@@ -6,14 +6,16 @@ in student.py how its outputs become probabilities and answers, and in data/exam
 Shapes: N rows of a file, B rows of a batch, L characters, C outputs, S statistics.
 """
 
+import copy
 import re
+from collections import Counter
 from typing import ClassVar
 
 import torch
 import torch.nn.functional as F
 
 from data import labels
-from runtime import UserError
+from runtime import UserError, warn
 from student import probabilities
 
 
@@ -22,7 +24,9 @@ class Classification:
 
     column: ClassVar[str] = "label"  # of the file; a file that has it is of this task
     per: ClassVar[str] = "text"  # what an answer belongs to: "text", or "char", each character of it
-    best: ClassVar[str] = "accuracy"  # the score that chooses the epoch
+    best: str = "accuracy"  # the score that chooses the epoch, where --best names no other
+    choosers: ClassVar[tuple[str, ...]] = ("accuracy", "macro_f1")  # what --best may name: higher is better
+    weights: torch.Tensor | None = None  # (C,) of the classes in hard(); balance() sets them
 
     BINS: ClassVar[int] = 15  # of the calibration error
 
@@ -59,9 +63,28 @@ class Classification:
             raise ValueError(f"label {cell!r} is none of {known}{differs or ''}; correct it")
         return self.index[cell]
 
+    def counts(self, cells: Counter) -> torch.Tensor:
+        """How many rows have each class: {cell: rows} -> (C,) float64."""
+        found = torch.zeros(len(self.names), dtype=torch.double)
+        for cell, rows in cells.items():
+            found[self.read(cell, "")] += rows
+        return found
+
+    def balance(self, cells: Counter) -> None:
+        """Weigh class c in hard() by N / (K · n_c), so that each of the K classes counts alike.
+
+        n_c of the N labelled rows have class c; a class that none has does not enter. It is scikit-learn's
+        class_weight="balanced", after King & Zeng (2001, Political Analysis 9:137). The mean weight of the N
+        rows is 1, so the learning rate and alpha keep their meaning.
+        """
+        counts = self.counts(cells)
+        weights = counts.sum() / ((counts > 0).sum() * counts)
+        self.weights = weights.where(counts > 0, 0.0).float()
+
     def hard(self, logits, target, mask=None):
-        """Cross-entropy with the labels: logits (B, C), target (B,) -> (B,)."""
-        return F.cross_entropy(logits, target.clamp(min=0), reduction="none")
+        """Cross-entropy with the labels, times the class's weight: logits (B, C), target (B,) -> (B,)."""
+        weights = None if self.weights is None else self.weights.to(logits)
+        return F.cross_entropy(logits, target.clamp(min=0), weights, reduction="none")
 
     def soft(self, logits, teacher, mask=None, kind: str = "mse", temperature: float = 2.0):
         """How far the student is from the teacher: logits, teacher (B, C) -> (B,).
@@ -156,6 +179,37 @@ def of_name(name: str, names: list[str], path):
     return TASKS[name](names)
 
 
+def prepare(task, args, answers, valid_answers) -> None:
+    """Tell the task what --best and --class-weights say; warn where --valid cannot judge it.
+
+    answers, valid_answers: the cells of the labelled rows, or how often each occurs. Raises UserError for
+    what the task does not have.
+    """
+    answers, valid_answers = Counter(answers), Counter(valid_answers)
+    if args.best is not None and args.best not in task.choosers:
+        raise UserError(f"--best {args.best}: what can choose the epoch of a {name_of(task)} is "
+                        + " or ".join(task.choosers))
+    if args.best == task.best:
+        args.best = None  # the same run as without the flag
+    task.best = args.best or task.best
+    if args.class_weights:
+        if not hasattr(task, "balance"):
+            raise UserError(f"--class-weights {args.class_weights}: a {name_of(task)} has none; leave it out")
+        if not answers:
+            raise UserError(f"--class-weights {args.class_weights}: no --train file has labels; leave it out")
+        task.balance(answers)
+    if hasattr(task, "counts"):
+        trained, valid = task.counts(answers), task.counts(valid_answers)
+        absent = [task.names[i] for i in torch.nonzero((trained > 0) & (valid == 0)).flatten()]
+        if (valid > 0).sum() == 1:
+            warn(f"{args.valid}: every row has the label {task.names[valid.argmax()]!r}, so it cannot tell "
+                 f"which epoch is best; use a file with rows of every label")
+        elif absent:
+            shown = ", ".join(map(repr, absent[:10])) + (", …" if len(absent) > 10 else "")
+            warn(f"{args.valid}: lacks {len(absent):,} of the labels of --train ({shown}); the best epoch is "
+                 f"chosen without them")
+
+
 def distill_loss(task, logits, batch: dict, alpha: float, kind: str = "mse", temperature: float = 2.0):
     """The method: mean over rows of alpha · hard + (1 − alpha) · soft; of rows without answer, soft alone.
 
@@ -171,9 +225,11 @@ def distill_loss(task, logits, batch: dict, alpha: float, kind: str = "mse", tem
 
 
 def judge(task, logits, target, mask=None, texts=None) -> dict[str, float]:
-    """The scores of logits (N, C) on rows that all have an answer, and their mean loss."""
+    """The scores of logits (N, C) on rows that all have an answer, and their mean loss, without weights."""
     scores = task.scores(task.statistics(logits, target, mask, texts).mean(0))
-    loss = task.hard(logits, target, mask).mean()
+    plain = copy.copy(task)
+    plain.weights = None
+    loss = plain.hard(logits, target, mask).mean()
     return {"loss": loss.item(), **{name: value.item() for name, value in scores.items()}}
 
 

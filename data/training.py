@@ -5,6 +5,7 @@ distill.py and finetune_teacher.py read theirs through read_training_set().
 
 import functools
 import itertools
+from collections import Counter
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -45,6 +46,11 @@ class TrainingSet:
     @property
     def labelled(self) -> int:
         return sum(file.labelled for file in self.files)
+
+    @property
+    def answers(self) -> Counter:
+        """How often each cell occurs among the answers of the training files."""
+        return sum((file.answers for file in self.files), Counter())
 
     def reorder(self, names: list[str]) -> None:
         """Give targets and columns of logits this order of the outputs."""

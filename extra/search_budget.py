@@ -52,7 +52,7 @@ def parse_args(argv=None):
             p.error(f"{flag}: the search chooses it; leave it out")
         if end - start > 2 and not any(name.startswith(flag) for name in SEVERAL):
             p.error(f"{flag}: give one value; the search has no grid")
-    # Of what is passed on, this says how large a file becomes.
+    # Of what is passed on, this says how large a file becomes and which student is best.
     p = argparse.ArgumentParser(add_help=False)
     arg = p.add_argument
     for flag in SEVERAL:
@@ -62,6 +62,7 @@ def parse_args(argv=None):
     arg("--num-layers", type=flags.count, default=1)
     arg("--pooling", default="last")
     arg("--head", default="linear")
+    flags.add_task(arg)
     return p.parse_known_args(args.rest, args)[0]
 
 
@@ -146,6 +147,7 @@ def train(args, candidate: tuple, epochs: int, folder: Path) -> tuple[Path, dict
 
 def main(args):
     data = read_training_set(args, tasks.make, load)
+    tasks.prepare(data.task, args, data.answers, data.valid.answers)
     tokenizers = {path: read_tokenizer(path) for path in args.tokenizer}
     output, score, short = Path(args.output_dir), f"valid_{data.task.best}", max(1, args.epochs // 8)
     rows = []

@@ -315,7 +315,7 @@ def summarise(data):
         torch.save(state, f"work/{seed}/last.pt")
     with pytest.MonkeyPatch.context() as patch:
         patch.setattr(runtime, "warn", refuse)  # a student that is left out of the summary
-        distill.write_summary(Path("work"))
+        distill.write_summary(Path("work"), "accuracy")
 
 
 def refuse(text):
