@@ -2,10 +2,13 @@
 
 import contextlib
 import fcntl
+import importlib
 import io
+import math
 import os
 import re
 import shutil
+from functools import partial
 from pathlib import Path
 
 import pytest
@@ -16,6 +19,7 @@ from helpers import (
     LABELLED,
     STUDENT,
     TAUGHT,
+    TEACHER,
     Killed,
     assert_same_run,
     die_after,
@@ -148,6 +152,115 @@ def test_the_last_epoch_is_not_kept_when_an_earlier_one_was_better(here, monkeyp
     monkeypatch.setattr(distill, "logits_in_order", lambda *args: torch.full((40, 2), torch.nan))
     refused(lambda: train(f"{ALONE} --output-dir other"), "epoch 1: .*validation loss.*--lr$")
     assert not Path("other/tiny-alpha1/student.pt").exists()
+
+
+# ---- rare classes ------------------------------------------------------------------------------------------
+
+
+@pytest.fixture
+def rare(here):
+    """One validation row in ten has label 1; `epochs` are logits of it as three epochs would give them."""
+    texts = [text for text, _ in reviews(40, 2)]
+    write_rows(here / "valid.tsv", [(text, "01"[i >= 36]) for i, text in enumerate(texts)])
+    return [F.one_hot(torch.tensor([0] * (36 - extra) + [1] * extra + rare), 2).float() for extra, rare in (
+        (0, [0] * 4),  # accuracy 0.9, F1 72/76 and 0
+        (6, [1] * 4),  # accuracy 0.85, F1 60/66 and 8/14
+        (8, [1] * 4))]
+
+
+@pytest.mark.parametrize("script, flags, folder, name", [
+    ("distill", f"{ALONE} --output-dir out", "out/tiny-alpha1", "student.pt"),
+    ("finetune_teacher", f"{LABELLED} {TEACHER} --epochs 3 --output-dir out", "out", "teacher.pt")])
+def test_another_score_chooses_the_epoch(rare, monkeypatch, capsys, script, flags, folder, name):
+    for best, epoch, value in (("accuracy", 1, 0.9), ("macro_f1", 2, (60 / 66 + 8 / 14) / 2)):
+        following = partial(next, iter(rare))
+        monkeypatch.setattr(importlib.import_module(script), "logits_in_order", lambda *_, f=following: f())
+        run(script, f"{flags} --best {best} --overwrite")
+        scores = read(f"{folder}/{name}")["scores"]
+        assert (scores["epoch"], scores[f"valid_{best}"]) == (epoch, pytest.approx(value))
+        assert capsys.readouterr().out.count(f"{best} {value:.4f}") >= 1
+        run(script, f"{flags} --best {best}")
+        assert f"finished already, validation {best} {value:.4f}" in capsys.readouterr().out
+    refused(lambda: run(script, flags), f"{folder}/last.pt", r"best \(macro_f1, now None\)")
+    refused(lambda: run(script, f"{flags} --best recall"), "^--best recall: .*accuracy or macro_f1$")
+
+
+def test_the_table_is_sorted_by_the_score_that_chooses(rare, monkeypatch):
+    """The first student is the more accurate one, the second has the higher macro-F1."""
+    flags = f"{ALONE} --epochs 1 --output-dir out --seed"
+    for seed, logits in (("0", rare[0]), ("1 --best macro_f1", rare[1])):
+        monkeypatch.setattr(distill, "logits_in_order", lambda *_, logits=logits: logits)
+        train(f"{flags} {seed}")
+    for seed, first, score in (("1 --best macro_f1", "tiny-alpha1-seed1", 0.7403), ("0", "tiny-alpha1", 0.9)):
+        train(f"{flags} {seed}")  # finished; the table is written again
+        header, row, _ = [line.split("\t") for line in
+                          Path("out/summary.tsv").read_text("utf-8").splitlines()]
+        assert header[:2] == ["seed", "best"]
+        assert (row[-1], float(row[4])) == (f"out/{first}", pytest.approx(score, abs=1e-4)), header
+
+
+@pytest.mark.parametrize("alpha", [0.4, 1])
+def test_balanced_weights_count_the_labels_of_all_files(here, alpha):
+    """The loss of an epoch by hand: two files, and rows without a label. The rate is too small to learn."""
+    rows = [(text, "01"[i % 10 == 0]) for i, (text, _) in enumerate(reviews(60, 5))]  # 54 and 6
+    rows[3:5] = [(rows[3][0], ""), (rows[4][0], "")]  # 52 and 6
+    write_rows(here / "first.tsv", rows[:40])
+    write_rows(here / "second.tsv", rows[40:])
+    teacher = torch.randn(60, 2, generator=torch.Generator().manual_seed(0))
+    torch.save(teacher[:40], "first.pt"), torch.save(teacher[40:], "second.pt")
+    train(f"--train first.tsv second.tsv --logits first.pt second.pt --valid valid.tsv {STUDENT} --epochs 1 "
+          f"--alpha {alpha} --class-weights balanced --lr 1e-30 --output-dir out")
+    [folder] = Path("out").glob("tiny*")
+    student = Student.load(folder / "student.pt")
+    logits = student.logits([text for text, _ in rows]) * student.config.temperature
+    hard = [math.nan if label == "" else (58 / 12 if label == "1" else 58 / 104) * F.cross_entropy(
+        logits[i], torch.tensor(int(label))).item() for i, (_, label) in enumerate(rows)]
+    soft = (teacher - logits).square().sum(1).tolist()
+    losses = [s if math.isnan(h) else alpha * h + (1 - alpha) * s for h, s in zip(hard, soft, strict=True)]
+    if alpha == 1:
+        losses = [h for h in hard if not math.isnan(h)]
+    found = log_lines(folder)[1]
+    assert found["train_loss"] == pytest.approx(sum(losses) / len(losses), rel=1e-5)
+    valid = student.logits(read_examples("valid.tsv").texts) * student.config.temperature
+    assert found["valid_loss"] == pytest.approx(F.cross_entropy(valid, targets()).item(), rel=1e-5)
+
+
+@pytest.mark.parametrize("script, flags, folder", [
+    ("distill", f"{TAUGHT} {STUDENT}", "students/tiny"),
+    ("finetune_teacher", f"{LABELLED} {TEACHER}", "teacher")])
+def test_what_a_version_without_the_flags_finished_is_finished(here, capsys, script, flags, folder):
+    state = read(f"{folder}/last.pt")
+    for name in ("class_weights", "best"):
+        assert state["made_by"]["arguments"].pop(name) is None
+    runtime.save(state, Path(folder, "last.pt"))
+    before = snapshot(folder)
+    run(script, f"{flags} --class-weights none --best accuracy")
+    assert "finished already" in capsys.readouterr().out and snapshot(folder) == before
+    for flag, named in (("--best macro_f1", "best"), ("--class-weights balanced", "class_weights")):
+        refused(lambda flag=flag: run(script, f"{flags} {flag}"),
+                rf"last\.pt .*: {named} \(None, now {flag[-8:]}\);")
+    if script == "distill":
+        train(f"{flags} --seed 0 1")  # with one of this version, in one table
+        assert len(Path("students/summary.tsv").read_text("utf-8").splitlines()) == 3
+
+
+@pytest.mark.parametrize("script, flags", [
+    ("distill", f"{TAUGHT} {STUDENT}"), ("finetune_teacher", f"{TAUGHT} {TEACHER}")])
+def test_weights_without_labels_are_a_wrong_flag(here, script, flags, capsys):
+    with pytest.raises(SystemExit) as ended:
+        run(script, f"{flags} --alpha 0 --class-weights balanced --output-dir out")
+    assert ended.value.code == 2 and "--class-weights" in capsys.readouterr().err
+
+
+@pytest.mark.parametrize("script, flags", [
+    ("distill", f"{ALONE} --epochs 1"), ("finetune_teacher", f"{LABELLED} {TEACHER} --epochs 1")])
+def test_a_validation_file_of_one_label_is_warned_of(here, script, flags, capsys):
+    write_rows(here / "valid.tsv", [(text, "1") for text, _ in reviews(40, 2)])
+    run(script, f"{flags} --output-dir out")
+    assert re.search(r"^warning: valid\.tsv: .*'1'", capsys.readouterr().err, re.MULTILINE)
+
+
+# ---- order and repeats -------------------------------------------------------------------------------------
 
 
 def test_the_order_of_classes_is_that_of_the_logits(here):

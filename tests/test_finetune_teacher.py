@@ -134,6 +134,18 @@ def test_rows_without_label_are_left_out(here):
     assert log_lines("out")[-1]["train_loss"] == log_lines("some")[-1]["train_loss"]
 
 
+def test_balanced_weights_follow_the_order_of_a_published_head(here):
+    write_rows(here / "train.tsv", [(text, "01"[i % 10 == 0]) for i, (text, _) in enumerate(reviews(60, 5))])
+    publish(Teacher.load("teacher/teacher.pt"), "published", id2label={"0": "1", "1": "0"})
+    finetune(f"{LABELLED} --checkpoint published --epochs 1 --lr 1e-30 --max-tokens 99999 "
+             f"--class-weights balanced --output-dir out {CPU}")
+    train = read_examples("train.tsv")
+    logits, target = Teacher.load("teacher/teacher.pt").logits(train.texts).flip(1), targets(train)
+    rows = F.cross_entropy(logits, target, reduction="none") * torch.tensor([60 / 108, 60 / 12])[target]
+    assert Teacher.load("out/teacher.pt").label_names == ["1", "0"]
+    assert log_lines("out")[1]["train_loss"] == pytest.approx(rows.mean().item(), rel=1e-5)
+
+
 # ---- published heads and logits of others ------------------------------------------------------------------
 
 

@@ -92,6 +92,17 @@ def test_the_best_trial_is_trained_in_full_and_its_file_fits(here, calls, capsys
         == {path: found for path, found in before.items() if "summary" not in path}
 
 
+def test_the_score_that_chooses_the_epoch_chooses_the_shape(here, calls, capsys):
+    search("30KB", ALONE, "--best macro_f1")
+    out = capsys.readouterr().out
+    found = [Student.load(path).artifact["scores"] for path in Path("found/trials").glob("*/student.pt")]
+    table = out[out.rindex("int8 bytes"):].splitlines()
+    assert "macro_f1" in table[0] and "validation macro_f1" in table[-1]
+    assert {value(words, "--best") for words in calls} == {"macro_f1"}
+    expected = sorted((scores["valid_macro_f1"] for scores in found), reverse=True)
+    assert [float(row.split()[4]) for row in table[1 : 1 + len(found)]] == pytest.approx(expected, abs=1e-4)
+
+
 def test_an_interrupted_search_continues_with_what_is_missing(here, calls, monkeypatch, capsys):
     def made():
         return {path: digest for path, (_, digest) in snapshot("found").items()

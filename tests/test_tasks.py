@@ -2,10 +2,14 @@
 
 import json
 import math
+import re
 from bisect import bisect
+from collections import Counter
 from itertools import accumulate
 from pathlib import Path
+from types import SimpleNamespace
 
+import numpy as np
 import pytest
 import torch
 import torch.nn.functional as F
@@ -19,7 +23,7 @@ import tasks
 from data.examples import Examples, read_examples
 from extra import cascade
 from student import Student
-from tasks import Classification, bootstrap, distill_loss, judge
+from tasks import Classification, bootstrap, distill_loss, judge, prepare
 from teacher import Teacher
 
 TWO, THREE = Classification(["neg", "pos"]), Classification(["a", "b", "c"])
@@ -112,6 +116,107 @@ def test_alpha_1_is_the_labels_alone_and_needs_no_teacher():
     expected = F.cross_entropy(logits, batch["target"]).item()
     for more in ({}, {"teacher_logits": torch.full((4, 3), math.nan)}):
         assert distill_loss(THREE, logits, batch | more, 1).item() == pytest.approx(expected, rel=1e-6)
+
+
+# ---- rare classes ------------------------------------------------------------------------------------------
+
+
+@pytest.mark.parametrize(("cells", "weights"), [  # N / (K · n_c)
+    ({"a": 6, "b": 2}, [8 / (2 * 6), 8 / (2 * 2), 0]),  # c, in validation alone, does not enter
+    ({"c": 1, "a": 50, "b": 49}, [100 / 150, 100 / 147, 100 / 3]),
+    ({"b": 7}, [0, 1, 0]), ({"a": 5, "b": 5, "c": 5}, [1, 1, 1]),
+])  # fmt: skip
+def test_weights_of_classes_by_hand(cells, weights):
+    task = Classification(["a", "b", "c"])
+    task.balance(Counter(cells))
+    assert task.weights.tolist() == pytest.approx(weights, rel=1e-6)
+    rows = [task.weights[task.read(cell, "")].item() for cell, count in cells.items() for _ in range(count)]
+    assert sum(rows) / len(rows) == pytest.approx(1, rel=1e-6)
+
+
+@pytest.mark.optional
+def test_weights_of_classes_are_those_of_scikit_learn():
+    compute = pytest.importorskip("sklearn.utils.class_weight").compute_class_weight
+    labels = ["a"] * 33 + ["b"] * 5 + ["c"] * 411
+    task = Classification(["a", "b", "c"])
+    task.balance(Counter(labels))
+    expected = compute("balanced", classes=np.array(["a", "b", "c"]), y=labels)
+    assert task.weights.tolist() == pytest.approx(expected.tolist(), rel=1e-6)
+
+
+def test_weights_multiply_the_hard_part_alone_and_the_mean_is_over_rows():
+    task, logits, teacher = Classification(["a", "b", "c"]), draw(4, 3), draw(4, 3, seed=1)
+    target = torch.tensor([0, 0, -1, 1])
+    task.balance(Counter({"a": 9, "b": 1}))
+    weights = torch.tensor([10 / 18, 10 / 2, 0])
+    expected = F.cross_entropy(logits, target.clamp(min=0), weights, reduction="none")
+    assert torch.equal(task.hard(logits, target), expected)
+    torch.testing.assert_close(task.hard(logits.double(), target), expected.double())  # of any precision
+    assert torch.equal(task.soft(logits, teacher), THREE.soft(logits, teacher))
+    batch = {"target": target, "known": target >= 0, "teacher_logits": teacher}
+    rows = [w * -logits[i].log_softmax(0)[t].item()
+            for i, t, w in ((0, 0, 10 / 18), (1, 0, 10 / 18), (3, 1, 5))]
+    soft = (teacher - logits).square().sum(1).tolist()
+    mixed = 0.3 * sum(rows) + 0.7 * (soft[0] + soft[1] + soft[3]) + soft[2]
+    assert distill_loss(task, logits, batch, 0.3).item() == pytest.approx(mixed / 4, rel=1e-6)
+    labelled = {name: value[batch["known"]] for name, value in batch.items()}
+    alone = distill_loss(task, logits[batch["known"]], labelled, 1)
+    assert alone.item() == pytest.approx(sum(rows) / 3, rel=1e-6)
+
+
+def test_validation_knows_no_weights():
+    task, logits, target = Classification(["a", "b", "c"]), draw(50, 3), torch.arange(50) % 3
+    task.balance(Counter({"a": 98, "b": 1, "c": 1}))
+    assert judge(task, logits, target) == judge(THREE, logits, target) and task.weights is not None
+
+
+def given(best=None, class_weights=None):
+    return SimpleNamespace(best=best, class_weights=class_weights, valid="v.tsv")
+
+
+def test_the_task_is_told_the_score_that_chooses_and_its_weights(capsys):
+    rows = Counter({"a": 6, "b": 2, "c": 4})
+    for flag, kept, best in ((None, None, "accuracy"), ("accuracy", None, "accuracy"),
+                             ("macro_f1", "macro_f1", "macro_f1")):
+        task, args = Classification(["a", "b", "c"]), given(flag)
+        prepare(task, args, rows, ["a", "b", "c"])
+        assert (task.best, args.best, task.weights) == (best, kept, None)  # the default is no setting
+    task = Classification(["a", "b", "c"])
+    prepare(task, given(class_weights="balanced"), rows, ["a", "b", "c"])
+    assert task.weights.tolist() == pytest.approx([2 / 3, 2, 1])
+    assert Classification.best == "accuracy" and Classification.weights is None
+    assert capsys.readouterr().err == ""
+
+
+def test_what_a_task_does_not_have_is_refused(monkeypatch):
+    monkeypatch.setitem(tasks.TASKS, "span", Span)
+    span, rows, weighted = Span(["start", "last"]), Counter({"0:2": 3}), given(class_weights="balanced")
+    refused(lambda: prepare(span, weighted, rows, rows), "^--class-weights .*span")
+    refused(lambda: prepare(THREE, weighted, Counter(), ["a"]), "^--class-weights .*labels")
+    for task, names in ((THREE, "accuracy or macro_f1"), (span, "f1 or exact")):
+        for name in ("log_loss", "F1", ""):
+            refused(lambda task=task, name=name: prepare(task, given(name), {}, {}),
+                    f"^--best {name}: .*{names}$")
+    assert (THREE.best, THREE.weights) == ("accuracy", None)
+
+
+@pytest.mark.parametrize(("cells", "valid", "words"), [
+    ({"a": 1, "b": 1, "c": 1}, ["b", "b"], [r"^warning: v\.tsv: .*'b'", "which epoch"]),
+    ({}, ["b", "b"], [r"^warning: v\.tsv: .*'b'"]),  # logits alone teach
+    ({"a": 9, "b": 1, "c": 1}, ["b", "a", "b"], [r"^warning: v\.tsv: lacks 1 .*\('c'\)"]),
+    ({"a": 9, "b": 1}, ["b", "a", "b"], []), ({"a": 1, "b": 1}, ["c", "b", "a"], []), ({}, ["a", "b"], []),
+])  # fmt: skip
+def test_validation_rows_that_cannot_tell_are_warned_of(cells, valid, words, capsys):
+    prepare(THREE, given(), Counter(cells), valid)
+    found = capsys.readouterr().err
+    assert found.count("\n") == bool(words) and all(re.search(word, found) for word in words), found
+
+
+def test_of_many_labels_that_validation_lacks_ten_are_named(capsys):
+    names = [f"label{i:02}" for i in range(30)]
+    prepare(Classification(names), given(), Counter(names), names[:2])
+    found = capsys.readouterr().err
+    assert "28" in found and "label11" in found and "label12" not in found
 
 
 # ---- scores ------------------------------------------------------------------------------------------------
@@ -238,7 +343,7 @@ def test_intervals_are_seeded_and_disturb_no_other_draw():
 class Span:
     """An answer is a part of the text, "first:end". Logits (B, L, 2): of its first and its last character."""
 
-    column, per, best = "answer", "char", "f1"
+    column, per, best, choosers = "answer", "char", "f1", ("f1", "exact")
 
     def __init__(self, names):
         self.names = names
@@ -332,7 +437,7 @@ def test_scores_of_spans_need_the_text():
 class MultiLabel:
     """A text has any number of labels: "a,b", or "-" for none."""
 
-    column, per, best = "labels", "text", "macro_f1"
+    column, per, best, choosers = "labels", "text", "macro_f1", ("macro_f1", "exact")
 
     def __init__(self, names):
         self.names = names
@@ -423,6 +528,17 @@ def test_several_labels_go_through_every_script_unchanged(several, capsys):
     assert "exact" in capsys.readouterr().out
     run("extra.cascade", "escalate students/tiny-v60/student.pt --data valid.tsv --logits logits/valid.pt")
     assert "100.0%" in capsys.readouterr().out
+
+
+def test_the_flags_of_a_task_are_its_own(several, capsys):
+    flags = "--train train.tsv --valid valid.tsv --alpha 1 --tokenizer tokenizer/vocab_size_60 " \
+            f"--size tiny --epochs 2 {CPU}"
+    refused(lambda: run("distill", f"{flags} --class-weights balanced"), "^--class-weights .*multilabel")
+    refused(lambda: run("distill", f"{flags} --best accuracy"), "^--best accuracy: .*macro_f1 or exact")
+    assert not Path("students").exists()
+    run("distill", f"{flags} --best exact --seed 0 1")
+    assert "exact 0." in capsys.readouterr().out
+    assert "valid_exact" in Path("students/summary.tsv").read_text("utf-8")
 
 
 def test_files_of_another_task_are_refused(several):
