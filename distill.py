@@ -258,9 +258,9 @@ def write_summary(folder: Path, best: str) -> None:
     rows, score = [], f"valid_{best}"
     for path, state in runtime.finished_runs(folder):
         try:
-            # Else it is a teacher's, or of another task.
-            if "size" in state["made_by"]["arguments"] and score in state["at"]["best"]:
-                rows.append(summary_row(path, state))
+            if "size" in state["made_by"]["arguments"]:  # else a teacher's
+                row = summary_row(path, state)
+                rows += [row] if score in row else []  # else of another task
         except (AttributeError, LookupError, RuntimeError, TypeError, ValueError) as error:
             runtime.warn(f"{path}/last.pt: damaged, not in the summary ({error!r})")
     if len(rows) < 2:  # one student needs no table

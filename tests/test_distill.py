@@ -199,6 +199,17 @@ def test_the_table_is_sorted_by_the_score_that_chooses(rare, monkeypatch):
         assert (row[-1], float(row[4])) == (f"out/{first}", pytest.approx(score, abs=1e-4)), header
 
 
+def test_a_student_of_another_task_is_not_in_the_table(here):
+    train(f"{ALONE} --epochs 1 --output-dir out --seed 0 1")
+    state = read("out/tiny-alpha1/last.pt")
+    state["at"]["best"] = {"valid_loss": 1.0, "valid_exact": 1.0, "epoch": 1}
+    Path("out/spans").mkdir()
+    runtime.save(state, "out/spans/last.pt")
+    train(f"{ALONE} --epochs 1 --output-dir out")
+    assert "spans" not in Path("out/summary.tsv").read_text("utf-8")
+    assert len(Path("out/summary.tsv").read_text("utf-8").splitlines()) == 3
+
+
 @pytest.mark.parametrize("alpha", [0.4, 1])
 def test_balanced_weights_count_the_labels_of_all_files(here, alpha):
     """The loss of an epoch by hand: two files, and rows without a label. The rate is too small to learn."""
