@@ -89,10 +89,11 @@ import tasks
 from data import look
 from data.batches import encode, inputs, logits_in_order, training_batches
 from data.logits import fingerprints
+from data.published import bert_template, load_tokenizer
 from data.training import encode_training_set, read_training_set
 from runtime import RANK, WORLD, UserError
 from student import Student, StudentError
-from teacher import Teacher, TeacherConfig, bert_template, load_checkpoint, load_tokenizer
+from teacher import Teacher, TeacherConfig, load_checkpoint, shortened
 
 # With the contents of the files these decide the result.
 DECISIVE = ("epochs", "max_length", "max_tokens", "accumulate", "lr", "layer_decay", "warmup",
@@ -142,15 +143,18 @@ def new_teacher(args, task) -> Teacher:
 def prepare_teacher(args, data) -> Teacher:
     """The teacher before its first step; `data` takes over the order of labels of a published head."""
     if args.scratch:
-        teacher, report = new_teacher(args, data.task), []
+        teacher = new_teacher(args, data.task)
+        report = shortened(teacher, args.max_length)
     else:
         teacher, report = load_checkpoint(args.checkpoint, data.task.names, args.max_length,
                                           task=tasks.name_of(data.task))
     for line in report:
         print(line)
     if args.epochs == 0 and (args.scratch or any(line.startswith("starts fresh") for line in report)):
-        raise UserError("--epochs 0 needs a checkpoint that already has a trained head; this one does not, "
-                        "so use --epochs 1 or more")
+        why = next((line for line in report if line.startswith("the checkpoint's head")),
+                   "this one does not have one")
+        raise UserError(f"--epochs 0 needs a checkpoint that already has a trained head: {why}; use "
+                        f"--epochs 1 or more to train a new one")
     if teacher.label_names != data.task.names:
         data.reorder(teacher.label_names)
     count = sum(p.numel() for p in teacher.parameters())

@@ -11,33 +11,33 @@ Shapes: B batch, T tokens, D hidden size, E embedding size, A heads, C classes.
 """
 
 import hashlib
-import json
 import math
 import os
 import re
+import unicodedata
 from dataclasses import asdict, dataclass
 from functools import partial
 from pathlib import Path
 
 import torch
 import torch.nn.functional as F
-from tokenizers import AddedToken, Tokenizer, decoders, models, normalizers, pre_tokenizers, processors
+from tokenizers import Tokenizer
 from torch import nn
 
 import runtime
 from data.batches import encode, largest_id, logits_in_order
+from data.published import load_tokenizer, read_json
 from runtime import UserError
 
 FORMAT = 1
 ACTIVATIONS = {"gelu": F.gelu, "relu": F.relu, "silu": F.silu, "tanh": torch.tanh} | dict.fromkeys(
     ("gelu_new", "gelu_pytorch_tanh"), partial(F.gelu, approximate="tanh"))
 REQUIRED = ("vocab_size", "hidden_size", "num_layers", "num_heads", "intermediate_size", "max_positions")
-TO_JSON = ("a SentencePiece model must be converted first: in transformers, "
-           "AutoTokenizer.from_pretrained(…).save_pretrained(…) writes tokenizer.json")
 # The activation between the two layers of the head, and whether dropout also precedes the first: BERT's
 # pooler and classifier, ElectraClassificationHead, RobertaClassificationHead, DistilBERT's pre_classifier.
 HEADS = {"bert": ("tanh", False), "electra": ("gelu", True), "roberta": ("tanh", True),
          "distilbert": ("relu", False)}
+WEIGHTS = ("pytorch_model.bin", "model.safetensors")  # the first that a folder has is read
 
 
 @dataclass
@@ -335,19 +335,26 @@ def load_checkpoint(source: str, label_names: list[str], max_length: int, kind: 
     """A Teacher (or a subclass, `kind`) with the weights of a published checkpoint; a report of each tensor.
 
     `source` is a folder, or a model id on the Hugging Face hub. A published head whose id2label lists the
-    label names keeps its order of them; any other (LABEL_0, …) is taken to have label_names in their order,
-    and the report says so. A head of another number of classes, or a missing one, starts from random weights
-    (normal, std = initializer_range). Raises UserError if files are missing or do not fit.
+    label names keeps its order of them, whatever their case, spaces and Unicode form; any other (LABEL_0, …)
+    is taken to have label_names in their order, and the report says so. A head of another number of classes
+    or of another task, or a missing one, starts from random weights (normal, std = initializer_range); the
+    line of the report that says why begins with "the checkpoint's head". Raises UserError if files are
+    missing or do not fit.
     """
     folder = Path(source) if os.path.isdir(source) else _from_hub(source)
-    settings = _read_json(folder / "config.json")
-    published = _head_labels(settings)
-    same_labels = sorted(published) == sorted(label_names)
-    label_names = published if same_labels else label_names
+    if (folder / "adapter_config.json").exists() and not (folder / "config.json").exists():
+        raise UserError(f"{folder}: no config.json in it{_remedy(folder)}")
+    settings = read_json(folder / "config.json")
+    published, contradiction = _head_labels(settings)
+    own = label_names
+    if label_names and sorted(map(_plain, published)) == sorted(map(_plain, label_names)) \
+            and len(set(map(_plain, label_names))) == len(label_names):
+        by_name = {_plain(name): name for name in label_names}
+        label_names = [by_name[_plain(name)] for name in published]
     config = _config(settings, len(label_names) or 1, folder / "config.json")
     tokenizer = load_tokenizer(folder, config.family)
-    file, tensors = _read_weights(folder)
-    tensors = {_modern_name(name, config.family): tensor for name, tensor in tensors.items()}
+    file, tensors, told = _read_weights(folder)
+    tensors, outside, prefix = _without_prefix(tensors, config.family)
     if config.num_layers > len(tensors):
         raise UserError(f"{file}: holds only {len(tensors)} tensors for {config.num_layers} layers")
     try:
@@ -355,16 +362,29 @@ def load_checkpoint(source: str, label_names: list[str], max_length: int, kind: 
             teacher = kind(config, tokenizer, label_names, max_length, task)
     except UserError as error:
         raise UserError(f"{folder}: {error}") from None
-    weights, used, fresh = _match(teacher, tensors, file)
+    head = teacher.names().get("head_out.weight", [""])[0]
+    told += [f"the prefix {prefix} of the tensors' names is left out"] if prefix else []
+    told += [contradiction] if contradiction else []
+    if head in tensors and (unfit := _unfit_head(settings, published, tensors[head], own, task)):
+        told.append(unfit)
+        outside |= {name for name in tensors if name.startswith(head.removesuffix("weight"))}
+    weights, used, fresh = _match(
+        teacher, {name: tensor for name, tensor in tensors.items() if name not in outside}, file)
     teacher.load_state_dict(weights, assign=True)
-    unused = sorted(set(tensors) - used)
-    report = [f"{file}: {len(used)} tensors read, {len(unused)} not used, {len(fresh)} started fresh"]
+    unused = sorted({*tensors, *outside} - used)
+    report = [f"{file}: {len(used)} tensors read, {len(unused)} not used, {len(fresh)} started fresh", *told]
     parts = ("not used", unused), ("starts fresh", fresh)
     report += [f"{what}: {', '.join(names)}" for what, names in parts if names]
-    if label_names and not same_labels and not any(name.startswith("head_") for name in fresh):
+    if published != label_names and label_names and not any(name.startswith("head_") for name in fresh):
         report.append(f"the head's classes {published or '(no names)'} are taken to be {label_names}, "
                       f"in this order")
-    return teacher, report
+    return teacher, report + shortened(teacher, max_length)
+
+
+def shortened(teacher: Teacher, max_length: int) -> list[str]:
+    """A line that says so if the model has no positions for the length that was asked for."""
+    return [f"--max-length {max_length} is more than the model has positions for: rows are cut at "
+            f"{teacher.max_length} tokens"] * (teacher.max_length < max_length)
 
 
 def _match(teacher: Teacher, tensors: dict, file: Path) -> tuple[dict, set[str], list[str]]:
@@ -396,12 +416,44 @@ def _match(teacher: Teacher, tensors: dict, file: Path) -> tuple[dict, set[str],
     return weights, used, fresh
 
 
-def _head_labels(settings: dict) -> list[str]:
-    """The labels that a published head names, in its order; none if it has no names."""
-    try:
-        return [str(name) for _, name in sorted(settings["id2label"].items(), key=lambda item: int(item[0]))]
-    except (KeyError, AttributeError, ValueError):
-        return []
+def _head_labels(settings: dict) -> tuple[list[str], str]:
+    """(the labels that a published head names, in its order, none if it has no names; what contradicts them).
+    """
+    def in_order(pairs) -> list[str]:
+        try:
+            pairs = sorted((int(i), str(name)) for i, name in pairs)
+        except (TypeError, ValueError):
+            return []
+        return [name for _, name in pairs] if [i for i, _ in pairs] == [*range(len(pairs))] else []
+
+    maps = [settings.get(key) for key in ("id2label", "label2id")]
+    by_id, by_label = (found.items() if isinstance(found, dict) else () for found in maps)
+    names, turned = in_order(by_id), in_order((i, name) for name, i in by_label)
+    if names and turned and names != turned:
+        return names, (f"config.json contradicts itself: id2label says {names}, label2id says {turned}; "
+                       f"id2label is used")
+    return names or turned, ""
+
+
+def _plain(name: str) -> str:
+    """A label without what people do not see: case, spaces, the Unicode form."""
+    return "".join(unicodedata.normalize("NFC", name).casefold().split())
+
+
+def _unfit_head(settings: dict, published: list[str], out: torch.Tensor, label_names: list[str],
+                task: str) -> str:
+    """Why the published head, whose last layer is `out` (C, D), cannot be used; empty if it can."""
+    kinds = {"multi_label_classification": "multilabel", "regression": "regression"}
+    kind = settings.get("problem_type")
+    theirs = kinds.get(kind) or ("regression" if len(out) == 1 else "classification")
+    wanted = "regression" if len(label_names) == 1 else task  # one number, as in pretrain_teacher.py
+    if label_names and theirs != wanted:
+        found = f"problem_type {kind} in config.json" if kind in kinds else "it has one output"
+        return f"the checkpoint's head is for {theirs} ({found}), and the task is {wanted}: it is not used"
+    if label_names and len(out) != len(label_names):
+        return (f"the checkpoint's head has {len(out)} classes {published or '(no names)'}, and the file has "
+                f"{len(label_names)} labels {label_names}: it is not used")
+    return ""
 
 
 def _from_hub(source: str) -> Path:
@@ -410,12 +462,17 @@ def _from_hub(source: str) -> Path:
         raise UserError(f"{source}: no such folder")
     from huggingface_hub import snapshot_download
 
-    wanted = ["config.json", "tokenizer_config.json", "vocab.txt", "tokenizer.json", "vocab.json",
-              "merges.txt"]
+    wanted = ["config.json", "tokenizer_config.json", "special_tokens_map.json", "added_tokens.json",
+              "vocab.txt", "tokenizer.json", "vocab.json", "merges.txt", "*.model", "adapter_config.json",
+              *(f"{name}.index.json" for name in WEIGHTS)]
     try:
         folder = Path(snapshot_download(source, allow_patterns=[*wanted, "pytorch_model.bin"]))
         if not (folder / "pytorch_model.bin").exists():
-            folder = Path(snapshot_download(source, allow_patterns=[*wanted, "model.safetensors"]))
+            index = next((path for name in WEIGHTS if (path := folder / f"{name}.index.json").exists()), None)
+            files = _shards(index) if index else ["model.safetensors"]
+            folder = Path(snapshot_download(source, allow_patterns=[*wanted, *files]))
+    except UserError:
+        raise
     except Exception as error:  # the hub's client raises errors of its HTTP library, which varies by version
         raise UserError(f"{source}: not a local folder, and the download from the Hugging Face hub failed "
                         f"({type(error).__name__}); offline, pass a folder with config.json, vocab.txt and "
@@ -443,18 +500,6 @@ def _check_hash(file: Path) -> None:
                         f"{file.resolve()} and run again")
 
 
-def _read_json(path: Path) -> dict:
-    try:
-        value = json.loads(path.read_text(encoding="utf-8"))
-    except OSError as error:
-        raise UserError(f"{path}: cannot read ({error.strerror}); a checkpoint needs this file") from None
-    except (ValueError, RecursionError) as error:
-        raise UserError(f"{path}: not valid JSON ({error})") from None
-    if not isinstance(value, dict):
-        raise UserError(f"{path}: not a JSON object")
-    return value
-
-
 def _config(settings: dict, num_labels: int, path: Path) -> TeacherConfig:
     """config.json of any of the four families as a TeacherConfig."""
     settings = {name: value for name, value in settings.items() if value is not None}
@@ -479,97 +524,93 @@ def _config(settings: dict, num_labels: int, path: Path) -> TeacherConfig:
         raise UserError(f"{path}: {error}") from None
 
 
-def _read_weights(folder: Path) -> tuple[Path, dict]:
-    file = folder / "pytorch_model.bin"
-    if file.exists():
-        tensors = runtime.load_weights(file)
+def _read_weights(folder: Path) -> tuple[Path, dict, list[str]]:
+    """(file, its tensors by name, lines for the report): the first of WEIGHTS, in one file or in shards."""
+    for name in WEIGHTS:
+        if (file := folder / name).exists():
+            return file, *_tensors(file)
+        if (file := folder / f"{name}.index.json").exists():
+            tensors, told = {}, []
+            for shard in _shards(file):
+                found, lines = _tensors(folder / shard)
+                tensors |= found
+                told += [line for line in lines if line not in told]
+            return file, tensors, told
+    raise UserError(f"{folder}: no {' or '.join(WEIGHTS)} in it{_remedy(folder)}")
+
+
+def _shards(index: Path) -> list[str]:
+    """The names of the files among which an index divides the tensors."""
+    files = read_json(index).get("weight_map")
+    files = sorted({*files.values()}, key=str) if isinstance(files, dict) else []
+    if not files or not all(isinstance(name, str) and re.fullmatch(r"[\w-][\w.-]*", name) for name in files):
+        raise UserError(f"{index}: no weight_map of tensors to files beside it; get the file again")
+    return files
+
+
+def _remedy(folder: Path) -> str:
+    """What to do about a folder without weights, from what else is in it."""
+    names = sorted(path.name for path in folder.iterdir())
+    if "adapter_config.json" in names:
+        return (", but an adapter (adapter_config.json): merge it into its base model first, with peft: "
+                "AutoPeftModelForSequenceClassification.from_pretrained(…).merge_and_unload().save_pretrained(…)")
+    others = [name for name in names if name.endswith((".safetensors", ".bin", ".pt", ".pth", ".ckpt"))
+              and not name.startswith(("training_args", "optimizer", "scheduler", "rng_state"))]
+    if others:
+        right = "model.safetensors" if others[0].endswith(".safetensors") else "pytorch_model.bin"
+        which = "it" if len(others) == 1 else "the right one"
+        return f", but {', '.join(others[:5])}: rename {which} to {right}"
+    foreign = [name for name in names if name.endswith((".h5", ".msgpack")) or ".ckpt" in name]
+    if foreign:
+        return (f", but {foreign[0]}: convert it with transformers 4: AutoModelForSequenceClassification."
+                f"from_pretrained(…, {'from_flax' if foreign[0].endswith('.msgpack') else 'from_tf'}=True)"
+                f".save_pretrained(…)")
+    return ""
+
+
+def _tensors(file: Path) -> tuple[dict, list[str]]:
+    """(tensors by name, lines for the report) of one file."""
+    if not file.name.endswith(".safetensors"):
+        try:
+            tensors, told = runtime.load_weights(file), []
+        except UserError as error:
+            if "GLOBAL" not in str(error):  # what PyTorch says of a class that it would have to import
+                raise
+            raise UserError(f"{error}; it holds more than tensors, such as a whole model: where it was made, "
+                            f"save model.save_pretrained(…), or torch.save(model.state_dict(), …)") from None
+        if isinstance(tensors, dict) and isinstance(tensors.get("state_dict"), dict):
+            tensors, told = tensors["state_dict"], ["read from its key state_dict"]
         if not isinstance(tensors, dict) or not all(
                 isinstance(name, str) and torch.is_tensor(value) for name, value in tensors.items()):
             raise UserError(f"{file}: not a dict of tensors")
-        return file, tensors
-    file = folder / "model.safetensors"
-    if not file.exists():
-        raise UserError(f"{folder}: no pytorch_model.bin or model.safetensors in it")
+        return tensors, told
     try:
         from safetensors import SafetensorError
         from safetensors.torch import load_file
     except ImportError:
         raise UserError(f"{file}: needs one more package: pip install safetensors") from None
     try:
-        return file, load_file(file)
+        return load_file(file), []
     except (OSError, SafetensorError) as error:
         raise UserError(f"{file}: cannot read ({' '.join(str(error).split())})") from None
 
 
-def _modern_name(name: str, family: str) -> str:
-    """Today's name of a tensor: LayerNorm.weight for TensorFlow's gamma, and the family's prefix."""
-    name = name.replace("LayerNorm.gamma", "LayerNorm.weight").replace("LayerNorm.beta", "LayerNorm.bias")
-    bare = re.match(r"(embeddings|embeddings_project|encoder|transformer|pooler)\.", name)
-    return f"{family}.{name}" if bare else name
+def _without_prefix(tensors: dict, family: str) -> tuple[dict, set[str], str]:
+    """(tensors by today's names, names of those that are outside of the model, the prefix left out).
 
-
-def load_tokenizer(folder: Path, family: str) -> Tokenizer:
-    """A published folder's tokenizer: tokenizer.json, WordPiece vocab.txt, or BPE vocab.json + merges.txt."""
-    try:
-        if (folder / "tokenizer.json").exists():
-            tokenizer = Tokenizer.from_file(str(folder / "tokenizer.json"))
-        elif (folder / "vocab.txt").exists():
-            tokenizer = _wordpiece(folder)
-        elif (folder / "vocab.json").exists() and (folder / "merges.txt").exists():
-            tokenizer = _byte_level_bpe(folder)
+    Today's name: LayerNorm.weight for TensorFlow's gamma, and the family's prefix. A wrapper's prefix
+    (module., _orig_mod., model., …) is what comes before the one table of word embeddings.
+    """
+    table, inside, outside = "embeddings.word_embeddings.weight", {}, set()
+    tables = [name.removesuffix(table) for name in tensors if name.endswith(table)]
+    prefixes = {name.removesuffix(f"{family}.") for name in tables}
+    prefix = prefixes.pop() if len(prefixes) == 1 else ""
+    for name, tensor in tensors.items():
+        if name.startswith(prefix):
+            name = name.removeprefix(prefix).replace("LayerNorm.gamma", "LayerNorm.weight")
+            name = name.replace("LayerNorm.beta", "LayerNorm.bias")
+            bare = re.match(r"(embeddings|embeddings_project|encoder|transformer|pooler)\.", name)
+            inside[f"{family}.{name}" if bare else name] = tensor
         else:
-            raise UserError(f"{folder}: no tokenizer.json, vocab.txt, or vocab.json with merges.txt in it"
-                            + (f"; {TO_JSON}" if list(folder.glob("*.model")) else ""))
-    except UserError:
-        raise
-    except Exception as error:  # the Rust library raises bare Exception for a file it cannot parse
-        raise UserError(f"{folder}: cannot read the tokenizer ({' '.join(str(error).split())})") from None
-    tokenizer.no_padding()
-    tokenizer.no_truncation()
-    return tokenizer
-
-
-def _wordpiece(folder: Path) -> Tokenizer:
-    """BERT's WordPiece; settings missing from tokenizer_config.json are the library's defaults."""
-    path = folder / "tokenizer_config.json"
-    settings = _read_json(path) if path.exists() else {}
-    tokens = (folder / "vocab.txt").read_text(encoding="utf-8").removesuffix("\n").split("\n")
-    vocab = {token.removesuffix("\r"): i for i, token in enumerate(tokens)}
-    if any(token.startswith("▁") for token in vocab) and not any(token.startswith("##") for token in vocab):
-        raise UserError(f"{folder / 'vocab.txt'}: holds SentencePiece tokens, as KoBERT's does, which "
-                        f"WordPiece would misread; {TO_JSON}")
-    missing = [token for token in ("[UNK]", "[CLS]", "[SEP]", "[PAD]") if token not in vocab]
-    if missing:
-        raise UserError(f"{folder / 'vocab.txt'}: no {' '.join(missing)} in it; not a BERT vocabulary")
-    tokenizer = Tokenizer(models.WordPiece(vocab, unk_token="[UNK]"))
-    tokenizer.add_special_tokens([t for t in ("[PAD]", "[UNK]", "[CLS]", "[SEP]", "[MASK]") if t in vocab])
-    tokenizer.normalizer = normalizers.BertNormalizer(
-        lowercase=settings.get("do_lower_case", True), strip_accents=settings.get("strip_accents"),
-        handle_chinese_chars=settings.get("tokenize_chinese_chars", True),
-    )
-    tokenizer.pre_tokenizer = pre_tokenizers.BertPreTokenizer()
-    tokenizer.decoder = decoders.WordPiece()
-    tokenizer.post_processor = bert_template(tokenizer)
-    return tokenizer
-
-
-def bert_template(tokenizer: Tokenizer) -> processors.TemplateProcessing:
-    """[CLS] text [SEP], or [CLS] text [SEP] text2 [SEP] with text2 as segment 1."""
-    return processors.TemplateProcessing(
-        single="[CLS] $A [SEP]", pair="[CLS] $A [SEP] $B:1 [SEP]:1",
-        special_tokens=[(token, tokenizer.token_to_id(token)) for token in ("[CLS]", "[SEP]")],
-    )
-
-
-def _byte_level_bpe(folder: Path) -> Tokenizer:
-    """RoBERTa's byte-level BPE."""
-    model = models.BPE.from_file(str(folder / "vocab.json"), str(folder / "merges.txt"), unk_token="<unk>")
-    tokenizer = Tokenizer(model)
-    tokenizer.pre_tokenizer = pre_tokenizers.ByteLevel(add_prefix_space=False)
-    tokenizer.decoder = decoders.ByteLevel()
-    mask = AddedToken("<mask>", lstrip=True, special=True)
-    tokenizer.add_special_tokens(["<s>", "<pad>", "</s>", "<unk>", mask])
-    tokenizer.post_processor = processors.RobertaProcessing(
-        ("</s>", tokenizer.token_to_id("</s>")), ("<s>", tokenizer.token_to_id("<s>")),
-        add_prefix_space=False)
-    return tokenizer
+            outside.add(name)
+    return inside, outside, prefix

@@ -100,9 +100,10 @@ from data import look
 from data.batches import Store, encode, token_batches, training_batches
 from data.examples import read_again, survey
 from data.logits import fingerprints
+from data.published import bert_template, load_tokenizer
 from runtime import RANK, WORLD, UserError
 from tasks import Classification
-from teacher import ACTIVATIONS, Teacher, TeacherConfig, bert_template, load_checkpoint, load_tokenizer
+from teacher import ACTIVATIONS, Teacher, TeacherConfig, load_checkpoint
 
 # Together with the contents of the files these decide the result: a continued run must have the same.
 DECISIVE = ("epochs", "hours", "max_length", "max_tokens", "mask_rate", "target_weight", "lr", "warmup",

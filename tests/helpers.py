@@ -63,6 +63,8 @@ def publish(teacher, folder, **config) -> None:
                 "intermediate_size": ours.intermediate_size, "max_position_embeddings": ours.max_positions,
                 "hidden_dropout_prob": 0.0, "attention_probs_dropout_prob": 0.0} | config
     runtime.save_together({Path(folder) / "config.json": json.dumps(settings),
+                           Path(folder) / "tokenizer_config.json":
+                           json.dumps({"tokenizer_class": "PreTrainedTokenizerFast"}),
                            Path(folder) / "tokenizer.json": teacher.tokenizer.to_str()})
 
 

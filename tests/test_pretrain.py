@@ -18,10 +18,11 @@ import runtime
 import train_tokenizer
 from data import batches
 from data.examples import read_again
+from data.published import bert_template, load_tokenizer
 from extra import pretrain_teacher
 from extra.pretrain_teacher import MaskedLM, Masker, losses
 from runtime import UserError
-from teacher import HEADS, TeacherConfig, bert_template, load_checkpoint, load_tokenizer
+from teacher import HEADS, TeacherConfig, load_checkpoint
 
 CPU = torch.device("cpu")
 ROOT = Path(__file__).parent.parent

@@ -13,8 +13,9 @@ from tokenizers import AddedToken, ByteLevelBPETokenizer, normalizers
 
 from data.batches import encode, logits_in_order
 from data.logits import fingerprints
+from data.published import load_tokenizer
 from runtime import UserError
-from teacher import ACTIVATIONS, Teacher, load_checkpoint, load_tokenizer
+from teacher import ACTIVATIONS, Teacher, load_checkpoint
 
 transformers = pytest.importorskip("transformers")
 pytestmark = pytest.mark.optional
@@ -603,7 +604,7 @@ def test_kobert_style_vocabulary_is_not_read_as_wordpiece(tmp_path):
     publish(tmp_path)
     (tmp_path / "tokenizer.json").unlink(missing_ok=True)
     (tmp_path / "vocab.txt").write_text("[PAD]\n[UNK]\n[CLS]\n[SEP]\n▁이\n▁영화\n는\n", encoding="utf-8")
-    refused(tmp_path, "vocab.txt", "SentencePiece", "save_pretrained")
+    refused(tmp_path, "vocab.txt", "SentencePiece", "*.model")
 
 
 def test_nulls_in_config_json_are_defaults_and_each_part_must_fit(tmp_path):

@@ -16,8 +16,9 @@ from hostile import ROOT, Process
 
 import distill
 import runtime
+from data.published import bert_template, load_tokenizer
 from runtime import UserError
-from teacher import Teacher, TeacherConfig, bert_template, load_tokenizer
+from teacher import Teacher, TeacherConfig
 
 CPU, EXACT = torch.device("cpu"), "--device cpu --precision fp32"
 # Two processes take sums in another order than one. Measured after two epochs: weights differ by at most

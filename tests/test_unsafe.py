@@ -379,7 +379,8 @@ def test_paths_in_files_are_neither_written_to_nor_read(deep):
                       "weights"), names, strict=True))
     labels = {"id2label": {"0": names[0], "1": absolute}}
     Path("bert/config.json").write_text(json.dumps(extra | config | labels))
-    Path("bert/tokenizer_config.json").write_text(json.dumps(extra))
+    known = {"tokenizer_class": "PreTrainedTokenizerFast", "auto_map": None}  # others are refused
+    Path("bert/tokenizer_config.json").write_text(json.dumps(extra | known))
     rows = [f"{text}\t{label}" for text in ("재밌다", "별로", "영화") for label in (names[0], absolute)]
     for file in ("train", "valid"):
         Path(f"{file}.tsv").write_text("\n".join(["text\tlabel", *rows, ""]), encoding="utf-8")

@@ -25,7 +25,8 @@ import torch
 from helpers import equal, log_lines, read, reviews, run, write_rows
 from hostile import ROOT, Process
 
-from teacher import Teacher, TeacherConfig, bert_template, load_tokenizer
+from data.published import bert_template, load_tokenizer
+from teacher import Teacher, TeacherConfig
 
 LONG = "TORTURE" in os.environ
 KILLS = int(os.environ.get("TORTURE", 2))
