@@ -57,7 +57,7 @@ import tasks
 from data import look
 from data.batches import encode, logits_in_order
 from data.examples import Examples, Survey, fingerprint_of_first, read_again, stem, survey
-from data.logits import Logits, fingerprints, read_logits, write_logits
+from data.logits import Logits, compare_with_labels, fingerprints, read_logits, write_logits
 from runtime import RANK, UserError
 from student import Student, StudentError
 from teacher import Teacher
@@ -185,12 +185,10 @@ class Dump:
             total = total + self.task.statistics(logits[known].float(), target[known]).sum(0)  # (S,)
             labelled += int(known.sum())
         seconds = progress.close()
-        logits = torch.cat(blocks)
+        logits = Logits(torch.cat(blocks), self.task.names, self.teachers[0].task, self.file.fingerprint,
+                        self.made_by, self.args.teacher, self.precision, names, str(self.path))
         runtime.barrier(self.device)  # every rank has read the blocks
-        write_logits(self.path, Logits(
-            logits, self.task.names, self.teachers[0].task, self.file.fingerprint, self.made_by,
-            self.args.teacher, self.precision, names),
-            runtime.made_by({"max_tokens": self.args.max_tokens}, {}))
+        write_logits(self.path, logits, runtime.made_by({"max_tokens": self.args.max_tokens}, {}))
         if RANK == 0:
             shutil.rmtree(self.blocks, ignore_errors=True)
         rate = progress.done / len(self.teachers) / seconds
@@ -198,8 +196,9 @@ class Dump:
               + (f", {reused:,} rows were there already" if reused else "")
               + (f", {self.task.best} {self.task.scores(total / labelled)[self.task.best]:.4f} on "
                  f"{labelled:,} labelled rows" if labelled else ""))
-        print(f"{self.path}: logits of {len(logits):,} rows" + (
+        print(f"{self.path}: logits of {len(logits.values):,} rows" + (
             f", {self.path.stat().st_size:,} bytes" if RANK == 0 else ""))
+        compare_with_labels(logits, self.file.head, self.task)
 
     def check(self) -> None:
         """Compute --check random rows again. A UserError names the first that differs.

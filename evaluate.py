@@ -57,7 +57,7 @@ import torch
 import runtime
 import tasks
 from data.examples import Examples, read_examples
-from data.logits import bare_order, read_logits_of
+from data.logits import bare_order, compare_with_labels, read_logits_of, refuse_other_columns
 from runtime import UserError
 from student import Student, StudentError, decode, probabilities
 from teacher import Teacher
@@ -116,9 +116,9 @@ def assess(args, examples: Examples, device) -> tuple:
         kind, names = cached.task, cached.names
         if cached.bare:
             kind, names = tasks.name_of(task), bare_order(task)
-        if cached.values.size(1) != len(names):
-            raise UserError(f"{args.logits}: {cached.values.size(1)} columns, but the labels are {names}")
+        refuse_other_columns(cached, names)
         order = columns_of(args.logits, kind, names, task)
+        compare_with_labels(cached, examples.take(range(min(CHUNK, len(examples)))), type(task)(names))
         results.append({"model": args.logits, "logits": cached.values.float()[:, order]})
     return task, target, results
 

@@ -2,20 +2,23 @@
 
 A logits file is a dict with the tensor "logits" (N, C), row i for data row i, and with the fingerprints of
 the texts and of the teachers; or a bare (N, C) tensor of any other system, of which only the shape can be
-checked.
+checked, and its rows and columns by the labels that the file has.
 """
 
 import hashlib
 import json
 import os
+import re
 import shlex
 from dataclasses import asdict, dataclass, field
+from itertools import permutations
 from pathlib import Path
+from statistics import NormalDist
 
 import torch
 
 import runtime
-from data.examples import fingerprint_of_first, stem
+from data.examples import Examples, fingerprint_of_first, stem
 from runtime import UserError
 
 FORMAT = 2
@@ -46,9 +49,23 @@ def bare_order(task) -> list[str]:
     return type(task).survey(task.names, "").names
 
 
-def read_logits(path) -> Logits:
-    """A logits file of this kit, or a bare tensor. Raises UserError where it is damaged or something else."""
-    artifact = runtime.load_weights(path, mmap=True)
+def read_logits(path, rows: int | None = None) -> Logits:
+    """A logits file of this kit, or a bare tensor. Raises UserError where it is damaged or something else.
+
+    Of logits in other containers and shapes the error has the command that makes the file read here; `rows`
+    that it should have tell a tensor that is transposed.
+    """
+    try:
+        artifact, other = runtime.load_weights(path, mmap=True), None
+    except UserError as error:
+        other = unread(path, str(error))
+        if other is None:
+            raise
+    other = other or container(artifact, rows)
+    if other:
+        what, code, *load = other
+        raise UserError(f"{path}: holds {what} where a float tensor (rows, classes) is needed; make it one: "
+                        f"{conversion(path, code, *load)}")
     if torch.is_tensor(artifact):
         found = Logits(artifact.detach())
     else:
@@ -76,6 +93,74 @@ def read_logits(path) -> Logits:
     return found
 
 
+def conversion(path, code: str, load: str = "torch.load({})") -> str:
+    """A command that makes of x, what is in the file at `path`, the tensor `code`, and saves it as .pt."""
+    load, out = load.format(repr(str(path))), str(Path(path).with_suffix(".pt"))
+    code = f"import numpy, torch; x = {load}; torch.save({code}, {out!r})"
+    return "python -c " + (shlex.quote(code) if set(code) & set('"$`\\!') else f'"{code}"')
+
+
+def unread(path, error: str) -> tuple[str, str, str] | None:
+    """(what it is, Python that makes of it, x, a tensor (N, C), how to load it) of a file that load_weights
+    refuses with this error; None for any other. It may carry code, so it is not loaded here."""
+    with open(path, "rb") as file:
+        head = file.read(256)
+    if head.startswith(b"\x93NUMPY"):
+        return "a numpy array", "torch.from_numpy(x).float()", "numpy.load({})"
+    if head.startswith(b"PK") and b".npy" in head:
+        x = "x['logits' if 'logits' in x else x.files[0]]"
+        return "numpy arrays", f"torch.from_numpy({x}).float()", "numpy.load({})"
+    found = re.search(r"GLOBAL (numpy|transformers)[\w.]*", error)
+    if not found:
+        return None
+    load = "torch.load({}, weights_only=False)"
+    what = f"pickled objects of {found[1]} (loading them may run code: only if you trust the file)"
+    if found[1] == "numpy":
+        x = "x['logits'] if isinstance(x, dict) else x"
+        return what, f"torch.as_tensor(numpy.asarray({x})).float()", load
+    return what, "torch.as_tensor(getattr(x, 'logits', getattr(x, 'predictions', None))).float()", load
+
+
+def container(value, rows: int | None) -> tuple[str, str] | None:
+    """(what it is, Python that makes of it, x, a tensor (N, C)) of logits in another form; None of any other
+    value. `rows`: how many there should be."""
+    if torch.is_tensor(value):
+        what, x = f"{list(value.shape)} {value.dtype}", "x.float()"
+        if value.dim() == 1:
+            return f"{what}, one number per row (of a sigmoid, for two labels?)", two_columns(value)
+        if value.dim() == 3 and value.size(1) == 1:
+            return what, "x.squeeze(1).float()"
+        if value.dim() == 2 and value.size(1) == rows != value.size(0):
+            return what, "x.T.float().contiguous()"
+        return (what, x) if value.dim() == 2 and not value.is_floating_point() else None
+    if isinstance(value, dict) and "kind" not in value:
+        if "logits" in value:
+            return "a dict with 'logits'", "torch.as_tensor(x['logits']).float()"
+        order = "sorted(x)" if all(isinstance(key, int) for key in value) else "x"
+        return "a dict of rows", f"torch.stack([torch.as_tensor(x[key]) for key in {order}]).float()"
+    if isinstance(value, (list, tuple)):
+        batches = torch.is_tensor(value[0]) and value[0].dim() == 2 if value else False
+        join = "cat" if batches else "stack"
+        return f"a {type(value).__name__}", f"torch.{join}([torch.as_tensor(row) for row in x]).float()"
+    return None
+
+
+def two_columns(values) -> str:
+    """Python that makes of x, the one output of a sigmoid, (N,) or (N, 1), logits of two labels."""
+    x = "torch.logit(x.flatten().float(), 1e-6)" if ((values >= 0) & (values <= 1)).all() else "x.flatten()"
+    return f"torch.stack([0 * x.flatten(), {x}], 1).float()"
+
+
+def refuse_other_columns(logits: Logits, names: list[str]) -> None:
+    """A UserError unless there is one column per output."""
+    count = logits.values.size(1)
+    if count == 1 and len(names) == 2:
+        raise UserError(f"{logits.path}: 1 column, but two labels {names} need two; if it is of a sigmoid "
+                        f"for {names[1]!r}: {conversion(logits.path, two_columns(logits.values))}")
+    if count != len(names):
+        raise UserError(f"{logits.path}: {count} columns, but the labels are {names}; one column per label "
+                        f"is needed, in this order")
+
 def write_logits(path, logits: Logits, made_by: dict) -> None:
     """Write a logits file; the paths of the teachers become relative to it."""
     files = [os.path.relpath(file, Path(path).parent) for file in logits.teacher_files]
@@ -92,8 +177,8 @@ def read_logits_of(path, file, columns: tuple, args, others: dict | None = None)
     Logits of other texts would train a model that looks fine and is wrong. `others`: {fingerprint: path} of
     files whose logits may have been given by mistake.
     """
-    found = read_logits(path)
     rows, texts = (file.rows, file.fingerprint) if hasattr(file, "rows") else (len(file), file.fingerprint())
+    found = read_logits(path, rows)
     remake = dump_command(file.path, found, args)
     if not found.bare and found.texts != texts:
         if found.texts in (others or {}):
@@ -107,12 +192,101 @@ def read_logits_of(path, file, columns: tuple, args, others: dict | None = None)
     if len(found.values) != rows:
         raise UserError(f"{path}: {len(found.values)} rows of logits, but {file.path} has {rows} rows; make "
                         f"the right ones: {remake}")
+    shares = found.bare and found.values.size(1) > 1
     for start in range(0, rows, 2**20):
-        finite = found.values[start : start + 2**20].float().isfinite().all(1)  # as they will be used
+        values = found.values[start : start + 2**20].float()  # as they will be used
+        finite = values.isfinite().all(1)
         if not finite.all():
             row = start + int((~finite).nonzero()[0])
             raise UserError(f"{path}: the logits of row {row} are not finite; make them again: {remake}")
+        shares = shares and bool((values >= 0).all() and ((values.sum(1) - 1).abs() < 0.01).all())
+    if shares:
+        command = conversion(path, "x.float().clamp(min=1e-6).log()")
+        runtime.warn(f"{path}: these are probabilities (every row adds up to 1), logits are needed; their "
+                     f"logarithms will do, of 1e-6 at least: {command}")
     return found
+
+
+def compare_with_labels(logits: Logits, examples: Examples, task) -> None:
+    """Warn where logits contradict the answers of rows of their file, `examples` being its first rows.
+
+    task: with its outputs in the order of the columns.
+    """
+    target, known = examples.targets(task)
+    rows = known.nonzero()[:, 0]
+    words, order = doubt(task, logits.values, rows, target[rows])
+    if order:
+        words += f"; reorder them: {conversion(logits.path, f'x[:, {order}]')}" if logits.bare else \
+            "; the classes of the teacher are mixed up: correct id2label in its checkpoint's config.json"
+    if words:
+        runtime.warn(f"{logits.path} and {examples.path}: {words}")
+
+
+def doubt(task, logits, rows, target) -> tuple[str, list[int]]:
+    """(what is wrong with the logits, the better order of the columns), each empty where nothing is.
+
+    logits (N, C); rows (n,): numbers of rows whose answers are target (n, …). task.best of the logits is
+    compared with that of other orders of up to five columns, of the rows before and after, of rows in random
+    order, and of always the same answer. A difference counts at z of one-sided 0.0005, divided by the number
+    of candidates, so that a few rows or a weak teacher raise no doubt.
+    """
+    N, C, n = *logits.shape, len(rows)
+    if n < 2 or C < 2:
+        return "", []
+    values, random = logits[rows].float(), torch.Generator().manual_seed(0)
+    given = task.statistics(values, target)
+
+    def score(statistics):
+        return task.scores(statistics)[task.best]
+
+    def z(candidates=1):
+        return -NormalDist().inv_cdf(0.0005 / candidates)
+
+    def gain(candidate):
+        """(how much better it is than the logits as they are, standard error): the jackknife (Efron 1982).
+
+        The error is as if there were no gain, so that few rows prove nothing; of an accuracy: McNemar's test.
+        """
+        other = task.statistics(candidate, target)
+        without = [score((part.sum(0) - part) / (n - 1)) for part in (given, other)]  # a row each
+        variance = (without[1] - without[0]).var(correction=0).item() * (n - 1) ** 2 / n
+        difference = (score(other.mean(0)) - score(given.mean(0))).item()
+        return difference, (variance + difference**2 / n) ** 0.5
+
+    def better(candidate, candidates):
+        """Its score if it is clearly better, and by a fifth of what is missing: a teacher that takes
+        neighbouring classes for each other is weak, not in another order."""
+        difference, error = gain(candidate)
+        return now + difference if difference > max(z(candidates) * error, (1 - now) / 5) else None
+
+    now = score(given.mean(0)).item()
+    words = f"{task.best} {now:.4f} on {n:,} labelled rows"
+    orders = [list(order) for order in permutations(range(C))] if C <= 5 else []
+    few = slice(0, 1024)  # enough to choose a candidate
+    order = max(orders, default=[], key=lambda order: score(
+        task.statistics(values[few][:, order], target[few]).mean(0)))
+    if order != sorted(order) and (best := better(values[:, order], len(orders))):
+        names = [task.names[order.index(i)] for i in range(C)]
+        return f"{words}, but {best:.4f} if the columns are {names}, not {task.names}", order
+    for step, neighbour in ((1, "after"), (-1, "before")):
+        if best := better(logits[(rows + step) % N].float(), 2):
+            return (f"{words}, but {best:.4f} with the logits of the row {neighbour}: the rows are off by "
+                    f"one (a header counted as a row, a blank line left out?)"), []
+
+    orders = [torch.randperm(n, generator=random) for _ in range(32)]
+    shuffled = torch.stack([score(task.statistics(values[rows], target).mean(0)) for rows in orders])
+    chance, spread = shuffled.mean().item(), shuffled.std().item()
+    if spread == 0 or now - chance > z() * spread:  # or it gives always the same answer
+        return "", []
+    constants = [gain(row.expand(n, C)) for row in 10 * torch.eye(C)]
+    ahead, error = max(constants)
+    # A teacher that works is an eighth of the way from chance to 1: of two labels, an accuracy of 56 %.
+    most = now + z() * spread + z() ** 2 / n  # by Bernstein's inequality: a few rows of a rare class
+    if (now <= chance and ahead > z(C) * error) or most < chance + (1 - chance) / 8:
+        return (f"{words}, {chance:.4f} with its rows in any order, {now + ahead:.4f} by always giving "
+                f"{task.names[constants.index((ahead, error))]!r}: these logits are hardly of these rows; "
+                f"are the rows in the order of the file, and the columns {task.names}?"), []
+    return "", []
 
 
 def dump_command(data: str, logits: Logits, args) -> str:

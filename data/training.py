@@ -19,9 +19,11 @@ from data.logits import (
     Logits,
     bare_order,
     check_teachers,
+    compare_with_labels,
     dump_command,
     fingerprints,
     read_logits_of,
+    refuse_other_columns,
 )
 from runtime import UserError
 
@@ -97,10 +99,9 @@ def read_training_set(args, make_task, load) -> TrainingSet:
         cells, where = cells | valid.cells() | cells, f"{where}, {args.valid}"
     column = next((file.column for file in [*files, valid] if file.column), None)
     task = make_task(column, cells, where, stored)
-    if logits and logits[0].values.size(1) != len(task.names):
-        raise UserError(f"{logits[0].path}: {logits[0].values.size(1)} columns, but the labels are "
-                        f"{task.names}; one column per label is needed, in this order")
-    for item in logits:
+    for item, file in zip(logits, files, strict=False):
+        refuse_other_columns(item, task.names)
+        compare_with_labels(item, file.head, type(task)(item.names or bare_order(task)))
         if item.bare and (order := bare_order(task)) != task.names:  # a copy in memory: only if it must be
             item.values = item.values[:, [order.index(name) for name in task.names]]
     valid_target, _ = valid.targets(task, every_row=True)

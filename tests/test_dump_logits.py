@@ -144,6 +144,17 @@ def test_the_printed_score_is_that_of_the_labelled_rows(folder, capsys):
     refused(lambda: dump(f"{ONE} --data train.tsv --output-dir other"), "train.tsv:122: .*'2'")
 
 
+def test_a_teacher_whose_labels_are_in_another_order_is_told(folder, capsys):
+    dump(f"{ONE} --data train.tsv")
+    assert "warning" not in capsys.readouterr().err
+    rows = [(text, str(1 - int(label)) if i % 3 else "") for i, (text, label) in enumerate(reviews(120, 0))]
+    write_rows(folder / "train.tsv", rows)
+    dump(f"{ONE} --data train.tsv unlabeled.tsv --overwrite")
+    message = capsys.readouterr().err.splitlines()[-1]
+    assert message.startswith("warning: logits/train.pt and train.tsv: accuracy 0.")
+    assert "on 80 labelled rows" in message and "the columns are ['1', '0']" in message
+
+
 # ---- running again: blocks ---------------------------------------------------------------------------------
 
 

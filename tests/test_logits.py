@@ -3,15 +3,30 @@ refused, and the command that the refusal prints makes the right ones."""
 
 import argparse
 import os
+import re
+import shlex
 import shutil
+from collections import OrderedDict
 from pathlib import Path
 
+import numpy as np
 import pytest
 import torch
 from helpers import read, refused, reviews, run, run_printed, write_rows
 
+import tasks
 from data.examples import read_examples, survey
-from data.logits import Logits, check_teachers, fingerprints, read_logits, read_logits_of, write_logits
+from data.logits import (
+    Logits,
+    check_teachers,
+    compare_with_labels,
+    doubt,
+    fingerprints,
+    read_logits,
+    read_logits_of,
+    refuse_other_columns,
+    write_logits,
+)
 from student import Student
 from teacher import Teacher
 
@@ -96,6 +111,117 @@ def test_a_bare_tensor_of_any_system_is_read(here, tensor, options):
 def test_a_damaged_file_is_refused_in_one_line(here, changes, word):
     change("logits/train.pt", **changes)
     refused(lambda: read_logits("logits/train.pt"), "logits/train.pt", word)
+
+
+# ---- other containers and shapes ---------------------------------------------------------------------------
+
+LOGITS = torch.randn(120, 2, generator=torch.Generator().manual_seed(0))
+ARRAY, ROWS = LOGITS.numpy(), LOGITS.tolist()
+
+
+def convert(message: str, old: str) -> None:
+    """Run the Python that a message prints; a shell reads it."""
+    python, flag, code = shlex.split(message[message.index("python -c ") :])
+    assert (python, flag) == ("python", "-c") and repr(old) in code
+    exec(code, {})
+
+
+@pytest.mark.parametrize("save", [torch.save, lambda value, path: torch.save(
+    value, path, _use_new_zipfile_serialization=False)], ids=["zip", "legacy"])
+@pytest.mark.parametrize("value, words", [
+    (ARRAY, "numpy"), ({"logits": LOGITS}, "dict"), ({"logits": LOGITS, "loss": torch.tensor(1.0)}, "dict"),
+    ({"logits": ROWS}, "dict"), ({i: LOGITS[i] for i in reversed(range(120))}, "dict of rows"),
+    ({f"id{i}": row for i, row in enumerate(ROWS)}, "of rows"), (OrderedDict(enumerate(LOGITS)), "of rows"),
+    (list(LOGITS), "a list"), (ROWS, "a list"), (tuple(map(tuple, ROWS)), "a tuple"),
+    (list(LOGITS.split(32)), "a list"), ([LOGITS], "a list"),
+    (LOGITS.T.contiguous(), r"\[2, 120\] torch.float32"), (LOGITS[:, None], r"\[120, 1, 2\]"),
+    (LOGITS.double()[:, None], r"\[120, 1, 2\] torch.float64"),
+])
+def test_logits_in_another_container_are_refused_with_the_command_that_makes_them_a_tensor(here, value, words,
+                                                                                           save):
+    save(value, "x.pt")
+    convert(refused(lambda: read_for("x.pt"), r"^x\.pt: holds ", words), "x.pt")
+    assert torch.equal(read_for("x.pt").values, LOGITS)
+
+
+@pytest.mark.parametrize("name, save, words", [
+    ("x.npy", np.save, "numpy array"), ("x.npy", lambda path, a: np.save(path, a.astype("float64")), "numpy"),
+    ("x.npz", lambda path, array: np.savez(path, labels=array[:, 0], logits=array), "arrays"),
+    ("x.npz", np.savez_compressed, "arrays"),
+    ("it's $x.pt", lambda path, array: torch.save({"logits": array, "ids": list(range(120))}, path), "numpy"),
+    ("x.pt", lambda path, array: torch.save(list(array), path), "numpy"),
+])
+def test_files_of_numpy_are_refused_with_their_command(here, name, save, words):
+    save(name, ARRAY)
+    message = refused(lambda: read_for(name), f"{re.escape(name)}: holds ", words)
+    assert ("only if you trust" in message) == (not name.startswith("x.np"))
+    convert(message, name)
+    assert torch.equal(read_for(Path(name).with_suffix(".pt")).values, LOGITS)
+
+
+@pytest.mark.optional
+@pytest.mark.parametrize("array", [False, True])
+def test_outputs_of_transformers_are_refused_with_their_command(here, array):
+    transformers = pytest.importorskip("transformers")
+    value = transformers.modeling_outputs.SequenceClassifierOutput(logits=LOGITS)
+    if array:
+        value = transformers.trainer_utils.PredictionOutput(ARRAY, None, None)
+    torch.save(value, "x.pt")
+    message = refused(lambda: read_for("x.pt"), "of transformers", "trust")
+    convert(message, "x.pt")
+    assert torch.equal(read_for("x.pt").values, LOGITS)
+
+
+@pytest.mark.parametrize("value, words", [
+    (torch.zeros(2, 60, 2), r"\[2, 60, 2\]"), (torch.zeros(0, 2), r"\[0, 2\]"),
+    ("text", "not a file of this kit"),
+])
+def test_what_has_no_logits_is_refused_without_a_command(here, value, words):
+    torch.save(value, "x.pt")
+    assert "python -c" not in refused(lambda: read_for("x.pt"), r"^x\.pt: ", words)
+
+
+def test_int_tensors_are_refused_and_floats_of_any_size_taken(here):
+    whole = torch.arange(240).view(120, 2)
+    torch.save(whole, "x.pt")
+    convert(refused(lambda: read_for("x.pt"), r"\[120, 2\] torch.int64"), "x.pt")
+    assert torch.equal(read_for("x.pt").values, whole.float())
+    for dtype in (torch.float64, torch.float16, torch.bfloat16):
+        torch.save(LOGITS.to(dtype), "x.pt")
+        assert read_for("x.pt").values.dtype == dtype
+    torch.save(torch.ones(120, 120), "x.pt")
+    assert read_for("x.pt").values.shape == (120, 120)
+
+
+@pytest.mark.parametrize("shape", [(120,), (120, 1)])
+@pytest.mark.parametrize("share", [False, True])
+def test_the_one_output_of_a_sigmoid_becomes_the_logits_of_two_labels(here, shape, share):
+    x = LOGITS[:, 0].sigmoid() if share else LOGITS[:, 0]
+    torch.save(x.view(shape), "x.pt")
+    convert(refused(lambda: refuse_other_columns(read_for("x.pt"), ["a", "b"]), "sigmoid"), "x.pt")
+    found = read_for("x.pt")
+    refuse_other_columns(found, ["a", "b"])
+    torch.testing.assert_close(found.values.softmax(1)[:, 1], LOGITS[:, 0].sigmoid())
+    assert "python -c" not in refused(lambda: refuse_other_columns(found, ["a", "b", "c"]), "2 columns")
+
+
+@pytest.mark.parametrize("dtype", [torch.float32, torch.float16, torch.bfloat16])
+def test_probabilities_are_told_with_the_command_that_makes_logits(here, dtype, capsys):
+    probabilities = (9 * LOGITS).softmax(1)
+    probabilities[7] = torch.tensor([0.0, 1.0])
+    torch.save(probabilities.to(dtype), "x.pt")
+    read_for("x.pt")
+    message = capsys.readouterr().err
+    assert message.startswith("warning: x.pt: ") and "probabilities" in message
+    convert(message, "x.pt")
+    found = read_for("x.pt")
+    assert not capsys.readouterr().err
+    assert found.values[7].tolist() == pytest.approx([-13.8155, 0.0], abs=1e-4)
+    torch.testing.assert_close(found.values.softmax(1), probabilities, rtol=0, atol=0.01)
+    for other in (LOGITS, LOGITS.log_softmax(1), LOGITS.softmax(1) - 0.1, torch.ones(120, 1)):
+        torch.save(other, "x.pt")
+        read_for("x.pt")
+    assert not capsys.readouterr().err
 
 
 # ---- logits of something else ------------------------------------------------------------------------------
@@ -223,3 +349,198 @@ def test_fingerprints_are_of_all_that_decides_and_of_nothing_else(kit):
     before = fingerprints(teacher)["weights"]
     teacher.config.layer_norm_eps *= 2
     assert fingerprints(teacher)["weights"] != before
+
+
+# ---- logits against labels ---------------------------------------------------------------------------------
+
+
+def teacher(count: int, shares, accuracy: float, seed: int):
+    """Logits of a teacher that is right so often, and the labels, in these shares."""
+    random, C = np.random.default_rng(seed), len(shares)
+    labels = random.choice(C, count, p=np.array(shares) / sum(shares))
+    wrong = (labels + random.integers(1, C, count)) % C
+    logits = random.normal(size=(count, C))
+    logits[np.arange(count), np.where(random.random(count) < accuracy, labels, wrong)] = 4
+    return torch.tensor(logits, dtype=torch.float32), torch.tensor(labels)
+
+
+def answering(count: int, seed: int, of_rare: float, of_common: float):
+    """Two labels, 1 to 50; a teacher that answers the rare one on so many rows of each."""
+    random = np.random.default_rng(seed)
+    labels = random.random(count) < 1 / 51
+    answers = random.random(count) < np.where(labels, of_rare, of_common)
+    return torch.tensor(np.stack([~answers, answers], 1)).float(), torch.tensor(labels).long()
+
+
+def ask(logits, labels):
+    task = tasks.Classification([f"name{i}" for i in range(logits.size(1))])
+    return doubt(task, logits, torch.arange(len(labels)), labels)
+
+
+def cells_sorted(count, seed):
+    logits, labels = teacher(count, [4, 3, 3], 0.6, seed)
+    return logits[labels.argsort()], labels.sort()[0]
+
+
+def stars(count, seed):
+    """From 1 to 5; neighbours are taken for each other, and 5 is mostly answered 4."""
+    random = np.random.default_rng(seed)
+    labels = random.choice(5, count, p=[0.1, 0.1, 0.2, 0.25, 0.35])
+    answers = np.where(random.random(count) < 0.6, labels, labels + random.integers(-1, 2, count)).clip(0, 4)
+    answers = np.where((answers == 4) & (random.random(count) < 0.7), 3, answers)
+    return torch.eye(5)[answers], torch.tensor(labels)
+
+
+@pytest.mark.parametrize("make, runs", [
+    (lambda seed: teacher(40, [1, 1], 0.55, seed), 200), (lambda seed: teacher(10, [1, 1], 0.6, seed), 100),
+    (lambda seed: teacher(400, [1, 1], 0.62, seed), 50), (lambda seed: teacher(2000, [1, 1], 0.62, seed), 10),
+    (lambda seed: teacher(40, [1, 1, 2, 2, 3], 0.4, seed), 50),
+    (lambda seed: answering(40, seed, 0.0, 0.0), 50), (lambda seed: answering(400, seed, 0.0, 0.0), 50),
+    (lambda seed: answering(8000, seed, 0.0, 0.0), 3), (lambda seed: answering(2000, seed, 0.25, 0.01), 20),
+    (lambda seed: answering(400, seed, 0.8, 0.1), 50), (lambda seed: answering(4000, seed, 0.8, 0.1), 5),
+    (lambda seed: stars(2000, seed), 10), (lambda seed: cells_sorted(400, seed), 20),
+], ids=["55 % of 40", "60 % of 10", "62 % of 400", "62 % of 2000", "40 % of five", "the commonest, 40",
+        "the commonest, 400", "the commonest, 8000", "a rare class, weak", "class weights, 400",
+        "class weights, 4000", "stars", "sorted by label"])
+def test_a_weak_but_honest_teacher_is_not_doubted(make, runs):
+    assert [words for words, _ in map(ask, *zip(*map(make, range(runs)), strict=True)) if words] == []
+
+
+@pytest.mark.parametrize("count, shares, order, least", [
+    (25, [1, 1], [1, 0], 35), (40, [1, 1], [1, 0], 47), (40, [4, 1], [1, 0], 47), (200, [50, 1], [1, 0], 50),
+    (40, [5, 3, 2], [1, 2, 0], 49), (50, [1, 1, 2, 2, 3], [1, 2, 3, 4, 0], 49),
+    (400, [1, 1, 2, 2, 3], [1, 0, 2, 3, 4], 50),
+])
+def test_columns_in_another_order_are_found(count, shares, order, least):
+    """Of 50 teachers of 88 %."""
+    found = 0
+    for seed in range(50):
+        logits, labels = teacher(count, shares, 0.88, seed)
+        words, back = ask(logits[:, order], labels)
+        found += bool(back) and torch.equal(logits[:, order][:, back], logits)
+        assert not back or f"the columns are {[f'name{i}' for i in order]}, not" in words
+    assert found >= least
+
+
+@pytest.mark.parametrize("shares, count", [([1, 1], 2000), ([1, 1, 2, 2, 3], 2000), ([4, 1], 4000),
+                                           ([50, 1], 8000), ([1] * 30, 2000)])
+def test_rows_in_another_order_are_found(shares, count):
+    found = []
+    for seed in range(10):
+        logits, labels = teacher(count, shares, 0.98 if shares == [50, 1] else 0.88, seed)
+        order = torch.randperm(count, generator=torch.Generator().manual_seed(seed))
+        found.append(ask(logits[order], labels))
+    assert all(words == "" or "rows in the order" in words for words, _ in found)
+    assert found.count(("", [])) <= 1
+
+
+@pytest.mark.parametrize("step, word", [(1, "after"), (-1, "before")])
+@pytest.mark.parametrize("shares", [[1, 1], [1, 1, 2, 2, 3]])
+def test_rows_that_are_off_by_one_are_found(step, word, shares):
+    for seed in range(20):
+        logits, labels = teacher(200, shares, 0.88, seed)
+        words, order = ask(logits.roll(step, 0), labels)
+        assert f"the row {word}" in words and order == []
+
+
+def test_the_numbers_of_a_doubt_by_hand():
+    """30 rows of 40 are 1; 4 logits are right."""
+    labels = torch.tensor([1] * 30 + [0] * 10)
+    answers = labels.clone()
+    answers[:36] = 1 - answers[:36]
+    words, order = ask(torch.eye(2)[answers], labels)
+    assert "accuracy 0.1000 on 40 labelled rows, but 0.9000" in words and order == [1, 0]
+    labels = torch.arange(60) % 30  # of 30 no order is looked for
+    words, order = ask(torch.eye(30)[torch.arange(60) % 30].roll(2, 1).repeat(40, 1), labels.repeat(40))
+    assert order == []
+    assert re.search("^accuracy 0.0000 on 2,400 .* 0.03[23].* any order, 0.0333 by always .*'name0'", words)
+
+
+class Several:
+    """Any of three labels; the score is no mean over rows."""
+
+    best = "f1"
+
+    def __init__(self, names):
+        self.names = names
+
+    def statistics(self, logits, target):
+        return torch.cat([(logits > 0) & (target > 0), logits > 0, target > 0], 1).double()
+
+    def scores(self, means):
+        hits, guess, truth = means.chunk(3, -1)
+        return {"f1": (2 * hits / (guess + truth).clamp(min=1e-9)).mean(-1)}
+
+
+class Numbers:
+    best = "r"
+
+    def __init__(self, names):
+        self.names = names
+
+    def statistics(self, logits, target):
+        x, y = logits[:, 0].double(), target.double()
+        return torch.stack([x, y, x * x, y * y, x * y], 1)
+
+    def scores(self, means):
+        x, y, xx, yy, xy = means.unbind(-1)
+        return {"r": (xy - x * y) / ((xx - x * x) * (yy - y * y)).sqrt()}
+
+
+def test_a_doubt_is_of_any_task():
+    random = torch.Generator().manual_seed(0)
+    target = (torch.rand(300, 3, generator=random) < torch.tensor([0.5, 0.2, 0.1])).float()
+    logits = 4 * target - 2 + torch.randn(300, 3, generator=random)
+    task, rows = Several(["a", "b", "c"]), torch.arange(300)
+    assert doubt(task, logits, rows, target) == ("", [])
+    assert doubt(task, logits[:, [1, 2, 0]], rows, target)[1] == [2, 0, 1]
+    assert "f1 " in doubt(task, logits.roll(1, 0), rows, target)[0]
+    assert doubt(task, torch.full((300, 3), -1.0), rows, target) == ("", [])
+    assert doubt(Numbers(["score"]), logits[:, :1], rows, target[:, 0]) == ("", [])
+    for few in (0, 1, 2):
+        assert doubt(task, logits[:, [1, 2, 0]], rows[:few], target[:few]) == ("", [])
+
+
+def test_a_warning_names_both_files_and_its_command_reorders_the_columns(here, capsys):
+    """Compared on the rows with an answer."""
+    logits, labels = teacher(120, [1, 1, 1], 0.9, 0)
+    names = ["a", "b", "c"]
+    write_rows(Path("rows.tsv"), [("글", names[label] if i % 3 else "") for i, label in enumerate(labels)])
+    torch.save(logits[:, [1, 2, 0]], "x.pt")
+
+    def warned():
+        compare_with_labels(read_logits("x.pt"), read_examples("rows.tsv"), tasks.Classification(names))
+        return capsys.readouterr().err
+
+    message = warned()
+    assert message.startswith("warning: x.pt and rows.tsv: accuracy 0.") and message.count("\n") == 1
+    assert " on 80 labelled rows" in message
+    convert(message, "x.pt")
+    assert torch.equal(read_logits("x.pt").values, logits) and not warned()
+    logits, labels = teacher(4000, [1, 1, 1], 0.9, 0)
+    write_rows(Path("rows.tsv"), [("글", names[label]) for label in labels])
+    torch.save(logits[torch.randperm(4000, generator=torch.Generator().manual_seed(0))], "x.pt")
+    message = warned()
+    assert message.startswith("warning: x.pt and rows.tsv: accuracy 0.3") and "python" not in message
+
+
+@pytest.mark.parametrize("stored", [False, True])
+def test_evaluate_tells_columns_in_another_order_also_beside_a_model(here, stored, capsys):
+    rows = reviews(40, 3)
+    values = torch.tensor([[1.0, -1.0] if label == "1" else [-1.0, 1.0] for _, label in rows])
+    artifact = read("logits/train.pt") | {"logits": values, "texts": read_examples("test.tsv").fingerprint()}
+    torch.save(artifact if stored else values, "x.pt")
+    model = Student.load("students/tiny/student.pt")
+    model.label_names.reverse()
+    model.save("reversed.pt")
+    for models in ("", "reversed.pt"):
+        run("evaluate", f"{models} --data test.tsv --logits x.pt --device cpu")
+        message = capsys.readouterr().err.splitlines()[-1]
+        assert message.startswith("warning: x.pt and test.tsv: accuracy 0.0000 on 40 labelled rows, but 1.0")
+        assert "the columns are ['1', '0'], not ['0', '1']" in message
+        assert ("id2label" in message) == stored
+    if stored:  # the teacher is wrong, not its logits
+        return
+    convert(message, "x.pt")
+    run("evaluate", "--data test.tsv --logits x.pt --device cpu")
+    assert "warning" not in capsys.readouterr().err
