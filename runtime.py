@@ -386,14 +386,16 @@ def load_weights(path, mmap: bool = False):
 
 
 # student.py has the same function: that file must work alone.
-def check_archive(path) -> None:
-    """ValueError if the zip archive of a .pt file is packed, damaged, or names anything but tensors."""
-    size = os.path.getsize(path)
-    with open(path, "rb") as file:
-        head = file.read(4)
-        file.seek(max(size - 98, 0))
-        tail = file.read().rjust(98)  # zip64's end record (56 bytes), its locator (20), the end record (22)
-    with zipfile.ZipFile(path) as archive:
+def check_archive(file) -> None:
+    """ValueError if the zip archive of a .pt file is packed, damaged, or names anything but tensors.
+
+    `file` is a path, or a file object that can seek.
+    """
+    with zipfile.ZipFile(file) as archive:
+        archive.fp.seek(0)
+        head, size = archive.fp.read(4), archive.fp.seek(0, 2)
+        archive.fp.seek(max(size - 98, 0))
+        tail = archive.fp.read().rjust(98)  # zip64's end record (56 bytes), its locator (20), the end (22)
         # zipfile and PyTorch must read the same table of contents: the one that ends where the file does.
         members, start = archive.infolist(), archive.start_dir.to_bytes(8, "little")
         zip64 = tail[56:60] == b"PK\6\7"

@@ -15,18 +15,26 @@ Shapes: B batch, T tokens, E embedding, H hidden, C outputs, N texts.
 
 import argparse
 import os
+import re
+
+# A path, even if nothing is there: student.pt, revews.txt, students/bsae. Not 10/10 and 좋아요/별로.
+PATH = re.compile(r"(?s).*\.pt|\S+\.(txt|tsv|csv|jsonl?)|(?=.*[A-Za-z])[!-~]*[/\\][!-~]*")
 
 
 def parse_args(argv=None):
     p = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     p.add_argument("student", nargs="?", metavar="STUDENT.pt", help="default: models/base.pt")
     p.add_argument("text", nargs="*", help="texts to classify; default: one text per line of standard input")
-    args = p.parse_intermixed_args(argv)
+    args, unknown = p.parse_known_args(argv)
+    if unknown:
+        p.error(f"no flag is called {unknown[0]}; put -- before texts that begin with a dash")
     if args.student is not None and not args.student.endswith(".pt"):
-        if os.path.exists(args.student):
-            p.error(f"{args.student} is not a STUDENT.pt; for the lines of a file: python student.py < FILE")
         args.text.insert(0, args.student)
         args.student = None
+    for text in args.text:
+        if os.path.exists(text) or PATH.fullmatch(text):
+            p.error(f"{text} is a path, not a text. One STUDENT.pt comes first; lines of a file, and texts "
+                    f"that look like a path, go to standard input: python student.py STUDENT.pt < FILE")
     return args
 
 
@@ -38,8 +46,8 @@ import io
 import itertools
 import json
 import pickletools
-import re
 import reprlib
+import select
 import sys
 import threading
 import zipfile
@@ -50,6 +58,7 @@ from contextlib import nullcontext, suppress
 from dataclasses import asdict, dataclass
 from pathlib import Path
 
+import tokenizers
 import torch
 from tokenizers import Tokenizer
 from torch import nn
@@ -70,10 +79,16 @@ UNPACKED = 2**20, 256  # bytes that a tokenizer's JSON may have: in all cases, a
 PLAIN = re.compile(r"torch \w+Storage|collections OrderedDict|"
                    r"torch\._utils _rebuild_(tensor|tensor_v2|parameter)")
 LOCK = threading.Lock()  # held while a tokenizer or PyTorch's number of threads is set
+if hasattr(os, "register_at_fork"):  # not on Windows; a child would inherit what is half set, and the lock
+    os.register_at_fork(before=LOCK.acquire, after_in_parent=LOCK.release, after_in_child=LOCK.release)
 
 
 class StudentError(ValueError):
     """A student.pt, or settings for one, that cannot be used; the message is one line that says why."""
+
+
+class LibraryError(StudentError):
+    """A library that is too old for this file, or for a student.pt."""
 
 
 PROBABILITIES = {"classification": lambda logits: logits.softmax(-1)}
@@ -143,6 +158,8 @@ class BiLSTMLayer(nn.Module):
 
 def lstm_states(lstm, x):
     """x (T, B, E) -> (T, B, H). nn.LSTM's forward without its checks, a tenth of the time for one text."""
+    if not isinstance(lstm, nn.LSTM):  # PyTorch's quantize_dynamic replaces it
+        return lstm(x)[0]
     weights, exact = lstm.all_weights[0], nullcontext()
     if not x.is_cpu and not x.is_meta:  # under autocast to bf16 cuDNN's is float16: small gradients vanish
         x, exact = x.to(weights[0].dtype), torch.autocast(x.device.type, enabled=False)
@@ -197,7 +214,11 @@ def unpack_tokenizer(packed: bytes, tokens: int) -> Tokenizer:
         if lefts := model.get("merges"):
             merged = zip(pieces[len(pieces) - len(lefts) :], lefts, strict=True)
             model["merges"] = [(piece[:n], piece[n:]) for piece, n in merged]
-    return Tokenizer.from_str(json.dumps(state, ensure_ascii=False))
+    try:
+        return Tokenizer.from_str(json.dumps(state, ensure_ascii=False))
+    except Exception as error:  # the library raises nothing narrower
+        raise LibraryError(f"tokenizers {tokenizers.__version__} cannot read its tokenizer ({error}); if a "
+                           f"newer version wrote it: pip install -U tokenizers") from None
 
 
 def write_whole(path, content: bytes) -> None:
@@ -221,14 +242,16 @@ def write_whole(path, content: bytes) -> None:
 
 
 # runtime.py has the same function: this file must work alone.
-def check_archive(path) -> None:
-    """ValueError if the zip archive of a .pt file is packed, damaged, or names anything but tensors."""
-    size = os.path.getsize(path)
-    with open(path, "rb") as file:
-        head = file.read(4)
-        file.seek(max(size - 98, 0))
-        tail = file.read().rjust(98)  # zip64's end record (56 bytes), its locator (20), the end record (22)
-    with zipfile.ZipFile(path) as archive:
+def check_archive(file) -> None:
+    """ValueError if the zip archive of a .pt file is packed, damaged, or names anything but tensors.
+
+    `file` is a path, or a file object that can seek.
+    """
+    with zipfile.ZipFile(file) as archive:
+        archive.fp.seek(0)
+        head, size = archive.fp.read(4), archive.fp.seek(0, 2)
+        archive.fp.seek(max(size - 98, 0))
+        tail = archive.fp.read().rjust(98)  # zip64's end record (56 bytes), its locator (20), the end (22)
         # zipfile and PyTorch must read the same table of contents: the one that ends where the file does.
         members, start = archive.infolist(), archive.start_dir.to_bytes(8, "little")
         zip64 = tail[56:60] == b"PK\6\7"
@@ -265,6 +288,46 @@ def one_thread() -> None:
 
 # The threads of small calls, for each process: they do not survive a fork.
 crew = functools.cache(lambda process: ThreadPoolExecutor(os.cpu_count(), "student", one_thread))
+
+
+def alone(function, *args):
+    """function(*args) in a Python thread in which PyTorch uses one thread.
+
+    On a busy machine, cores that wait for each other in every operation took 220 ms for one text. And the
+    threads that OpenMP gave to another Python thread are gone after a fork: it would wait for them forever.
+    """
+    # Executors end with the main thread; a thread that outlives it works by itself.
+    if torch.get_num_threads() == 1 or not threading.main_thread().is_alive():
+        return function(*args)
+    return crew(os.getpid()).submit(function, *args).result()
+
+
+def check_libraries() -> None:
+    """LibraryError if one is older than requirements.txt says: older PyTorch lets a file run code."""
+    for library, oldest in ((torch, "2.10"), (tokenizers, "0.20")):
+        numbers = [[int(number) for number in re.findall(r"\d+", version)[:2]]
+                   for version in (library.__version__, oldest)]
+        if numbers[0] < numbers[1]:
+            raise LibraryError(f"student.py needs {library.__name__} {oldest} or newer; this is "
+                               f"{library.__version__}: pip install -U {library.__name__}")
+
+
+def checked(texts, name: str) -> list[str]:
+    """`texts` as a list; TypeError or ValueError names the row of what is not a text."""
+    if isinstance(texts, str):
+        raise TypeError("predict takes a list of texts, not one string")
+    texts = list(texts)
+    try:
+        for i in range(0, len(texts), PART):  # 0.01 µs a text
+            "".join(texts[i : i + PART]).encode()
+    except (TypeError, UnicodeError):
+        for row, text in enumerate(texts):
+            if not isinstance(text, str):
+                raise TypeError(f"{name}[{row}] is of type {type(text).__name__}, not a text") from None
+            if text.encode(errors="ignore").decode() != text:
+                raise ValueError(f"{name}[{row}] has half a surrogate pair, which UTF-8 cannot have; it was "
+                                 f"not decoded rightly") from None
+    return texts
 
 
 class Student(nn.Module):
@@ -338,16 +401,24 @@ class Student(nn.Module):
         as PyTorch is set to, fewer than SHARE texts per thread in one. Precision "bf16" suits processors that
         have it: Base is then about 1.4 times as fast, its probabilities differ by 0.0004 on average.
         """
-        return probabilities(self.logits(texts, texts2, max_tokens, precision), self.task)
+        return self._predict(texts, texts2, max_tokens, precision,
+                             functools.partial(probabilities, task=self.task))
 
     def logits(self, texts: list[str], texts2: list[str] | None = None, max_tokens: int = 8192,
                precision: str = "fp32") -> torch.Tensor:
         """Logits (N, C), divided by the temperature, of which predict gives the probabilities."""
-        if isinstance(texts, str) or isinstance(texts2, str):
-            raise TypeError("predict takes a list of texts, not one string")
+        return self._predict(texts, texts2, max_tokens, precision, lambda logits: logits)
+
+    def _predict(self, texts, texts2, max_tokens: int, precision: str, finish) -> torch.Tensor:
+        """finish(logits (B, C) of a batch) of all rows."""
         if precision not in ("fp32", "bf16"):
             raise ValueError(f"precision is {precision!r}, must be fp32 or bf16")
-        rows = list(texts) if texts2 is None else list(zip(texts, texts2, strict=True))
+        rows = checked(texts, "texts")
+        if texts2 is not None:
+            texts2 = checked(texts2, "texts2")
+            if len(rows) != len(texts2):
+                raise ValueError(f"texts has {len(rows)} rows, texts2 has {len(texts2)}")
+            rows = list(zip(rows, texts2, strict=True))
         cut = {"max_length": self.config.max_length, "stride": 0, "strategy": "longest_first",
                "direction": "right"}
         with LOCK:  # setting what is set already would fail while another thread tokenizes
@@ -357,26 +428,22 @@ class Student(nn.Module):
                 self.tokenizer.enable_truncation(self.config.max_length)
         if was_training := self.training:  # eval() and train() visit every module: not for one text
             self.eval()
-        # Batches side by side are 1.3 times as fast as one after the other on all cores. A few texts run on
-        # one: on a busy machine, cores that wait for each other in every operation took 220 ms for one text.
-        # Executors end with the main thread; a thread that outlives it works alone.
-        pooled = self.embedding.weight.is_cpu and threading.main_thread().is_alive()
-        threads = torch.get_num_threads() if pooled else 1
+        threads = torch.get_num_threads()
         result = torch.empty(len(rows), len(self.label_names))
-        fill = functools.partial(self._predict, rows, max_tokens, precision, result)
-        if threads == 1:
+        fill = functools.partial(self._fill, result, rows, max_tokens, precision, finish)
+        if not self.embedding.weight.is_cpu:
             fill(map)
-        elif len(rows) < SHARE * threads:
-            crew(os.getpid()).submit(fill, map).result()
-        else:
+        elif threads == 1 or len(rows) < SHARE * threads or not threading.main_thread().is_alive():
+            alone(fill, map)
+        else:  # batches side by side are 1.3 times as fast as one after the other on all cores
             with ThreadPoolExecutor(threads, initializer=one_thread) as pool:
                 fill(pool.map)
         if was_training:
             self.train()
         return result
 
-    def _predict(self, rows: list, max_tokens: int, precision: str, result, each) -> None:
-        """Fill `result` with the logits of all rows; `each` is map or does what map does."""
+    def _fill(self, result, rows: list, max_tokens: int, precision: str, finish, each) -> None:
+        """Write finish(logits) of all rows to `result`; `each` is map or does what map does."""
         device, blank = self.embedding.weight.device, [self.config.blank_id]
 
         def encode(part):  # rows as bytes, 4 per token: padded and joined at the speed of a copy
@@ -393,7 +460,7 @@ class Student(nn.Module):
                 lengths = torch.tensor([len(ids[i]) // 4 for i in batch], device=device)
             with torch.autocast(device.type, torch.bfloat16, enabled=precision == "bf16"):
                 logits = self(input_ids, lengths)
-            found[batch] = (logits.float() / self.config.temperature).cpu()
+            found[batch] = finish((logits.float() / self.config.temperature).cpu())
 
         for chunk in range(0, len(rows), CHUNK):
             found, end = result[chunk : chunk + CHUNK], min(chunk + CHUNK, len(rows))
@@ -430,15 +497,27 @@ class Student(nn.Module):
         return content.getvalue()
 
     @classmethod
-    def load(cls, path=SHIPPED, device="cpu") -> "Student":
-        """Read student.pt: tensors and plain values only, never code. Raises StudentError.
+    def load(cls, source=SHIPPED, device="cpu") -> "Student":
+        """Read student.pt, from a path, bytes or a binary file object: tensors and plain values only, never
+        code. Raises StudentError.
 
         Checksums are checked, which torch.load does not do, and nothing in the file can claim more memory
         than its weights in float32 and as many tokens (UNPACKED) take.
         """
+        check_libraries()
+        return alone(cls._load, source).to(device).eval()
+
+    @classmethod
+    def _load(cls, source) -> "Student":
+        stored, name = isinstance(source, (str, os.PathLike)), getattr(source, "name", None) or "<bytes>"
+        path = source if stored else name
         try:
-            check_archive(path)
-            artifact = torch.load(path, map_location="cpu", weights_only=True)
+            content = source.read() if hasattr(source, "read") else source  # it may only read forward
+            with open(source, "rb") if stored else io.BytesIO(content) as file:
+                check_archive(file)
+                size = file.seek(0, 2)
+                file.seek(0)
+                artifact = torch.load(file, map_location="cpu", weights_only=True)
         except OSError as error:
             raise StudentError(f"{path}: cannot read ({error.strerror or error})") from None
         except Exception as error:  # a corrupt file raises nearly anything: pickle, zip, unicode, key errors
@@ -459,7 +538,7 @@ class Student(nn.Module):
             tensors = [packed, *weights.values(), *scales.values()]
             if config.num_layers > len(weights) \
                     or any(value.nbytes > value.untyped_storage().nbytes() for value in tensors) \
-                    or sum(value.nbytes for value in tensors) > os.path.getsize(path) \
+                    or sum(value.nbytes for value in tensors) > size \
                     or weights["embedding.weight"].shape != (config.vocab_size, config.embedding_dim):
                 raise StudentError("its config or weights claim more than the file holds")
             for name, value in weights.items():
@@ -477,29 +556,72 @@ class Student(nn.Module):
             with torch.device("meta"):  # shapes alone: no config claims memory that the weights do not fill
                 student = cls(config, tokenizer, artifact["label_names"], task)
             student.load_state_dict(weights, assign=True)
+        except LibraryError as error:
+            raise LibraryError(f"{path}: {' '.join(str(error).split())}") from None
         except Exception as error:  # the tokenizers library raises bare Exception
             reason = " ".join(str(error).split())[:200]
             raise StudentError(f"{path}: damaged ({reason}); copy it again or train it again") from None
         student.artifact = {key: value for key, value in artifact.items()
                             if key not in ("weights", "scales", "tokenizer")}
-        return student.to(device).eval()
+        return student
+
+
+def incoming(stream):
+    """The lines of a binary stream, in lists: those that are there without waiting, 8,192 or a few more."""
+    rest, lines, number = b"", [], 1
+    while True:
+        piece = stream.read1(2**20)  # waits for the first byte only
+        whole, newline, rest = (rest + piece).rpartition(b"\n")
+        lines += (whole + newline if piece else rest).splitlines()
+        # A pause of 10 ms ends a list of several lines; a line by itself is answered at once.
+        if piece and len(lines) < 8192 and (not lines or is_ready(stream, 0.01 if len(lines) > 1 else 0)):
+            continue
+        texts = []
+        try:
+            for line in lines:
+                texts.append(line.decode())
+        except UnicodeError as error:
+            yield texts
+            raise StudentError(f"line {number + len(texts)} of standard input is not UTF-8 ({error.reason}); "
+                               f"convert it, for example from CP949") from None
+        if number == 1 and texts:
+            texts[0] = texts[0].removeprefix("\ufeff")
+        yield texts
+        if not piece:
+            return
+        lines, number = [], number + len(texts)
+
+
+def is_ready(stream, seconds: float) -> bool:
+    """Whether more can be read, now or within this time. Windows does not tell."""
+    with suppress(OSError, ValueError):
+        return bool(select.select([stream], [], [], seconds)[0])
+    return False
+
+
+def one_field(text: str) -> str:
+    """Without tabs and line breaks of any kind."""
+    return " ".join(text.replace("\t", " ").splitlines())
 
 
 def main(args):
     if args.student is None and not SHIPPED.exists():
         raise StudentError(f"{SHIPPED} does not exist; name a STUDENT.pt before the texts")
-    student, lines = Student.load(args.student or SHIPPED), iter(args.text)
+    student = Student.load(args.student or SHIPPED)
+    names = [one_field(name) for name in student.label_names]
     "".join(args.text).encode()  # UnicodeError: an argument was not UTF-8
     sys.stdout.reconfigure(encoding="utf-8")
     if not args.text:
         if sys.stdin is None:
             raise StudentError("standard input is closed; give texts as arguments")
-        sys.stdin.reconfigure(encoding="utf-8-sig", errors="strict")  # whatever the locale; without a BOM
-        lines = (line.removesuffix("\n").removesuffix("\r") for line in sys.stdin)
-    while texts := list(itertools.islice(lines, 8192)):
-        answers = decode(student.predict(texts), student.label_names, student.task)
+        if sys.stdin.isatty():
+            end = "Ctrl-Z and Enter end" if os.name == "nt" else "Ctrl-D ends"
+            print(f"one text per line; {end} the input", file=sys.stderr)
+    for texts in [args.text] if args.text else incoming(sys.stdin.buffer):
+        answers = decode(student.predict(texts), names, student.task)
         for text, (answer, confidence) in zip(texts, answers, strict=True):
-            print(f"{answer}\t{confidence:.4f}\t{' '.join(text.splitlines())}")
+            print(f"{answer}\t{confidence:.4f}\t{one_field(text)}")
+        sys.stdout.flush()
 
 
 if __name__ == "__main__":
