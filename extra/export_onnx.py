@@ -4,7 +4,7 @@
 
 reads   student.pt; needs one more package: pip install onnx
 writes  base.onnx: input_ids (B, T) and lengths (B,), int64 -> probabilities (B, C), as Student.predict's to
-        1e-5; its metadata hold label_names (JSON), task and blank_id: encode an empty text as this single id
+        1e-5; an empty text has length 0; its metadata hold label_names (JSON), task and blank_id
         base.onnx.tokenizer.json: the tokenizer, set to cut and pad texts as the graph needs them
 again   finished files are left alone; different ones are replaced only with --overwrite
 
@@ -42,6 +42,7 @@ except ImportError:
     parser = None
 
 # Parts of the graph as ONNX writes it. Its LSTM takes lengths, and reads backwards from each text's own end.
+# A text of length 0 becomes the one token blank; a step more is there for it if all texts are empty.
 LSTM = """
     y{i}, h{i} = LSTM <direction = "bidirectional", hidden_size = {H}> (x{i}, w{i}, r{i}, b{i}, lengths32)"""
 STATES = """
@@ -52,7 +53,7 @@ REAL = """
     end = Squeeze (T)
     range = Range (zero, end, one)
     steps = Unsqueeze (range, axes12)
-    ends = Unsqueeze (lengths, axes02)
+    ends = Unsqueeze (real_lengths, axes02)
     real = Less (steps, ends)"""
 WEIGHED = """
     weighed = Mul (shares, x{next})
@@ -81,7 +82,7 @@ HEAD = {
     active = Relu (hidden)
     z = Gemm <transB = 1> (active, head_3_weight, head_3_bias)"""}
 NUMBERS = {"join": [0, 0, -1], "flat": [0, -1], "zero": 0, "one": 1, "axes12": [1, 2], "axes02": [0, 2],
-           "time": [0], "low": float("-inf")}
+           "time": [0], "one_step": [0, 0, 1, 0], "low": float("-inf")}
 
 
 def gates(layer, name: str):
@@ -94,7 +95,7 @@ def onnx_bytes(student: Student) -> bytes:
     """The ONNX file of a student."""
     config, layers = student.config, ""
     constants = NUMBERS | {name.replace(".", "_"): value for name, value in student.state_dict().items()}
-    constants["temperature"] = float(config.temperature)
+    constants |= {"temperature": float(config.temperature), "blank": config.blank_id}
     for i, layer in enumerate(student.layers):
         constants |= {f"w{i}": gates(layer, "weight_ih_l0"), f"r{i}": gates(layer, "weight_hh_l0"),
                       f"b{i}": torch.cat([gates(layer, "bias_ih_l0"), gates(layer, "bias_hh_l0")], 1)}
@@ -103,8 +104,12 @@ def onnx_bytes(student: Student) -> bytes:
             layers += STATES.format(i=i, next=i + 1)
     model = parser.parse_model(f"""<ir_version: 8, opset_import: ["": 18]>
 student (int64[B, T] input_ids, int64[B] lengths) => (float[B, {config.num_labels}] probabilities) {{
-    lengths32 = Cast <to = 6> (lengths)
-    tokens = Transpose <perm = [1, 0]> (input_ids)
+    none = Less (lengths, one)
+    real_lengths = Max (lengths, one)
+    lengths32 = Cast <to = 6> (real_lengths)
+    given = Transpose <perm = [1, 0]> (input_ids)
+    longer = Pad (given, one_step)
+    tokens = Where (none, blank, longer)
     x0 = Gather (embedding_weight, tokens)
     {layers} {POOLING[config.pooling].format(i=i, next=i + 1)} {HEAD[config.head]}
     logits = Div (z, temperature)

@@ -54,6 +54,18 @@ def test_equals_pytorch_for_padded_batches_of_any_size(pooling, head, num_layers
     assert torch.cat(spread).std(0).max() > 0.02  # rows differ: equal answers would prove nothing
 
 
+@pytest.mark.parametrize("pooling", POOLINGS)
+def test_an_empty_text_of_length_0_is_what_predict_makes_of_it(pooling):
+    student = new_student(pooling=pooling, blank_id=7)
+    graph = session(export_onnx.onnx_bytes(student))
+    expected = student.predict(["", "단어5 단어6"])
+    for ids, lengths in (([[9, 9], [5, 6]], [0, 2]), ([[], []], [0, 0])):  # beside another text; without one
+        ids = torch.tensor(ids, dtype=torch.int64).reshape(2, -1)
+        found, = graph.run(None, {"input_ids": ids.numpy(), "lengths": torch.tensor(lengths).numpy()})
+        rows = [0 if length == 0 else 1 for length in lengths]
+        torch.testing.assert_close(torch.from_numpy(found), expected[rows], rtol=0, atol=1e-5)
+
+
 def test_the_script_writes_a_graph_and_the_tokenizer_that_it_needs(tmp_path):
     student = new_student(max_length=4, pad_id=0)
     student.save(tmp_path / "s.pt", "int8")
