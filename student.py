@@ -576,6 +576,8 @@ def incoming(stream):
         # A pause of 10 ms ends a list of several lines; a line by itself is answered at once.
         if piece and len(lines) < 8192 and (not lines or is_ready(stream, 0.01 if len(lines) > 1 else 0)):
             continue
+        if number == 1 and lines:
+            lines[0] = lines[0].removeprefix(b"\xef\xbb\xbf")  # a BOM
         texts = []
         try:
             for line in lines:
@@ -584,8 +586,6 @@ def incoming(stream):
             yield texts
             raise StudentError(f"line {number + len(texts)} of standard input is not UTF-8 ({error.reason}); "
                                f"convert it, for example from CP949") from None
-        if number == 1 and texts:
-            texts[0] = texts[0].removeprefix("\ufeff")
         yield texts
         if not piece:
             return

@@ -1,10 +1,13 @@
 """The student: sizes, exactness under padding, predict and its threads, the file, and standing alone."""
 
+import copy
 import inspect
 import io
 import json
 import math
 import os
+import pickle
+import re
 import runpy
 import shutil
 import struct
@@ -16,7 +19,9 @@ import zlib
 from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 
+import numpy as np
 import pytest
+import tokenizers
 import torch
 from tokenizers import Tokenizer, models, pre_tokenizers, trainers
 from torch import nn
@@ -168,6 +173,75 @@ def test_predict_divides_by_the_temperature():
 def test_predict_refuses_one_string():
     with pytest.raises(TypeError, match="list"):
         new_student().predict("단어2")
+
+
+class Series(list):
+    """What pandas gives: iterating yields the values, whatever the index; [0] may be no row at all."""
+
+    def __getitem__(self, row):
+        raise KeyError(row)
+
+
+def test_predict_takes_texts_from_any_iterable():
+    student, texts = new_student(), ["단어2 단어3", "단어4"]
+    expected = student.predict(texts)
+    for same in (tuple(texts), iter(texts), Series(texts), np.array(texts), dict.fromkeys(texts)):
+        assert torch.equal(student.predict(same), expected)
+
+
+@pytest.mark.parametrize(("value", "error", "kind"), [
+    (None, TypeError, "NoneType"), (math.nan, TypeError, "float"), (5, TypeError, "int"),
+    (b"a", TypeError, "bytes"), (["단어2", "단어3"], TypeError, "list"), (("가", "나"), TypeError, "tuple"),
+    ("단어2 \ud83d", ValueError, "surrogate")])
+def test_what_is_not_a_text_is_named_by_row_and_type(value, error, kind, monkeypatch):
+    monkeypatch.setattr("student.PART", 4)
+    student, texts = new_student(), ["단어2"] * 10
+    for rows in (9, 10):  # the wrong one is row 7
+        wrong = [*texts[:7], value, *texts[: rows - 8]]
+        with pytest.raises(error, match=rf"texts\[7\].*{kind}"):
+            student.predict(wrong)
+        with pytest.raises(error, match=rf"texts2\[7\].*{kind}"):
+            student.logits(texts[:rows], wrong)
+
+
+def test_texts2_of_another_length_is_refused_with_both():
+    with pytest.raises(ValueError, match=r"3 .*texts2.* 2$"):
+        new_student().predict(["단어2"] * 3, ["단어3"] * 2)
+
+
+# ---- other tools -------------------------------------------------------------------------------------------
+
+
+def test_copies_and_pickles_predict_the_same():
+    student, texts = new_student(), ["단어2 단어3", ""]
+    expected = student.predict(texts)
+    for same in (copy.deepcopy(student), pickle.loads(pickle.dumps(student))):
+        assert torch.equal(same.predict(texts), expected)
+
+
+@pytest.mark.parametrize(("kind", "tolerance"), [(torch.float16, 1e-3), (torch.bfloat16, 1e-2)])
+def test_half_precision_predicts_nearly_the_same_in_float32(kind, tolerance):
+    student, texts = new_student(), ["단어2 단어3", ""]
+    expected = student.predict(texts)
+    found = student.to(kind).predict(texts)
+    assert found.dtype == torch.float32
+    torch.testing.assert_close(found, expected, rtol=0, atol=tolerance)
+
+
+@pytest.mark.filterwarnings("ignore")  # PyTorch wants its users to move to torchao
+def test_pytorchs_dynamic_quantization_predicts_nearly_the_same():
+    student, texts = new_student(num_layers=2), ["단어2 단어3", "단어4", ""]
+    found = torch.ao.quantization.quantize_dynamic(student, {nn.LSTM, nn.Linear})
+    assert not isinstance(found.layers[0].ahead, nn.LSTM) and not isinstance(found.head, nn.Linear)
+    torch.testing.assert_close(found.predict(texts), student.predict(texts), rtol=0, atol=0.01)
+
+
+@pytest.mark.filterwarnings("ignore")
+def test_a_trace_is_right_for_other_shapes_than_its_own():
+    student = new_student()
+    traced = torch.jit.trace(student, (torch.randint(2, 40, (2, 6)), torch.tensor([6, 3])))
+    input_ids, lengths = torch.randint(2, 40, (3, 9)), torch.tensor([2, 9, 5])
+    torch.testing.assert_close(traced(input_ids, lengths), student(input_ids, lengths), rtol=0, atol=1e-6)
 
 
 # ---- tasks -------------------------------------------------------------------------------------------------
@@ -373,6 +447,46 @@ def test_precision_is_what_predict_is_told_in_every_thread(monkeypatch, two_thre
         student.predict(["단어2"], precision="fp16")
 
 
+FORKED = """
+import os, sys
+import torch
+from student import Student
+torch.set_num_threads(2)
+torch.randn(999, 999).softmax(1)  # OpenMP's threads of this Python thread, which a child has not
+student, content = Student.load("student.pt"), open("student.pt", "rb").read()
+few, many = ["단어2 단어3"] * 3, ["단어2 단어3"] * 600
+def answers():
+    return student.predict(few), student.predict(many), Student.load(content).predict(few)
+before = answers()
+if not (child := os.fork()):
+    os._exit(7 if all(map(torch.equal, before, answers())) else 1)
+sys.exit(os.waitstatus_to_exitcode(os.waitpid(child, 0)[1]) - 7)
+"""
+
+
+@pytest.mark.skipif(not hasattr(os, "fork"), reason="Windows has no fork")
+def test_a_forked_child_loads_and_predicts_as_its_parent_does(tmp_path):
+    """gunicorn --preload. OpenMP lets a child wait forever for threads that its parent had."""
+    new_student(3000, embedding_dim=64, hidden_dim=16).save(tmp_path / "student.pt", "int8")
+    shutil.copy(ROOT / "student.py", tmp_path)
+    environment = {name: value for name, value in os.environ.items() if name != "OMP_NUM_THREADS"}
+    done = subprocess.run([sys.executable, "-c", FORKED], cwd=tmp_path, env=environment, timeout=100,
+                          capture_output=True)
+    assert done.returncode == 0, done.stderr.decode()
+
+
+@pytest.mark.skipif(not hasattr(os, "fork"), reason="Windows has no fork")
+def test_a_fork_waits_until_no_thread_sets_anything():
+    """What is half set, and the lock itself, would stay so in the child."""
+    with student_py.LOCK:
+        forked = threading.Thread(target=lambda: os.fork() or os._exit(0))
+        forked.start()
+        forked.join(0.2)
+        assert forked.is_alive()
+    forked.join(30)
+    assert not forked.is_alive() and os.wait()[1] == 0
+
+
 # ---- the file ----------------------------------------------------------------------------------------------
 
 
@@ -387,6 +501,79 @@ def test_save_and_load_keep_everything(tmp_path):
     texts = ["단어2 단어9", "", "단어30"]
     assert torch.equal(loaded.predict(texts), student.predict(texts))
     assert [path.name for path in tmp_path.iterdir()] == ["student.pt"]  # no temporary file stays
+
+
+class Forward:
+    """A response: it reads once, has no name and cannot seek."""
+
+    def __init__(self, content):
+        self.read = io.BytesIO(content).read
+
+
+def test_a_student_is_loaded_from_a_path_bytes_or_a_file(tmp_path):
+    student, path = new_student(), tmp_path / "student.pt"
+    student.save(path, "int8")
+    content, expected = path.read_bytes(), Student.load(path).predict(["단어2 단어3"])
+    archived = io.BytesIO()
+    with zipfile.ZipFile(archived, "w", zipfile.ZIP_DEFLATED) as file:
+        file.writestr("models/student.pt", content)
+    with open(path, "rb") as file, zipfile.ZipFile(archived) as zipped, \
+            zipped.open("models/student.pt") as member:
+        for source in (str(path), content, bytearray(content), memoryview(content), io.BytesIO(content), file,
+                       member, Forward(content)):
+            assert torch.equal(Student.load(source).predict(["단어2 단어3"]), expected)
+
+
+@pytest.mark.parametrize("change", [
+    lambda data: data[:-9], lambda data: data + b" ", lambda data: repacked(data, zipfile.ZIP_DEFLATED),
+    lambda data: flipped(data, data.index(b"PK\1\2") // 2, 1), lambda data: b"",
+    lambda data: archive({"a/data.pkl": b"cos\nsystem\n."})])
+def test_the_checks_hold_for_bytes_and_files_and_name_them(tmp_path, change):
+    data, path = change(new_student().to_bytes()), tmp_path / "student.pt"
+    path.write_bytes(data)
+    with open(path, "rb") as file:
+        for source, name in ((data, "<bytes>"), (io.BytesIO(data), "<bytes>"), (Forward(data), "<bytes>"),
+                             (file, str(path)), (path, str(path))):
+            with pytest.raises(StudentError) as error:
+                Student.load(source)
+            assert str(error.value).startswith(f"{name}: ") and len(str(error.value).splitlines()) == 1
+
+
+@pytest.mark.parametrize("source", [None, 2, io.StringIO("글")])
+def test_what_is_neither_path_nor_bytes_nor_file_is_refused(source):
+    with pytest.raises(StudentError, match=r"not a \.pt file"):
+        Student.load(source)
+
+
+def test_no_more_is_claimed_than_the_bytes_hold():
+    artifact = torch.load(io.BytesIO(new_student().to_bytes()), weights_only=True)
+    artifact["weights"] = {name: value[:1].clone().expand(value.shape)
+                           for name, value in artifact["weights"].items()}
+    with pytest.raises(StudentError, match="claim more"):
+        Student.load(saved(artifact))
+
+
+def test_a_library_that_is_too_old_is_named_with_the_version_that_is_needed(monkeypatch):
+    content = new_student().to_bytes()
+    needed = dict(line.split(">=") for line in (ROOT / "requirements.txt").read_text("utf-8").splitlines())
+    for name, old in (("torch", "2.9.1+cpu"), ("tokenizers", "0.19.1")):
+        with monkeypatch.context() as patch:
+            patch.setattr(f"{name}.__version__", old)
+            with pytest.raises(StudentError, match=rf"{name} {needed[name]} or newer.*{re.escape(old)}"):
+                Student.load(content)
+            patch.setattr(f"{name}.__version__", f"{needed[name]}.0rc1")
+            Student.load(content)
+
+
+def test_a_tokenizer_that_the_library_cannot_read_is_not_called_damaged():
+    artifact = torch.load(io.BytesIO(new_student().to_bytes()), weights_only=True)
+    state = json.loads(word_tokenizer(40).to_str())
+    state["model"]["type"] = "OfTomorrow"
+    artifact["tokenizer"] = torch.frombuffer(bytearray(zlib.compress(json.dumps(state).encode())),
+                                             dtype=torch.uint8)
+    with pytest.raises(StudentError, match=rf"^<bytes>: tokenizers {tokenizers.__version__} .*new") as error:
+        Student.load(saved(artifact))
+    assert "damaged" not in str(error.value) and len(str(error.value).splitlines()) == 1
 
 
 def test_what_cannot_be_written_leaves_what_was_there(tmp_path, monkeypatch):
@@ -737,9 +924,9 @@ def test_the_script_answers_with_the_shipped_student_or_another(tmp_path, capsys
         stdin = io.TextIOWrapper(io.BytesIO(end.join(texts).encode()), encoding="cp949", newline="\n")
         monkeypatch.setattr(sys, "stdin", stdin)
         assert answers(capsys) == found
-    for stdin, kind in ((None, StudentError), (io.TextIOWrapper(io.BytesIO(b"\xbf\xb5")), UnicodeError)):
+    for stdin, word in ((None, "closed"), (io.TextIOWrapper(io.BytesIO(b"a\n\xbf\xb5")), "line 2.*UTF-8")):
         monkeypatch.setattr(sys, "stdin", stdin)
-        with pytest.raises(kind):
+        with pytest.raises(StudentError, match=word):
             answers(capsys)
     with pytest.raises(UnicodeError):
         answers(capsys, "\ud800")
@@ -749,7 +936,10 @@ def test_the_script_answers_with_the_shipped_student_or_another(tmp_path, capsys
 
 
 @pytest.mark.parametrize(("args", "word"), [
-    (["no.pt", "글"], "no.pt"), (["."], "STUDENT.pt"), (["s.pt", "\udcb1"], "UTF-8"), (["--size"], "--size")])
+    (["no.pt", "글"], "no.pt"), (["."], "STUDENT.pt"), (["s.pt", "\udcb1"], "UTF-8"), (["--size"], "--size"),
+    (["-최악"], "-- before"), (["s.pt", "글", "-최악"], "-- before"), (["s.pt", "글", "s.pt"], "s.pt"),
+    (["s.pt", "no.pt"], "no.pt"), (["s.pt", "."], "FILE"), (["studnets/base", "글"], "studnets/base"),
+    (["s.pt", "reviews.txt"], "reviews.txt"), (["s.pt", "글", "data\\test"], "FILE")])
 def test_the_script_ends_with_2_for_what_it_cannot_use(tmp_path, capsys, monkeypatch, args, word):
     new_student().save(tmp_path / "s.pt")
     monkeypatch.chdir(tmp_path)
@@ -758,3 +948,77 @@ def test_the_script_ends_with_2_for_what_it_cannot_use(tmp_path, capsys, monkeyp
         runpy.run_path(str(ROOT / "student.py"), run_name="__main__")
     *_, last = capsys.readouterr().err.splitlines()
     assert end.value.code == 2 and "error: " in last and word in last
+
+
+def test_what_only_resembles_a_path_or_a_flag_is_a_text(tmp_path, capsys):
+    new_student().save(tmp_path / "s.pt")
+    texts = ["좋아요/별로", "10/10", "", "see a/b", "- 글", "-1", "v.txt 글", "x" * 5000, "a\0/"]
+    assert [text for _, _, text in answers(capsys, tmp_path / "s.pt", *texts)] == texts
+    assert answers(capsys, tmp_path / "s.pt", "글", "--", "-최악", "-h")[1:] \
+        == answers(capsys, tmp_path / "s.pt", "--", "-최악", "-h")
+
+
+BREAKS = ["\r\n", "\n", "\r", "\t", "\v", "\f", "\x1c", "\x1d", "\x1e", "\x85", "\u2028", "\u2029"]
+
+
+def test_each_text_is_one_line_of_three_fields(tmp_path, capsys):
+    student = new_student()
+    student.label_names = [f"{i}{'x'.join(BREAKS)}x" for i in range(3)]
+    student.save(tmp_path / "s.pt")
+    student_py.main(student_py.parse_args([str(tmp_path / "s.pt"), *(f"글{each}x" for each in BREAKS)]))
+    *lines, end = capsys.readouterr().out.split("\n")
+    assert len(lines) == len(BREAKS) and end == ""
+    for line in lines:
+        label, _, text = line.split("\t")
+        assert text == "글 x" and len(label.splitlines()) == 1 and label[1:] == " " + " ".join("x" * 12)
+
+
+def start(path, **options):
+    return subprocess.Popen([sys.executable, str(ROOT / "student.py"), str(path)], stdout=subprocess.PIPE,
+                            env=os.environ | {"PYTHONUNBUFFERED": ""}, **options)
+
+
+def test_a_pipe_is_answered_where_it_pauses(tmp_path):
+    new_student().save(tmp_path / "s.pt")
+    with start(tmp_path / "s.pt", stdin=subprocess.PIPE) as process:
+        for sent, expected in (("단어2\n".encode(), ["단어2"]), ("단어3\n\n단어4\r\n글".encode()[:-1],
+                                                            ["단어3", "", "단어4"])):
+            process.stdin.write(sent)  # the last one pauses inside a character
+            process.stdin.flush()
+            for text in expected:  # each comes before anything else is sent
+                assert process.stdout.readline().decode().rstrip("\n").split("\t")[2] == text
+        process.stdin.write("글".encode()[-1:])
+        process.stdin.close()
+        assert process.stdout.readline().decode().endswith("\t글\n") and process.stdout.read() == b""
+
+
+def test_what_came_before_a_line_that_is_not_utf_8_is_answered(tmp_path):
+    new_student().save(tmp_path / "s.pt")
+    (tmp_path / "lines").write_bytes("\ufeff단어2\n단어3\n".encode() + b"\xb1\n" + "단어4\n".encode())
+    with open(tmp_path / "lines", "rb") as lines, \
+            start(tmp_path / "s.pt", stdin=lines, stderr=subprocess.PIPE) as process:
+        found = process.stdout.read().decode().splitlines()
+        assert [line.split("\t")[2] for line in found] == ["단어2", "단어3"]
+        assert b"line 3 " in process.stderr.read() and process.wait() == 2
+
+
+def test_a_terminal_is_told_that_it_is_waited_for(tmp_path):
+    pty = pytest.importorskip("pty")
+    new_student().save(tmp_path / "s.pt")
+    ours, theirs = pty.openpty()
+    with start(tmp_path / "s.pt", stdin=theirs, stderr=subprocess.PIPE) as process:
+        assert b"one text per line" in process.stderr.readline()
+        os.write(ours, "단어2\n".encode())
+        assert process.stdout.readline().decode().endswith("\t단어2\n")
+        os.write(ours, b"\4")  # Ctrl-D
+        assert process.stdout.read() == b"" and process.wait() == 0
+
+
+@pytest.mark.parametrize("end", ["\n", "\r\n", "\r"])
+def test_lines_are_passed_on_in_large_lists_where_they_are_there(tmp_path, end):
+    lines = [f"줄 {i}" * (i % 3) for i in range(30_000)]
+    (tmp_path / "lines").write_bytes("".join(line + end for line in lines).encode())
+    with open(tmp_path / "lines", "rb") as file:
+        found = [*student_py.incoming(file)]
+    assert [line for part in found for line in part] == lines
+    assert all(len(part) >= 8192 for part in found[:-1])
