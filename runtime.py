@@ -178,7 +178,7 @@ def seed_everything(device: torch.device, *numbers: int) -> None:
     Run calls it before each step with (seed, epoch, step, rank): dropout is then a function of those alone,
     and a run can continue from any step without a stored random state.
     """
-    seed = int(np.random.SeedSequence(numbers).generate_state(1, np.uint64)[0] >> 1)
+    seed = int(np.random.SeedSequence(numbers).generate_state(1, np.uint64)[0]) >> 1
     torch.default_generator.manual_seed(seed)  # torch.manual_seed would visit every device: 0.1 ms
     if device.type == "cuda":
         torch.cuda.init()
