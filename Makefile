@@ -1,14 +1,15 @@
 # make demo           all five scripts on the embedded sample, a table at the end: under a minute
 # make test           the test suite
 # make test-optional  the tests that need optional packages (transformers, onnx, …), which it installs
+# make test-lowest    the test suite with the oldest packages that requirements.txt allows, in .venv-lowest
 # make torture        the kill tests with 50 kills of each script, and longer fuzzing
 # make bench          the kit beside its peers, short form; writes docs/efficiency.md
-# All set up .venv on first use.
+# All set up .venv, or .venv-lowest, on first use.
 
 PYTHON ?= python3
 PY = .venv/bin/python
 
-.PHONY: demo test test-optional torture bench clean
+.PHONY: demo test test-optional test-lowest torture bench clean
 
 .venv/installed: requirements.txt
 	$(PYTHON) -m venv .venv
@@ -28,6 +29,15 @@ test: .venv/installed-test
 
 test-optional: .venv/installed-test .venv/installed-test-optional
 	$(PY) -m pytest -q -m optional
+
+.venv-lowest/installed: requirements.txt requirements-test.txt
+	$(PYTHON) -m venv .venv-lowest
+	sed 's/>=/==/' requirements.txt > .venv-lowest/requirements.txt
+	.venv-lowest/bin/python -m pip install -q -r .venv-lowest/requirements.txt -r requirements-test.txt
+	touch $@
+
+test-lowest: .venv-lowest/installed
+	.venv-lowest/bin/python -m pytest -q -m "not optional"
 
 torture: .venv/installed-test .venv/installed-test-optional
 	TORTURE=50 $(PY) -m pytest -q -s tests/torture
