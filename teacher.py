@@ -336,24 +336,21 @@ def load_checkpoint(source: str, label_names: list[str], max_length: int, kind: 
 
     `source` is a folder, or a model id on the Hugging Face hub. A published head whose id2label lists the
     label names keeps its order of them, whatever their case, spaces and Unicode form; any other (LABEL_0, …)
-    is taken to have label_names in their order, and the report says so. A head of another number of classes
-    or of another task, or a missing one, starts from random weights (normal, std = initializer_range); the
-    line of the report that says why begins with "the checkpoint's head". Raises UserError if files are
-    missing or do not fit.
+    is taken to have label_names in their order, and the report says so. A missing head, or one of another
+    number of classes or another task, starts from random weights (normal, std = initializer_range); the line
+    of the report that says why begins with "the checkpoint's head". Raises UserError if files do not fit.
     """
     folder = Path(source) if os.path.isdir(source) else _from_hub(source)
     if (folder / "adapter_config.json").exists() and not (folder / "config.json").exists():
         raise UserError(f"{folder}: no config.json in it{_remedy(folder)}")
     settings = read_json(folder / "config.json")
     published, contradiction = _head_labels(settings)
-    own = label_names
-    if label_names and sorted(map(_plain, published)) == sorted(map(_plain, label_names)) \
-            and len(set(map(_plain, label_names))) == len(label_names):
-        by_name = {_plain(name): name for name in label_names}
+    by_name = {_plain(name): name for name in label_names}
+    if len(by_name) == len(label_names) and sorted(by_name) == sorted(map(_plain, published)):
         label_names = [by_name[_plain(name)] for name in published]
     config = _config(settings, len(label_names) or 1, folder / "config.json")
     tokenizer = load_tokenizer(folder, config.family)
-    file, tensors, told = _read_weights(folder)
+    file, tensors = _read_weights(folder)
     tensors, outside, prefix = _without_prefix(tensors, config.family)
     if config.num_layers > len(tensors):
         raise UserError(f"{file}: holds only {len(tensors)} tensors for {config.num_layers} layers")
@@ -363,18 +360,19 @@ def load_checkpoint(source: str, label_names: list[str], max_length: int, kind: 
     except UserError as error:
         raise UserError(f"{folder}: {error}") from None
     head = teacher.names().get("head_out.weight", [""])[0]
-    told += [f"the prefix {prefix} of the tensors' names is left out"] if prefix else []
-    told += [contradiction] if contradiction else []
-    if head in tensors and (unfit := _unfit_head(settings, published, tensors[head], own, task)):
-        told.append(unfit)
-        outside |= {name for name in tensors if name.startswith(head.removesuffix("weight"))}
-    weights, used, fresh = _match(
-        teacher, {name: tensor for name, tensor in tensors.items() if name not in outside}, file)
+    unfit = ""
+    if label_names and head in tensors:
+        unfit = _unfit_head(settings, published, tensors[head], label_names, task)
+    if unfit:
+        outside |= {name: tensors.pop(name) for name in [*tensors]
+                    if name.startswith(head.removesuffix("weight"))}
+    weights, used, fresh = _match(teacher, tensors, file)
     teacher.load_state_dict(weights, assign=True)
     unused = sorted({*tensors, *outside} - used)
-    report = [f"{file}: {len(used)} tensors read, {len(unused)} not used, {len(fresh)} started fresh", *told]
-    parts = ("not used", unused), ("starts fresh", fresh)
-    report += [f"{what}: {', '.join(names)}" for what, names in parts if names]
+    report = [f"{file}: {len(used)} tensors read, {len(unused)} not used, {len(fresh)} started fresh",
+              prefix and f"the prefix {prefix} of the tensors' names is left out", contradiction, unfit,
+              unused and f"not used: {', '.join(unused)}", fresh and f"starts fresh: {', '.join(fresh)}"]
+    report = [line for line in report if line]
     if published != label_names and label_names and not any(name.startswith("head_") for name in fresh):
         report.append(f"the head's classes {published or '(no names)'} are taken to be {label_names}, "
                       f"in this order")
@@ -417,22 +415,18 @@ def _match(teacher: Teacher, tensors: dict, file: Path) -> tuple[dict, set[str],
 
 
 def _head_labels(settings: dict) -> tuple[list[str], str]:
-    """(the labels that a published head names, in its order, none if it has no names; what contradicts them).
-    """
-    def in_order(pairs) -> list[str]:
+    """(labels of a published head in its order, or none; a line if config.json contradicts itself)."""
+    found = []
+    for key, way in (("id2label", 1), ("label2id", -1)):
         try:
-            pairs = sorted((int(i), str(name)) for i, name in pairs)
-        except (TypeError, ValueError):
-            return []
-        return [name for _, name in pairs] if [i for i, _ in pairs] == [*range(len(pairs))] else []
-
-    maps = [settings.get(key) for key in ("id2label", "label2id")]
-    by_id, by_label = (found.items() if isinstance(found, dict) else () for found in maps)
-    names, turned = in_order(by_id), in_order((i, name) for name, i in by_label)
-    if names and turned and names != turned:
-        return names, (f"config.json contradicts itself: id2label says {names}, label2id says {turned}; "
-                       f"id2label is used")
-    return names or turned, ""
+            names = {int(i): str(name) for i, name in (pair[::way] for pair in settings[key].items())}
+            found += [[names[i] for i in range(len(names))]] if names else []
+        except (AttributeError, LookupError, TypeError, ValueError):  # absent, or not numbers from 0 on
+            continue
+    if found[1:] and found[0] != found[1]:
+        return found[0], (f"config.json contradicts itself: id2label says {found[0]}, label2id says "
+                          f"{found[1]}; id2label is used")
+    return found[0] if found else [], ""
 
 
 def _plain(name: str) -> str:
@@ -447,10 +441,10 @@ def _unfit_head(settings: dict, published: list[str], out: torch.Tensor, label_n
     kind = settings.get("problem_type")
     theirs = kinds.get(kind) or ("regression" if len(out) == 1 else "classification")
     wanted = "regression" if len(label_names) == 1 else task  # one number, as in pretrain_teacher.py
-    if label_names and theirs != wanted:
+    if theirs != wanted:
         found = f"problem_type {kind} in config.json" if kind in kinds else "it has one output"
         return f"the checkpoint's head is for {theirs} ({found}), and the task is {wanted}: it is not used"
-    if label_names and len(out) != len(label_names):
+    if len(out) != len(label_names):
         return (f"the checkpoint's head has {len(out)} classes {published or '(no names)'}, and the file has "
                 f"{len(label_names)} labels {label_names}: it is not used")
     return ""
@@ -524,18 +518,14 @@ def _config(settings: dict, num_labels: int, path: Path) -> TeacherConfig:
         raise UserError(f"{path}: {error}") from None
 
 
-def _read_weights(folder: Path) -> tuple[Path, dict, list[str]]:
-    """(file, its tensors by name, lines for the report): the first of WEIGHTS, in one file or in shards."""
+def _read_weights(folder: Path) -> tuple[Path, dict]:
+    """(file, its tensors by name): the first of WEIGHTS, in one file or in shards."""
     for name in WEIGHTS:
         if (file := folder / name).exists():
-            return file, *_tensors(file)
+            return file, _tensors(file)
         if (file := folder / f"{name}.index.json").exists():
-            tensors, told = {}, []
-            for shard in _shards(file):
-                found, lines = _tensors(folder / shard)
-                tensors |= found
-                told += [line for line in lines if line not in told]
-            return file, tensors, told
+            return file, {key: tensor for shard in _shards(file)
+                          for key, tensor in _tensors(folder / shard).items()}
     raise UserError(f"{folder}: no {' or '.join(WEIGHTS)} in it{_remedy(folder)}")
 
 
@@ -554,63 +544,59 @@ def _remedy(folder: Path) -> str:
     if "adapter_config.json" in names:
         return (", but an adapter (adapter_config.json): merge it into its base model first, with peft: "
                 "AutoPeftModelForSequenceClassification.from_pretrained(…).merge_and_unload().save_pretrained(…)")
-    others = [name for name in names if name.endswith((".safetensors", ".bin", ".pt", ".pth", ".ckpt"))
-              and not name.startswith(("training_args", "optimizer", "scheduler", "rng_state"))]
-    if others:
+    if others := [name for name in names if name.endswith((".safetensors", ".bin", ".pt", ".pth", ".ckpt"))
+                  and not name.startswith(("training_args", "optimizer", "scheduler", "rng_state"))]:
         right = "model.safetensors" if others[0].endswith(".safetensors") else "pytorch_model.bin"
         which = "it" if len(others) == 1 else "the right one"
         return f", but {', '.join(others[:5])}: rename {which} to {right}"
-    foreign = [name for name in names if name.endswith((".h5", ".msgpack")) or ".ckpt" in name]
-    if foreign:
+    if foreign := [name for name in names if name.endswith((".h5", ".msgpack")) or ".ckpt" in name]:
         return (f", but {foreign[0]}: convert it with transformers 4: AutoModelForSequenceClassification."
                 f"from_pretrained(…, {'from_flax' if foreign[0].endswith('.msgpack') else 'from_tf'}=True)"
                 f".save_pretrained(…)")
     return ""
 
 
-def _tensors(file: Path) -> tuple[dict, list[str]]:
-    """(tensors by name, lines for the report) of one file."""
+def _tensors(file: Path) -> dict:
+    """Tensors by name; a key state_dict around them becomes a prefix of their names."""
     if not file.name.endswith(".safetensors"):
         try:
-            tensors, told = runtime.load_weights(file), []
+            tensors = runtime.load_weights(file)
         except UserError as error:
             if "GLOBAL" not in str(error):  # what PyTorch says of a class that it would have to import
                 raise
             raise UserError(f"{error}; it holds more than tensors, such as a whole model: where it was made, "
                             f"save model.save_pretrained(…), or torch.save(model.state_dict(), …)") from None
         if isinstance(tensors, dict) and isinstance(tensors.get("state_dict"), dict):
-            tensors, told = tensors["state_dict"], ["read from its key state_dict"]
+            tensors = {f"state_dict.{name}": tensor for name, tensor in tensors["state_dict"].items()}
         if not isinstance(tensors, dict) or not all(
                 isinstance(name, str) and torch.is_tensor(value) for name, value in tensors.items()):
             raise UserError(f"{file}: not a dict of tensors")
-        return tensors, told
+        return tensors
     try:
         from safetensors import SafetensorError
         from safetensors.torch import load_file
     except ImportError:
         raise UserError(f"{file}: needs one more package: pip install safetensors") from None
     try:
-        return load_file(file), []
+        return load_file(file)
     except (OSError, SafetensorError) as error:
         raise UserError(f"{file}: cannot read ({' '.join(str(error).split())})") from None
 
 
-def _without_prefix(tensors: dict, family: str) -> tuple[dict, set[str], str]:
-    """(tensors by today's names, names of those that are outside of the model, the prefix left out).
+def _without_prefix(tensors: dict, family: str) -> tuple[dict, dict, str]:
+    """(the model's tensors by today's names, those outside of the model, the prefix left out).
 
     Today's name: LayerNorm.weight for TensorFlow's gamma, and the family's prefix. A wrapper's prefix
     (module., _orig_mod., model., …) is what comes before the one table of word embeddings.
     """
-    table, inside, outside = "embeddings.word_embeddings.weight", {}, set()
+    table = "embeddings.word_embeddings.weight"
     tables = [name.removesuffix(table) for name in tensors if name.endswith(table)]
     prefixes = {name.removesuffix(f"{family}.") for name in tables}
     prefix = prefixes.pop() if len(prefixes) == 1 else ""
-    for name, tensor in tensors.items():
-        if name.startswith(prefix):
-            name = name.removeprefix(prefix).replace("LayerNorm.gamma", "LayerNorm.weight")
-            name = name.replace("LayerNorm.beta", "LayerNorm.bias")
-            bare = re.match(r"(embeddings|embeddings_project|encoder|transformer|pooler)\.", name)
-            inside[f"{family}.{name}" if bare else name] = tensor
-        else:
-            outside.add(name)
-    return inside, outside, prefix
+    inside = {}
+    for name in [name for name in tensors if name.startswith(prefix)]:
+        new = name.removeprefix(prefix).replace("LayerNorm.gamma", "LayerNorm.weight")
+        new = new.replace("LayerNorm.beta", "LayerNorm.bias")
+        bare = re.match(r"(embeddings|embeddings_project|encoder|transformer|pooler)\.", new)
+        inside[f"{family}.{new}" if bare else new] = tensors.pop(name)
+    return inside, tensors, prefix
