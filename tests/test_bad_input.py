@@ -204,7 +204,7 @@ CASES = [
     ("distill", "--logits a.pt", {"a.pt": changed("logits.pt", format=0)}, "a.pt", "format 0"),
     ("distill", "--logits teacher.pt", {}, "teacher.pt", "this is teacher", "logits"),
     ("distill", "--logits a.pt", {"a.pt": cut("logits.pt")}, "a.pt", "loaded safely", "its end is missing"),
-    ("distill", "--logits a.pt", {"a.pt": saved([1, 2])}, "a.pt", "not a file of this kit"),
+    ("distill", "--logits a.pt", {"a.pt": saved([1, 2])}, "a.pt", "a list"),
     ("evaluate", "--logits a.pt", {"a.pt": saved(torch.zeros(7, 2))}, "a.pt", "7 rows", "8 rows"),
     ("evaluate", "--logits a.pt", {"a.pt": saved(torch.zeros(8, 3))}, "a.pt", "3 columns"),
     # dumps
