@@ -84,7 +84,7 @@ def parse_args(argv=None):
     if args.logits is None and min(args.alpha) < 1:
         p.error("--logits are needed, one for each --train file (or --alpha 1 to train on labels alone)")
     if args.class_weights and min(args.alpha) == 0:
-        p.error("--class-weights weigh the labels, which --alpha 0 leaves out; give one or the other")
+        p.error("--class-weights has no effect with --alpha 0; remove one of them")
     if args.logits is not None and len(args.logits) != len(args.train):
         p.error(f"{len(args.train)} --train files but {len(args.logits)} --logits; "
                 f"give one for each, in order")
@@ -313,7 +313,7 @@ def main(args):
     output = Path(args.output_dir)
     grid = grid_settings(args)
     data = read_training_set(args, tasks.make, load)
-    tasks.prepare(data.task, args, data.answers, data.valid.answers)
+    tasks.apply_flags(data.task, args, data.answers, data.valid.answers)
     if 1 in args.alpha and not data.labelled:
         raise UserError("--alpha 1 trains on labels alone, but no --train file has any")
     tokenizers = {path: read_tokenizer(path) for path in args.tokenizer}
@@ -336,6 +336,8 @@ def main(args):
                   + ("labels alone" if settings["alpha"] == 1 else f"alpha {settings['alpha']:g}")
                   + ("" if start is None else ", embeddings from the teacher"))
             train(run, student, settings, store, valid, data, args, device)
+            score = run.at["best"][f"valid_{data.task.best}"]
+            print(f"{run.artifact}: validation {data.task.best} {score:.4f}")
     if RANK == 0:
         write_summary(output, data.task.best)
 

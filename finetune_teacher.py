@@ -70,7 +70,7 @@ def parse_args(argv=None):
     if args.alpha is None:
         args.alpha = 0.1 if args.logits else 1.0
     if args.class_weights and args.alpha == 0:
-        p.error("--class-weights weigh the labels, which --alpha 0 leaves out; give one or the other")
+        p.error("--class-weights has no effect with --alpha 0; remove one of them")
     return args
 
 
@@ -152,14 +152,13 @@ def prepare_teacher(args, data) -> Teacher:
         print(line)
     if args.epochs == 0 and (args.scratch or any(line.startswith("starts fresh") for line in report)):
         why = next((line for line in report if line.startswith("the checkpoint's head")),
-                   "this one does not have one")
+                   "this one has none")
         raise UserError(f"--epochs 0 needs a checkpoint that already has a trained head: {why}; use "
                         f"--epochs 1 or more to train a new one")
     if teacher.label_names != data.task.names:
         data.reorder(teacher.label_names)
     count = sum(p.numel() for p in teacher.parameters())
-    print(f"{teacher.config.family}, {count:,} parameters, labels {data.task.names}; {data.rows:,} training "
-          f"rows, {data.labelled:,} of them labelled; {len(data.valid):,} for validation")
+    print(f"{teacher.config.family}, {count:,} parameters, labels {data.task.names}")
     if args.alpha == 1 and not data.labelled:
         raise UserError("--alpha 1 trains on labels alone, but no --train file has any")
     return teacher
@@ -223,7 +222,7 @@ def main(args):
     teacher = prepare_teacher(args, data)
     source = args.checkpoint or args.tokenizer
     print(look.tokenizers({source: (teacher.tokenizer, teacher.reads)}, data.files))
-    tasks.prepare(data.task, args, data.answers, data.valid.answers)
+    tasks.apply_flags(data.task, args, data.answers, data.valid.answers)
     runtime.refuse_to_overwrite_inputs([*args.train, args.valid, *(args.logits or ()), *data.teachers], [
         output / name for name in ("last.pt", "teacher.pt", "log.jsonl", "diverged.tsv")])
     start = fingerprints(teacher)

@@ -29,13 +29,6 @@ weight = number(float, 0, 1, "a number in [0, 1]")
 factor = number(float, 0, 1, "a number in (0, 1]", open_low=True)
 
 
-def class_weights(value: str) -> str | None:
-    """An argparse type. None for "none", which is what runs of versions without the flag count as."""
-    if value not in ("none", "balanced"):
-        raise argparse.ArgumentTypeError(f"{value} is neither none nor balanced")
-    return None if value == "none" else value
-
-
 def add_columns(arg, answers="label if there") -> None:
     arg("--text-column", metavar="NAME", help="default: text or document")
     arg("--text2-column", metavar="NAME", help="second text of a pair; default: text2 if there")
@@ -69,9 +62,9 @@ def add_run(arg, folder: str) -> None:
 
 
 def add_task(arg) -> None:
-    """What tasks.prepare() tells the task."""
-    arg("--class-weights", type=class_weights, metavar="none|balanced",
-        help="balanced: in the labels' loss a rare class counts as much as a common one (default: none)")
+    """What tasks.apply_flags() tells the task."""
+    arg("--class-weights", choices=["balanced"],
+        help="in the labels' loss a rare class counts as much as a common one")
     arg("--best", metavar="SCORE",
         help="score of --valid that chooses the epoch, such as macro_f1 (default: the task's, accuracy)")
 

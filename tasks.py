@@ -168,7 +168,7 @@ def make(column: str | None, cells: dict[str, str], where: str, stored=None):
         return of_name(*stored)
     kind = next((kind for kind in TASKS.values() if kind.column == column), Classification)
     task = kind.survey(cells, where)
-    labels.judge({name: cells.get(name, where) for name in task.names}, column)
+    labels.judge({name: cells.get(name, where) for name in task.names})
     return task
 
 
@@ -179,7 +179,7 @@ def of_name(name: str, names: list[str], path):
     return TASKS[name](names)
 
 
-def prepare(task, args, answers, valid_answers) -> None:
+def apply_flags(task, args, answers, valid_answers) -> None:
     """Tell the task what --best and --class-weights say; warn where --valid cannot judge it.
 
     answers, valid_answers: the cells of the labelled rows, or how often each occurs. Raises UserError for
@@ -187,8 +187,8 @@ def prepare(task, args, answers, valid_answers) -> None:
     """
     answers, valid_answers = Counter(answers), Counter(valid_answers)
     if args.best is not None and args.best not in task.choosers:
-        raise UserError(f"--best {args.best}: what can choose the epoch of a {name_of(task)} is "
-                        + " or ".join(task.choosers))
+        raise UserError(f"--best {args.best}: not a score that can choose the epoch of a {name_of(task)}; "
+                        f"use {' or '.join(task.choosers)}")
     if args.best == task.best:
         args.best = None  # the same run as without the flag
     task.best = args.best or task.best

@@ -14,7 +14,6 @@ import hashlib
 import math
 import os
 import re
-import unicodedata
 from dataclasses import asdict, dataclass
 from functools import partial
 from pathlib import Path
@@ -25,6 +24,7 @@ from tokenizers import Tokenizer
 from torch import nn
 
 import runtime
+from data import labels
 from data.batches import encode, largest_id, logits_in_order
 from data.published import load_tokenizer, read_json
 from runtime import UserError
@@ -217,7 +217,8 @@ class Teacher(nn.Module):
     @property
     def reads(self) -> dict:
         """How data.batches.encode must encode texts for this model."""
-        unknown = self.tokenizer.token_to_id("[UNK]") or self.tokenizer.token_to_id("<unk>") or 0
+        names = filter(None, (getattr(self.tokenizer.model, "unk_token", None), "[UNK]", "<unk>"))
+        unknown = next(filter(None, map(self.tokenizer.token_to_id, names)), 0)
         return {"max_length": self.max_length, "pad_id": self.config.pad_id, "blank_id": unknown,
                 "segments": self.config.type_vocab_size > 1}
 
@@ -345,9 +346,9 @@ def load_checkpoint(source: str, label_names: list[str], max_length: int, kind: 
         raise UserError(f"{folder}: no config.json in it{_remedy(folder)}")
     settings = read_json(folder / "config.json")
     published, contradiction = _head_labels(settings)
-    by_name = {_plain(name): name for name in label_names}
-    if len(by_name) == len(label_names) and sorted(by_name) == sorted(map(_plain, published)):
-        label_names = [by_name[_plain(name)] for name in published]
+    order = [labels.alike(name, label_names) for name in published]
+    if None not in order and sorted(order) == sorted(label_names):
+        label_names = order
     config = _config(settings, len(label_names) or 1, folder / "config.json")
     tokenizer = load_tokenizer(folder, config.family)
     file, tensors = _read_weights(folder)
@@ -427,11 +428,6 @@ def _head_labels(settings: dict) -> tuple[list[str], str]:
         return found[0], (f"config.json contradicts itself: id2label says {found[0]}, label2id says "
                           f"{found[1]}; id2label is used")
     return found[0] if found else [], ""
-
-
-def _plain(name: str) -> str:
-    """A label without what people do not see: case, spaces, the Unicode form."""
-    return "".join(unicodedata.normalize("NFC", name).casefold().split())
 
 
 def _unfit_head(settings: dict, published: list[str], out: torch.Tensor, label_names: list[str],

@@ -31,7 +31,7 @@ ANSWER_COLUMNS = ("label",)  # of each kind of task in tasks.py
 CHUNK = 8192  # rows that stream_examples yields at a time
 LONGEST = 2**24  # bytes of a line
 CR_ALONE = "a CR without LF; if its lines end so, convert them: tr '\\r' '\\n' < FILE > NEW"
-DISTINCT = 2**22  # rows among which a survey looks for doubled texts: 34 MB
+DISTINCT = 2**22  # rows among which a survey looks for duplicates: 34 MB
 
 
 @dataclass
@@ -163,7 +163,7 @@ class Survey:
             if not all(key):
                 self.blank += 1
                 self.first_blank = self.first_blank or f"{self.path}:{line}"
-                key = row  # blank texts are not counted as doubled
+                key = self.path, row  # blank texts are not counted as duplicates
             if row < DISTINCT:
                 self.keys.append(hash(key))
             if lines_alone and text.count('"') % 2:
@@ -276,6 +276,8 @@ def _table_records(path, name, wanted):
     yield tuple(header), {key: header[position] for key, position in columns.items()}
     positions, before = tuple(columns.values()), []
     for line, row in rows:
+        if row == header and len(header) > 1:
+            raise UserError(f"{path}:{line}: the header again; remove the line")
         if len(row) != len(header):
             if name.endswith(".csv"):
                 advice = "a text with a comma or a line break needs quotation marks around it"

@@ -6,13 +6,12 @@ not. What is surely a mistake is refused, what may be one is a warning, each wit
 
 import re
 import unicodedata
-from decimal import Decimal
 
 from runtime import UserError, warn
 
-NUMBER = re.compile(r"[+-]?\d+(\.\d*)?")
-NOT_A_NUMBER = re.compile(r"[+-]?nan|nat|<na>", re.IGNORECASE)  # what pandas writes of a missing value
+NOT_A_NUMBER = re.compile(r"[+-]?(nan|NaN|NAN)|NaT|<NA>")  # what pandas writes of a missing value
 MISSING = re.compile(r"None|null|NULL|NA|#?N/A")  # may be a missing value; `none` is a label in many corpora
+SHOWN = 3  # warnings
 # Drawn as nothing: Hangul fillers, the grapheme joiner, variation selectors; and all of the category Cf.
 UNSEEN = re.compile("[\u034f\u115f\u1160\u3164\uffa0\ufe00-\ufe0f]")
 
@@ -24,10 +23,9 @@ def visible(name: str) -> str:
     return " ".join(unicodedata.normalize("NFKC", name).split())
 
 
-def same(name: str):
-    """Equal for names that a reader takes for the same: 1 and 1.0, and what looks alike."""
-    shown = visible(name)
-    return Decimal(shown) if NUMBER.fullmatch(shown) else shown
+def same(name: str) -> str:
+    """Equal for names that a reader takes for the same: what looks alike, and 1 and pandas's 1.0."""
+    return re.sub(r"^(-?\d+)\.0$", r"\1", visible(name))
 
 
 def difference(one: str, other: str) -> str:
@@ -48,10 +46,10 @@ def alike(name: str, names) -> str | None:
         (other for other in names if visible(other).casefold() == visible(name).casefold()), None)
 
 
-def judge(cells: dict[str, str], column: str | None) -> None:
-    """Refuse labels that are surely a mistake (UserError), warn of those that may be one.
+def judge(cells: dict[str, str]) -> None:
+    """Refuse labels that are surely a mistake (UserError), warn about those that may be one.
 
-    cells: {label: where it first stands, as FILE:LINE}; column: the name of their column.
+    cells: {label: where it first stands, as FILE:LINE}.
     """
     seen, cases, warnings = {}, {}, []
     for cell, place in cells.items():
@@ -59,11 +57,8 @@ def judge(cells: dict[str, str], column: str | None) -> None:
         if len(cell.splitlines()) > 1 or "\t" in cell:
             raise UserError(f"{place}: the label {cell!r} has a line break or a tab; remove it")
         if not shown:
-            raise UserError(f"{place}: the label is blank, but not empty ({cell!a}); leave the cell empty if "
-                            f"the label is unknown")
-        if column is not None and shown.casefold() == visible(column).casefold():
-            raise UserError(f"{place}: the label {cell!r} is the name of its column; if the header occurs "
-                            f"again here, remove the line")
+            raise UserError(f"{place}: the label has only invisible characters ({cell!a}); leave the cell "
+                            f"empty if the label is unknown")
         if NOT_A_NUMBER.fullmatch(shown):
             raise UserError(f"{place}: the label {cell!r} is a missing value; leave the cell empty if the "
                             f"label is unknown")
@@ -79,9 +74,11 @@ def judge(cells: dict[str, str], column: str | None) -> None:
             warnings.append(f"{place}: the label {cell!r} may be a missing value; if the label is unknown, "
                             f"leave the cell empty")
         if cell != cell.strip():
-            warnings.append(f"{place}: the label {cell!r} begins or ends with a space, which belongs to it")
-    for text in warnings:
+            warnings.append(f"{place}: the label {cell!r} begins or ends with a space, and keeps it")
+    for text in warnings[:SHOWN]:
         warn(text)
+    if len(warnings) > SHOWN:
+        warn(f"and {len(warnings) - SHOWN:,} more labels like these")
 
 
 def refuse_near_columns(where: str, header: list[str], names, flag: str) -> None:

@@ -58,10 +58,10 @@ def read_logits(path, rows: int | None = None) -> Logits:
     try:
         artifact, other = runtime.load_weights(path, mmap=True), None
     except UserError as error:
-        other = unread(path, str(error))
+        other = foreign_file(path, str(error))
         if other is None:
             raise
-    other = other or container(artifact, rows)
+    other = other or foreign_value(artifact, rows)
     if other:
         what, code, *load = other
         raise UserError(f"{path}: holds {what} where a float tensor (rows, classes) is needed; make it one: "
@@ -94,13 +94,14 @@ def read_logits(path, rows: int | None = None) -> Logits:
 
 
 def conversion(path, code: str, load: str = "torch.load({})") -> str:
-    """A command that makes of x, what is in the file at `path`, the tensor `code`, and saves it as .pt."""
-    load, out = load.format(repr(str(path))), str(Path(path).with_suffix(".pt"))
+    """A command that makes of x, what is in the file at `path`, the tensor `code`, and saves it beside it."""
+    load, out = load.format(repr(str(path))), str(Path(path).with_suffix(".fixed.pt"))
     code = f"import numpy, torch; x = {load}; torch.save({code}, {out!r})"
-    return "python -c " + (shlex.quote(code) if set(code) & set('"$`\\!') else f'"{code}"')
+    quoted = shlex.quote(code) if set(code) & set('"$`\\!') else f'"{code}"'
+    return f"python -c {quoted}, and give --logits {shlex.quote(out)}"
 
 
-def unread(path, error: str) -> tuple[str, str, str] | None:
+def foreign_file(path, error: str) -> tuple[str, str, str] | None:
     """(what it is, Python that makes of it, x, a tensor (N, C), how to load it) of a file that load_weights
     refuses with this error; None for any other. It may carry code, so it is not loaded here."""
     with open(path, "rb") as file:
@@ -121,7 +122,7 @@ def unread(path, error: str) -> tuple[str, str, str] | None:
     return what, "torch.as_tensor(getattr(x, 'logits', getattr(x, 'predictions', None))).float()", load
 
 
-def container(value, rows: int | None) -> tuple[str, str] | None:
+def foreign_value(value, rows: int | None) -> tuple[str, str] | None:
     """(what it is, Python that makes of it, x, a tensor (N, C)) of logits in another form; None of any other
     value. `rows`: how many there should be."""
     if torch.is_tensor(value):
@@ -160,6 +161,7 @@ def refuse_other_columns(logits: Logits, names: list[str]) -> None:
     if count != len(names):
         raise UserError(f"{logits.path}: {count} columns, but the labels are {names}; one column per label "
                         f"is needed, in this order")
+
 
 def write_logits(path, logits: Logits, made_by: dict) -> None:
     """Write a logits file; the paths of the teachers become relative to it."""
@@ -202,8 +204,8 @@ def read_logits_of(path, file, columns: tuple, args, others: dict | None = None)
         shares = shares and bool((values >= 0).all() and ((values.sum(1) - 1).abs() < 0.01).all())
     if shares:
         command = conversion(path, "x.float().clamp(min=1e-6).log()")
-        runtime.warn(f"{path}: these are probabilities (every row adds up to 1), logits are needed; their "
-                     f"logarithms will do, of 1e-6 at least: {command}")
+        runtime.warn(f"{path}: these are probabilities (every row adds up to 1), and logits are needed; take "
+                     f"their logarithm: {command}")
     return found
 
 
@@ -226,11 +228,13 @@ def doubt(task, logits, rows, target) -> tuple[str, list[int]]:
     """(what is wrong with the logits, the better order of the columns), each empty where nothing is.
 
     logits (N, C); rows (n,): numbers of rows whose answers are target (n, …). task.best of the logits is
-    compared with that of other orders of up to five columns, of the rows before and after, of rows in random
-    order, and of always the same answer. A difference counts at z of one-sided 0.0005, divided by the number
-    of candidates, so that a few rows or a weak teacher raise no doubt.
+    compared with that of other orders of the columns (up to five), of the rows before and after, of rows in
+    random order, and of always the same answer. A difference counts at z of one-sided 0.0005, divided by the
+    number of candidates, so that a few rows or a weak teacher raise no doubt.
     """
-    N, C, n = *logits.shape, len(rows)
+    N, C = logits.shape
+    rows = rows[: 2**20 // C]
+    n, target = len(rows), target[: len(rows)]
     if n < 2 or C < 2:
         return "", []
     values, random = logits[rows].float(), torch.Generator().manual_seed(0)
@@ -278,14 +282,12 @@ def doubt(task, logits, rows, target) -> tuple[str, list[int]]:
     chance, spread = shuffled.mean().item(), shuffled.std().item()
     if spread == 0 or now - chance > z() * spread:  # or it gives always the same answer
         return "", []
-    constants = [gain(row.expand(n, C)) for row in 10 * torch.eye(C)]
-    ahead, error = max(constants)
+    ahead, error = max(gain(row.expand(n, C)) for row in 10 * torch.eye(C)) if C <= 5 else (0, 0)
     # A teacher that works is an eighth of the way from chance to 1: of two labels, an accuracy of 56 %.
     most = now + z() * spread + z() ** 2 / n  # by Bernstein's inequality: a few rows of a rare class
     if (now <= chance and ahead > z(C) * error) or most < chance + (1 - chance) / 8:
-        return (f"{words}, {chance:.4f} with its rows in any order, {now + ahead:.4f} by always giving "
-                f"{task.names[constants.index((ahead, error))]!r}: these logits are hardly of these rows; "
-                f"are the rows in the order of the file, and the columns {task.names}?"), []
+        return (f"{words}, {chance:.4f} with the rows in any order: the logits probably belong to other "
+                f"rows; are they in the order of the file, and the columns {task.names}?"), []
     return "", []
 
 

@@ -6,7 +6,7 @@ from itertools import chain, islice
 import numpy as np
 
 from data.batches import encode
-from data.examples import Survey, stream_examples
+from data.examples import CHUNK, Survey, stream_examples
 from runtime import warn
 
 ALARM = 0.1  # share of unknown tokens from which on the tokenizer is not made for these texts
@@ -25,15 +25,15 @@ def files(found: list[Survey], columns: tuple, task=None) -> list[str]:
         shown = sorted(counts.most_common(), key=lambda item: order.get(item[0], len(order)))
         rest = f", and {len(shown) - SHOWN:,} other labels" if len(shown) > SHOWN else ""
         lines[0] += ": " + ", ".join(
-            f"{name if name.isprintable() and name == name.strip() else ascii(name)} {count:,}"
+            f"{name if name.isprintable() and name == name.strip() else repr(name)}: {count:,}"
             for name, count in shown[:SHOWN]) + rest
     parts = []
     if blank := sum(file.blank for file in found):
         first = next(file.first_blank for file in found if file.first_blank)
-        parts.append(f"{blank:,} blank (the first: {first})")
-    count, first = doubled(found, columns)
+        parts.append(f"{blank:,} blank (first at {first})")
+    count, first = duplicates(found, columns)
     if count:
-        parts.append(f"{count:,} doubled (the first: {first})")
+        parts.append(f"{count:,} duplicate (first at {first})")
     if parts:
         lines.append("  texts: " + ", ".join(parts))
     for file in found:
@@ -43,7 +43,7 @@ def files(found: list[Survey], columns: tuple, task=None) -> list[str]:
     return lines
 
 
-def doubled(found: list[Survey], columns: tuple) -> tuple[int, str]:
+def duplicates(found: list[Survey], columns: tuple) -> tuple[int, str]:
     """(how many rows have a text that an earlier row has, FILE:LINE of the first of them)."""
     keys = np.concatenate([np.frombuffer(file.keys, np.int64) for file in found])
     _, first = np.unique(keys, return_index=True)
@@ -67,8 +67,8 @@ def tokenizers(readers: dict, found: list[Survey]) -> str:
     not made for such texts.
     """
     rows = sum(len(file.head) for file in found)
-    few = f"in {rows:,} texts, " if rows < sum(file.rows for file in found) else ""
-    return few + "; ".join(_fit(name, *reader, found) for name, reader in readers.items())
+    few = f" (first {CHUNK:,} rows of each file)" if rows < sum(file.rows for file in found) else ""
+    return "; ".join(_fit(name, *reader, found) for name, reader in readers.items()) + few
 
 
 def _fit(name: str, tokenizer, reads: dict, found: list[Survey]) -> str:
@@ -83,7 +83,7 @@ def _fit(name: str, tokenizer, reads: dict, found: list[Survey]) -> str:
             row = np.searchsorted(encoded.offsets.numpy(), which[0], side="right") - 1
             first_unknown = f"{file.path}:{head.lines[row]}"
         if len(long) and not first_cut:
-            first_cut = f" (the first: {file.path}:{head.lines[long[0]]})"
+            first_cut = f" (first at {file.path}:{head.lines[long[0]]})"
         special = tokenizer.num_special_tokens_to_add(file.pairs) * len(head)
         rows, unknown, cut = rows + len(head), unknown + len(which), cut + len(long)
         tokens += int((encoded.tokens >= 0).sum()) - special  # -1 stands where a text has no token

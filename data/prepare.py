@@ -81,7 +81,8 @@ def parse_args(argv=None):
     arg("--seed", type=flags.natural, default=1, help="of the shuffle (default: %(default)s)")
     arg("--test-percent", type=flags.number(int, 0, 89, "a whole number from 0 to 89"), metavar="P",
         default=10, help="share of FILE that becomes test; 0: there is a test file (default: %(default)s)")
-    arg("--tokenizer", metavar="DIR", help="look: with this tokenizer's unknown tokens and cut texts")
+    arg("--tokenizer", metavar="DIR",
+        help="look: also count unknown tokens and cut texts; a folder from train_tokenizer.py")
     arg("--drop-leaks", action="store_true", help="remove train rows whose text is also in valid or test")
     flags.add_columns(arg, "label")
     args = p.parse_intermixed_args(argv)  # FILE may follow a flag
@@ -91,7 +92,9 @@ def parse_args(argv=None):
         if args.source_dir:
             p.error(f"--from is for the public corpora; {args.corpus} reads FILE")
     elif args.file or args.text_column or args.text2_column or args.label_column or args.test_percent != 10:
-        p.error(f"FILE, --test-percent and the column flags are for split; {args.corpus} has its own files")
+        p.error(f"FILE, --test-percent and the column flags are not for {args.corpus}: it has its own files")
+    if args.corpus == "look" and (args.out or args.drop_leaks):
+        p.error("look writes nothing; leave --out and --drop-leaks out")
     if args.tokenizer and args.corpus != "look":
         p.error(f"--tokenizer is for look; {args.corpus} splits no text into tokens")
     if args.out is None and args.corpus != "look":
@@ -258,7 +261,7 @@ def look_at(args) -> None:
         unknown = tokenizer.token_to_id("[UNK]")
         reads = {"max_length": 128, "pad_id": unknown, "blank_id": unknown}  # 128: the scripts' default
         print(look.tokenizers({args.tokenizer: (tokenizer, reads)}, [found]))
-    labels.judge(found.cells, found.column)
+    labels.judge(found.cells)
 
 
 def main(args) -> None:
@@ -276,7 +279,7 @@ def main(args) -> None:
         raise UserError(f"{args.file}: {have}; at least two are needed (column `label`, or --label-column; "
                         f"its columns are {', '.join(parts[0].header)})")
     if args.corpus == "split":
-        labels.judge(parts[0].cells(), parts[0].column)
+        labels.judge(parts[0].cells())
     numbers = all(re.fullmatch(r"-?\d{1,18}", label) for label in names)
     names = sorted(names, key=lambda label: (int(label) if numbers else 0, label))
     headers, tables = zip(*map(table, parts), strict=True)

@@ -14,7 +14,7 @@ from pathlib import Path
 
 from tokenizers import AddedToken, Tokenizer, decoders, models, normalizers, pre_tokenizers, processors
 
-from data.sentencepiece import LOGITS, load_sentencepiece
+from data.sentencepiece import TEACH_BY_LOGITS, load_sentencepiece
 from runtime import UserError
 
 # The classes that are read, without "Fast". AS_IT_IS: tokenizer.json alone says how texts are read.
@@ -125,11 +125,11 @@ def _settings(folder: Path) -> tuple[dict, str | None]:
     name = name and str(name).removesuffix("Fast")
     known = (*BERT, *ROBERTA, *AS_IT_IS, *KOBERT)
     if name and (name not in known or (code and name not in KOBERT)):
-        raise UserError(f"{where}: tokenizer class {name}{', code of its own,' if code else ''} is not read "
-                        f"here ({', '.join(known[:-1])} are); {LOGITS}")
+        raise UserError(f"{where}: tokenizer class {name}{' (custom code)' if code else ''} is not supported "
+                        f"({', '.join(known[:-1])} are); {TEACH_BY_LOGITS}")
     for key, value in REQUIRED.items():
         if settings.get(key) not in (None, value):
-            raise UserError(f"{path}: {key} is {settings[key]!r}, which is not read here; {LOGITS}")
+            raise UserError(f"{path}: {key} is {settings[key]!r}, which is not supported; {TEACH_BY_LOGITS}")
     for key in ("do_lower_case", "strip_accents", "tokenize_chinese_chars", "add_prefix_space"):
         if not isinstance(settings.get(key), (bool, type(None))):
             raise UserError(f"{path}: {key} is {settings[key]!r}, must be true or false without quotes")
@@ -285,6 +285,6 @@ def _refuse_unlike(path: Path, given: Tokenizer, built: Tokenizer) -> None:
                 for each in (given, built)]
         unlike += ["post_processor"] * (rows[0] != rows[1])
     if unlike:
-        raise UserError(f"{path}: its {unlike[0]} is not what tokenizer_config.json or its class stands for; "
+        raise UserError(f"{path}: its {unlike[0]} does not match tokenizer_config.json or its class; "
                         f'correct one, or write "tokenizer_class": "PreTrainedTokenizerFast" there to have '
                         f"tokenizer.json read as it stands")

@@ -28,7 +28,7 @@ TRAINER = {3: ("model_type", 1), 24: ("treat_whitespace_as_suffix", 0)}  # 1: Un
 NORMALIZER = {3: ("add_dummy_prefix", 1), 4: ("remove_extra_whitespaces", 1), 5: ("escape_whitespaces", 1)}
 CHARSMAP = 2  # of the normalizer: what becomes of a character
 NORMAL, UNKNOWN, CONTROL, USER_DEFINED = range(1, 5)  # kinds of pieces; a model here has no others
-LOGITS = "the model can teach through its logits: save them as an (N, C) tensor"
+TEACH_BY_LOGITS = "the model can teach through its logits: save them as an (N, C) tensor"
 
 
 def _fields(data: bytes) -> Iterator[tuple[int, int | bytes]]:
@@ -77,7 +77,7 @@ def read_sentencepiece(path: Path) -> tuple[list[tuple[str, float, int]], bytes]
     odd += [f"the piece {text} of kind {kind}" for text, _, kind in pieces if kind > USER_DEFINED]
     odd += [] if parts[3][CHARSMAP] else ["no normalization"]
     if odd:
-        raise UserError(f"{path}: has {odd[0]}, unlike KoBERT's, and is not read here; {LOGITS}")
+        raise UserError(f"{path}: has {odd[0]}, unlike KoBERT's, and is not supported; {TEACH_BY_LOGITS}")
     return pieces, parts[3][CHARSMAP]
 
 
@@ -93,7 +93,8 @@ def load_sentencepiece(path: Path, vocab: list[str] | None, unk: str, special: s
                         f"{len(missing) - 1} others are not in it, but belong to {path.name}; they do not "
                         f"belong together")
     if user := [text for text, _, kind in pieces if kind == USER_DEFINED and text not in special]:
-        raise UserError(f"{path}: has user-defined pieces ({user[0]}), which are not read here; {LOGITS}")
+        raise UserError(f"{path}: has user-defined pieces ({user[0]}), which are not supported; "
+                        f"{TEACH_BY_LOGITS}")
     # Tokens that no text may become keep their place under a name that no text has.
     least, kept = min(scores.values(), default=0.0), {*scores, *special}
     slots = [token if token in kept and ids[token] == i else f"\0{i}" for i, token in enumerate(tokens)]

@@ -147,7 +147,7 @@ def train(args, candidate: tuple, epochs: int, folder: Path) -> tuple[Path, dict
 
 def main(args):
     data = read_training_set(args, tasks.make, load)
-    tasks.prepare(data.task, args, data.answers, data.valid.answers)
+    tasks.apply_flags(data.task, args, data.answers, data.valid.answers)
     tokenizers = {path: read_tokenizer(path) for path in args.tokenizer}
     output, score, short = Path(args.output_dir), f"valid_{data.task.best}", max(1, args.epochs // 8)
     rows = []

@@ -245,7 +245,7 @@ def test_what_a_version_without_the_flags_finished_is_finished(here, capsys, scr
         assert state["made_by"]["arguments"].pop(name) is None
     runtime.save(state, Path(folder, "last.pt"))
     before = snapshot(folder)
-    run(script, f"{flags} --class-weights none --best accuracy")
+    run(script, f"{flags} --best accuracy")
     assert "finished already" in capsys.readouterr().out and snapshot(folder) == before
     for flag, named in (("--best macro_f1", "best"), ("--class-weights balanced", "class_weights")):
         refused(lambda flag=flag: run(script, f"{flags} {flag}"),

@@ -69,12 +69,6 @@ def test_the_message_says_what_is_needed():
     assert parse(flags.weight, "2").endswith("[0, 1]") and parse(flags.share, "1").endswith("[0, 1)")
 
 
-def test_class_weights_are_none_or_balanced():
-    assert (parse(flags.class_weights, "none"), parse(flags.class_weights, "balanced")) == (None, "balanced")
-    for text in ("Balanced", "", "None", "1"):
-        assert parse(flags.class_weights, text).endswith("neither none nor balanced")
-
-
 @pytest.fixture(scope="module")
 def answers():
     done = subprocess.run([sys.executable, "-c", ANSWERS, *SCRIPTS], cwd=ROOT, capture_output=True, text=True)

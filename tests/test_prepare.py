@@ -424,8 +424,8 @@ def test_a_failed_rename_leaves_no_part_of_a_first_set(server):
 
 @pytest.mark.parametrize("flags, word", [
     ("", "corpus"), ("imdb", "imdb"), ("split", "FILE"), ("split a.csv --from x", "--from"),
-    ("nsmc a.csv", "for split"), ("steam --text-column x", "for split"),
-    ("nsmc --test-percent 20", "for split"), ("steam --seed x", "--seed"),
+    ("nsmc a.csv", "column flags"), ("steam --text-column x", "column flags"),
+    ("nsmc --test-percent 20", "column flags"), ("steam --seed x", "--seed"),
     ("split a.csv --test-percent 90", "--test-percent"), ("split a.csv --test-percent -1", "--test-percent"),
 ])
 def test_misuse(capsys, flags, word):

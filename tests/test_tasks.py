@@ -23,7 +23,7 @@ import tasks
 from data.examples import Examples, read_examples
 from extra import cascade
 from student import Student
-from tasks import Classification, bootstrap, distill_loss, judge, prepare
+from tasks import Classification, apply_flags, bootstrap, distill_loss, judge
 from teacher import Teacher
 
 TWO, THREE = Classification(["neg", "pos"]), Classification(["a", "b", "c"])
@@ -179,10 +179,10 @@ def test_the_task_is_told_the_score_that_chooses_and_its_weights(capsys):
     for flag, kept, best in ((None, None, "accuracy"), ("accuracy", None, "accuracy"),
                              ("macro_f1", "macro_f1", "macro_f1")):
         task, args = Classification(["a", "b", "c"]), given(flag)
-        prepare(task, args, rows, ["a", "b", "c"])
+        apply_flags(task, args, rows, ["a", "b", "c"])
         assert (task.best, args.best, task.weights) == (best, kept, None)  # the default is no setting
     task = Classification(["a", "b", "c"])
-    prepare(task, given(class_weights="balanced"), rows, ["a", "b", "c"])
+    apply_flags(task, given(class_weights="balanced"), rows, ["a", "b", "c"])
     assert task.weights.tolist() == pytest.approx([2 / 3, 2, 1])
     assert Classification.best == "accuracy" and Classification.weights is None
     assert capsys.readouterr().err == ""
@@ -191,11 +191,11 @@ def test_the_task_is_told_the_score_that_chooses_and_its_weights(capsys):
 def test_what_a_task_does_not_have_is_refused(monkeypatch):
     monkeypatch.setitem(tasks.TASKS, "span", Span)
     span, rows, weighted = Span(["start", "last"]), Counter({"0:2": 3}), given(class_weights="balanced")
-    refused(lambda: prepare(span, weighted, rows, rows), "^--class-weights .*span")
-    refused(lambda: prepare(THREE, weighted, Counter(), ["a"]), "^--class-weights .*labels")
+    refused(lambda: apply_flags(span, weighted, rows, rows), "^--class-weights .*span")
+    refused(lambda: apply_flags(THREE, weighted, Counter(), ["a"]), "^--class-weights .*labels")
     for task, names in ((THREE, "accuracy or macro_f1"), (span, "f1 or exact")):
         for name in ("log_loss", "F1", ""):
-            refused(lambda task=task, name=name: prepare(task, given(name), {}, {}),
+            refused(lambda task=task, name=name: apply_flags(task, given(name), {}, {}),
                     f"^--best {name}: .*{names}$")
     assert (THREE.best, THREE.weights) == ("accuracy", None)
 
@@ -207,14 +207,14 @@ def test_what_a_task_does_not_have_is_refused(monkeypatch):
     ({"a": 9, "b": 1}, ["b", "a", "b"], []), ({"a": 1, "b": 1}, ["c", "b", "a"], []), ({}, ["a", "b"], []),
 ])  # fmt: skip
 def test_validation_rows_that_cannot_tell_are_warned_of(cells, valid, words, capsys):
-    prepare(THREE, given(), Counter(cells), valid)
+    apply_flags(THREE, given(), Counter(cells), valid)
     found = capsys.readouterr().err
     assert found.count("\n") == bool(words) and all(re.search(word, found) for word in words), found
 
 
 def test_of_many_labels_that_validation_lacks_ten_are_named(capsys):
     names = [f"label{i:02}" for i in range(30)]
-    prepare(Classification(names), given(), Counter(names), names[:2])
+    apply_flags(Classification(names), given(), Counter(names), names[:2])
     found = capsys.readouterr().err
     assert "28" in found and "label11" in found and "label12" not in found
 
