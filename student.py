@@ -17,7 +17,7 @@ import argparse
 import os
 import re
 
-PATH = re.compile(r"(?s).*\.pt|\S+\.(txt|tsv|csv|jsonl?)")  # even if nothing is there
+PATH = re.compile(r"(?s).*\.pt|\S+\.(txt|tsv|csv|jsonl?|xlsx)(\.gz)?")  # even if nothing is there
 
 
 def parse_args(argv=None):

@@ -449,7 +449,8 @@ def _unfit_head(settings: dict, published: list[str], out: torch.Tensor, label_n
 def _from_hub(source: str) -> Path:
     """The folder in the hub's cache that holds the files of a model id, downloaded if need be."""
     if not re.fullmatch(r"[\w.-]+/[\w.-]+|[\w.-]+", source):
-        raise UserError(f"{source}: no such folder")
+        what = "a file; give the folder that it is in" if os.path.isfile(source) else "no such folder"
+        raise UserError(f"{source}: {what}")
     from huggingface_hub import snapshot_download
 
     wanted = ["config.json", "tokenizer_config.json", "special_tokens_map.json", "added_tokens.json",

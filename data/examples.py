@@ -279,7 +279,9 @@ def _table_records(path, name, wanted):
         if row == header and len(header) > 1:
             raise UserError(f"{path}:{line}: the header again; remove the line")
         if len(row) != len(header):
-            if name.endswith(".csv"):
+            if not name.endswith(".csv") and any("\r" in field for field in row):
+                advice = CR_ALONE
+            elif name.endswith(".csv"):
                 advice = "a text with a comma or a line break needs quotation marks around it"
             elif any(field[:1] == '"' and field.count('"') % 2 for field in (*before[-1:], *row)):
                 advice = ("a quotation mark opens here or in the line before, and in .tsv it has no special "
@@ -313,6 +315,9 @@ def _columns(where, header, text_column, text2_column, label_column) -> dict:
                             f"or name another with {flag}")
         if not found and key != "id":
             refuse_near_columns(where, header, names, flag)
+        if required and not found and len(header) == 1 and re.search("[,;\t|]", header[0]):
+            raise UserError(f"{where}: the only column is {header[0]!r}; columns are separated by tabs in "
+                            f".tsv, by commas in .csv")
         if required and not found:
             raise UserError(f"{where}: no column {' or '.join(names)} among {header}; the first line must "
                             f"name the columns ({flag} for another name)")
@@ -384,13 +389,14 @@ def _json_records(path, wanted):
             found = _columns(f"{path}:{number}", list(record), *wanted)
             names = list(record)
             columns = {key: names[position] for key, position in found.items()}
-            roles = {"text2": ["text2"], "answer": ANSWER_COLUMNS, "id": ["id"]}
-            optional = {name for role in roles.keys() - columns for name in roles[role]} - {*columns.values()}
+            seen = {*names}
             yield tuple(names), columns
-        late = [name for name in optional if name in record]
-        if late:
-            raise UserError(f"{path}:{number}: has {late[0]!r}, which the first object has not; give every "
-                            f"object the same keys (null: no label)")
+        if late := [name for name in record if name not in seen and name not in TEXT_COLUMNS]:
+            new = _columns(f"{path}:{number}", [*columns.values(), *late], *wanted)
+            if new.keys() - columns:
+                raise UserError(f"{path}:{number}: has {late[0]!r}, which the first object has not; give "
+                                f"every object the same keys (null: no label)")
+            seen.update(late)
         yield number, *[_json_field(f"{path}:{number}", record, key, name) for key, name in columns.items()]
     if columns is None:
         raise UserError(f"{path}: is empty; one JSON object per line is needed")

@@ -91,5 +91,7 @@ def refuse_near_columns(where: str, header: list[str], names, flag: str) -> None
             if name[:1] == name[-1:] == '"':
                 raise UserError(f"{where}: the column {name} is in quotation marks, which have no special "
                                 f"meaning in .tsv; save the file as .csv. The header is {header}")
-            raise UserError(f"{where}: the column {name!r} is not {' or '.join(map(repr, names))}; rename "
-                            f"it, or read it with {flag} {name!r}. The header is {header}")
+            like = alike(name, names)
+            how = f" (only {difference(name, like)} differ)" if like else ""
+            raise UserError(f"{where}: the column {name!r} is not {' or '.join(map(repr, names))}{how}; "
+                            f"rename it, or read it with {flag} {name!r}. The header is {header}")

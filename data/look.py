@@ -27,6 +27,8 @@ def files(found: list[Survey], columns: tuple, task=None) -> list[str]:
         lines[0] += ": " + ", ".join(
             f"{name if name.isprintable() and name == name.strip() else repr(name)}: {count:,}"
             for name, count in shown[:SHOWN]) + rest
+    elif other := dict.fromkeys(name for file in found for name in file.head.header):
+        lines[0] += f"; the columns are {', '.join(other)}"
     parts = []
     if blank := sum(file.blank for file in found):
         first = next(file.first_blank for file in found if file.first_blank)

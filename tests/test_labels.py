@@ -47,7 +47,7 @@ def test_labels_that_a_reader_takes_for_the_same_are_refused_with_both_lines(one
 def test_what_is_no_label_is_refused_with_its_line(cell, words):
     if words:
         refused(lambda: judge(places("0", "1", cell)), rf"^a\.tsv:4: .*{words}")
-    judge(places("0", "1", "난", "라벨", "na", "none", "없음", "nano", "NAT", "Nan", "label"))  # words like others
+    judge(places("0", "1", "난", "라벨", "na", "none", "없음", "nano", "NAT", "Nan", "label"))
 
 
 @pytest.mark.parametrize(("cells", "line", "words"), [
@@ -143,6 +143,23 @@ def test_other_columns_are_left_alone(tmp_path):
                                     encoding="utf-8")
     found = read_examples(tmp_path / "a.csv")
     assert (found.texts, found.answers, found.ids) == (["가"], ["0"], None)
+
+
+@pytest.mark.parametrize("key", ["Label", "labels", " label", "라벨 "])
+def test_a_key_of_a_later_object_that_nearly_matches_is_named(tmp_path, key):
+    lines = ['{"text": "가"}', '{"text": "나", "more": 1}', f'{{"text": "다", "{key}": "1"}}']
+    (tmp_path / "a.jsonl").write_text("\n".join(lines), encoding="utf-8")
+    if key == "라벨 ":
+        assert len(read_examples(tmp_path / "a.jsonl")) == 3
+    else:
+        refused(lambda: read_examples(tmp_path / "a.jsonl"), r"a\.jsonl:3: ", repr(key))
+
+
+@pytest.mark.parametrize(("name", "header"), [("a.csv", "text;label"), ("a.csv", "text\tlabel"),
+                                              ("a.tsv", "text,label")])
+def test_another_separator_is_named(tmp_path, name, header):
+    (tmp_path / name).write_text(f"{header}\n", encoding="utf-8")
+    refused(lambda: read_examples(tmp_path / name), rf"{name}:1: .*tabs.*commas")
 
 
 def test_a_header_in_quotation_marks_is_explained(tmp_path):

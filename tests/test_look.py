@@ -42,6 +42,7 @@ def test_rows_labels_blank_and_doubled_texts(cwd):
     one = put(cwd, "a.tsv", ("가", "1"), ("나", "0"), ("가", "0"), ("", "1"), (" ", ""), (" 나 ", "10"))
     two = put(cwd, "b.tsv.gz", ("다",), ("나",), ("\u3000",), header="text")
     lines = look.files([one, two], ())
+    assert look.files([two], ())[0] == "b.tsv.gz: 3 rows, 0 labelled; the columns are text"
     assert lines == ["a.tsv, b.tsv.gz: 9 rows, 5 labelled: 1: 2, 0: 2, 10: 1",
                      "  texts: 3 blank (first at a.tsv:5), 3 duplicate (first at a.tsv:4)"]
     assert look.files([two, one], (), Classification(["0", "1", "10"])) == [

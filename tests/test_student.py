@@ -939,10 +939,11 @@ def test_the_script_answers_with_the_shipped_student_or_another(tmp_path, capsys
 @pytest.mark.parametrize(("args", "word"), [
     (["no.pt", "글"], "no.pt"), (["."], "STUDENT.pt"), (["s.pt", "\udcb1"], "UTF-8"), (["--size"], "--size"),
     (["-최악"], "-- before"), (["s.pt", "글", "-최악"], "-- before"), (["s.pt", "글", "s.pt"], "s.pt"),
-    (["s.pt", "no.pt"], "no.pt"), (["s.pt", "."], "FILE"), (["studnets/base", "글"], "studnets/base"),
-    (["s.pt", "reviews.txt"], "reviews.txt"), (["s.pt", "글", "data\\test"], "FILE")])
+    (["s.pt", "no.pt"], "no.pt"), (["s.pt", "."], "FILE"), (["students/bsae", "글"], "students/bsae"),
+    (["s.pt", "reviews.txt"], "reviews.txt"), (["s.pt", "리뷰.tsv.gz"], "FILE")])
 def test_the_script_ends_with_2_for_what_it_cannot_use(tmp_path, capsys, monkeypatch, args, word):
     new_student().save(tmp_path / "s.pt")
+    (tmp_path / "students").mkdir()
     monkeypatch.chdir(tmp_path)
     monkeypatch.setattr(sys, "argv", ["student.py", *args])
     with pytest.raises(SystemExit) as end:
@@ -953,7 +954,8 @@ def test_the_script_ends_with_2_for_what_it_cannot_use(tmp_path, capsys, monkeyp
 
 def test_what_only_resembles_a_path_or_a_flag_is_a_text(tmp_path, capsys):
     new_student().save(tmp_path / "s.pt")
-    texts = ["좋아요/별로", "10/10", "", "see a/b", "- 글", "-1", "v.txt 글", "x" * 5000, "a\0/"]
+    texts = ["좋아요/별로", "10/10", "", "see a/b", "A/S", "http://naver.com", "- 글",
+             "-1", "v.txt 글", "x" * 5000, "a\0/"]
     assert [text for _, _, text in answers(capsys, tmp_path / "s.pt", *texts)] == texts
     assert answers(capsys, tmp_path / "s.pt", "글", "--", "-최악", "-h")[1:] \
         == answers(capsys, tmp_path / "s.pt", "--", "-최악", "-h")
