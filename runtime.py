@@ -794,23 +794,21 @@ class Run:
     def _due(self, step: int) -> bool:
         """Whether to save after this step; several ranks agree, at every 16th step."""
         due = bool(self.signal) or time.monotonic() - self.saved >= 60 * self.args.save_every
-        return due if WORLD == 1 else step % 16 == 0 and self._agree(due)
+        return due if WORLD == 1 else step % 16 == 0 and self._agree(due)[0]
 
-    def _agree(self, due: bool) -> bool:
-        """Whether it is due on any rank; a signal that came to one has then come to all."""
+    def _agree(self, due: bool) -> tuple[bool, int]:
+        """Whether it is due on any rank; the signal that came to any, or 0. A later one is kept."""
         votes = torch.tensor([due, self.signal == signal.SIGINT, self.signal == signal.SIGTERM],
                              dtype=torch.float, device=self.device)
         sum_over_ranks([votes])
         due, interrupted, terminated = votes.tolist()
-        self.signal = signal.SIGINT if interrupted else signal.SIGTERM if terminated else 0
-        return due > 0
+        return due > 0, signal.SIGINT if interrupted else signal.SIGTERM if terminated else 0
 
     def _stop_if_told(self) -> None:
         """The state is on disk. Raises Stopped if a signal came."""
-        if WORLD > 1:
-            self._agree(False)
-        if self.signal:
-            raise Stopped(128 + self.signal, f"saved; {how_to_continue()}")
+        told = self.signal if WORLD == 1 else self._agree(False)[1]
+        if told:
+            raise Stopped(128 + told, f"saved; {how_to_continue()}")
 
 
 class Watch:

@@ -242,7 +242,8 @@ def test_a_run_that_torchrun_ends_is_continued_by_one_process(way):
     finally:
         process.terminate()
         process.wait()
-    assert process.returncode != 0 and output.count("epoch 1/100") == 1 and "epoch 100/100" not in output
+    assert process.returncode != 0 and output.count("epoch 1/100") == 1, errors
+    assert "epoch 100/100" not in output, errors
     assert not Path(f"/proc/{survivor}").exists() and "terminate called" not in errors
     own = [line for line in errors.splitlines() if re.match(r"rank \d: ", line)]
     if way == "killed":  # torchrun names the signal; what the other says before it is ended is one line
