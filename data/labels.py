@@ -92,6 +92,6 @@ def refuse_near_columns(where: str, header: list[str], names, flag: str) -> None
                 raise UserError(f"{where}: the column {name} is in quotation marks, which have no special "
                                 f"meaning in .tsv; save the file as .csv. The header is {header}")
             like = alike(name, names)
-            how = f" (only {difference(name, like)} differ)" if like else ""
+            how = f" (it differs only by {difference(name, like)})" if like else ""
             raise UserError(f"{where}: the column {name!r} is not {' or '.join(map(repr, names))}{how}; "
                             f"rename it, or read it with {flag} {name!r}. The header is {header}")
