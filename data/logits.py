@@ -58,7 +58,7 @@ def read_logits(path, rows: int | None = None) -> Logits:
     try:
         artifact, other = runtime.load_weights(path, mmap=True), None
     except UserError as error:
-        other = foreign_file(path, str(error))
+        other = foreign_file(path, str(error)) if os.path.isfile(path) else None
         if other is None:
             raise
     other = other or foreign_value(artifact, rows)

@@ -186,6 +186,11 @@ def test_what_has_no_logits_is_refused_without_a_command(here, value, words):
     assert "python -c" not in refused(lambda: read_for("x.pt"), r"^x\.pt: ", words)
 
 
+def test_a_file_that_is_not_there_is_refused_as_such(here):
+    for path in ("none.pt", "logits"):
+        refused(lambda path=path: read_logits(path), f"^{path}: cannot read")
+
+
 def test_int_tensors_are_refused_and_floats_of_any_size_taken(here):
     whole = torch.arange(240).view(120, 2)
     torch.save(whole, "x.pt")
