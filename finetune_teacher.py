@@ -1,7 +1,7 @@
 """Fine-tune a Transformer teacher on labelled texts; keep the epoch that is best on validation.
 
-    python finetune_teacher.py --train data/nsmc/train.tsv --valid data/nsmc/valid.tsv \\
-        --checkpoint monologg/koelectra-small-v3-discriminator            # a hub id, or a folder
+    python finetune_teacher.py --train data/nsmc/train.tsv --valid data/nsmc/valid.tsv    # models/encoder
+    python finetune_teacher.py … --checkpoint monologg/koelectra-small-v3-discriminator   # a hub id, a folder
     python finetune_teacher.py --train … --valid … --scratch 2,128,4 --tokenizer tokenizer/vocab_size_3000
     python finetune_teacher.py … --checkpoint my-classifier --epochs 0     # fine-tuned already: keep its head
     python finetune_teacher.py --train train.tsv more.tsv --logits logits/train.pt logits/more.pt …
@@ -16,8 +16,11 @@ next    python dump_logits.py --teacher teacher/teacher.pt --data data/nsmc/trai
 """
 
 import argparse
+from pathlib import Path
 
 import flags
+
+ENCODER = Path(__file__).with_name("models") / "encoder"  # the encoder that ships
 
 
 def parse_args(argv=None):
@@ -33,7 +36,8 @@ def parse_args(argv=None):
     arg("--valid", required=True, metavar="FILE", help="labelled texts that choose the best epoch")
     flags.add_columns(arg, "label")
     # artifacts
-    arg("--checkpoint", metavar="DIR|ID", help="published BERT, ELECTRA, RoBERTa or DistilBERT weights")
+    arg("--checkpoint", metavar="DIR|ID", help="published BERT, ELECTRA, RoBERTa or DistilBERT weights "
+        "(default: models/encoder, a small Korean ELECTRA)")
     arg("--scratch", metavar="L,D,A", help="no checkpoint: a new encoder of L layers, width D, A heads")
     arg("--tokenizer", metavar="DIR", help="with --scratch: a folder that train_tokenizer.py wrote")
     flags.add_run(arg, "teacher")
@@ -49,8 +53,8 @@ def parse_args(argv=None):
     arg("--max-tokens", type=flags.count, default=3072,
         help="tokens per batch, padding included (default: %(default)s)")
     arg("--accumulate", type=flags.count, default=1, help="batches per optimizer step (default: %(default)s)")
-    arg("--lr", type=flags.positive, default=5e-5,
-        help="peak learning rate; 2.5e-4 suits encoders of 256 wide and less (default: %(default)s)")
+    arg("--lr", type=flags.positive,
+        help="peak learning rate (default: 3e-4 for encoders of up to 256 wide, 5e-5 for wider ones)")
     arg("--layer-decay", type=flags.factor, default=1.0,
         help="each layer's rate is this times that of the layer above (default: %(default)s)")
     flags.add_optimizer(arg, warmup=0.1)
@@ -58,8 +62,12 @@ def parse_args(argv=None):
     # machine
     flags.add_training(arg)
     args = p.parse_args(argv)
-    if (args.checkpoint is None) == (args.scratch is None):
-        p.error("give either --checkpoint or --scratch")
+    if args.checkpoint is not None and args.scratch is not None:
+        p.error("--checkpoint and --scratch exclude each other; remove one of them")
+    if args.checkpoint is None and args.scratch is None:
+        if not ENCODER.exists():
+            p.error(f"{ENCODER}, the default, is not there; copy it here, or give --checkpoint or --scratch")
+        args.checkpoint = str(ENCODER)
     if (args.scratch is None) != (args.tokenizer is None):
         p.error("--scratch needs --tokenizer DIR, which train_tokenizer.py makes; a checkpoint has its own")
     if args.logits is not None and len(args.logits) != len(args.train):
@@ -79,7 +87,6 @@ if __name__ == "__main__":
 
 from functools import partial
 from itertools import islice
-from pathlib import Path
 
 import numpy as np
 import torch
@@ -157,6 +164,8 @@ def prepare_teacher(args, data) -> Teacher:
                         f"--epochs 1 or more to train a new one")
     if teacher.label_names != data.task.names:
         data.reorder(teacher.label_names)
+    if args.lr is None:  # as ELECTRA's authors for small and for wider models (arXiv 2003.10555, table 7)
+        args.lr = 3e-4 if teacher.config.hidden_size <= 256 else 5e-5
     count = sum(p.numel() for p in teacher.parameters())
     print(f"{teacher.config.family}, {count:,} parameters, labels {data.task.names}")
     if args.alpha == 1 and not data.labelled:

@@ -339,7 +339,7 @@ CASES = [
     ("dump", "--check 0", {}, "argument --check"),
     ("evaluate", f"student.pt --device {ABSENT}", {}, f"--device {ABSENT}", "cpu"),
     ("evaluate", "", {}, "name a student.pt"),
-    ("finetune", "", {}, "give either --checkpoint or --scratch"),
+    ("scratch", "--checkpoint bert", {}, "--checkpoint and --scratch", "remove one"),
     ("bert", "--tokenizer tok", {}, "--scratch needs --tokenizer"),
     ("finetune", "--scratch 1,8,2", {}, "--scratch needs --tokenizer"),
     ("scratch", "--alpha 0.5", {}, "--teacher and --alpha", "--logits"),

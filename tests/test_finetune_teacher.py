@@ -1,5 +1,7 @@
 """finetune_teacher.py: rates, steps, the best epoch, published heads, logits of others."""
 
+from pathlib import Path
+
 import pytest
 import torch
 import torch.nn.functional as F
@@ -144,6 +146,29 @@ def test_balanced_weights_follow_the_order_of_a_published_head(here):
     rows = F.cross_entropy(logits, target, reduction="none") * torch.tensor([60 / 108, 60 / 12])[target]
     assert Teacher.load("out/teacher.pt").label_names == ["1", "0"]
     assert log_lines("out")[1]["train_loss"] == pytest.approx(rows.mean().item(), rel=1e-5)
+
+
+def test_without_a_checkpoint_the_shipped_encoder_is_fine_tuned(here, monkeypatch, capsys):
+    assert finetune_teacher.ENCODER.parts[-2:] == ("models", "encoder")
+    publish(Teacher.load("teacher/teacher.pt"), "published")
+    monkeypatch.setattr(finetune_teacher, "ENCODER", Path("published"))
+    flags = f"{LABELLED} {CPU} --epochs 1 --output-dir"
+    finetune(f"{flags} out")
+    finetune(f"{flags} named --checkpoint published --lr 3e-4")
+    finetune(f"{flags} slower --lr 5e-5")
+    weights = {name: read(f"{name}/teacher.pt")["weights"] for name in ("out", "named", "slower")}
+    assert equal(weights["out"], weights["named"]) and not equal(weights["out"], weights["slower"])
+    monkeypatch.setattr(finetune_teacher, "ENCODER", Path("absent"))
+    with pytest.raises(SystemExit) as stop:
+        finetune(f"{flags} none")
+    assert stop.value.code == 2 and "absent" in capsys.readouterr().err
+
+
+@pytest.mark.parametrize("width, rate", [(256, 3e-4), (264, 5e-5)])
+def test_the_default_rate_follows_the_width(here, width, rate):
+    finetune(f"{LABELLED} {CPU} --epochs 1 --output-dir out --tokenizer tokenizer/vocab_size_3000 "
+             f"--scratch 1,{width},4")
+    assert read("out/teacher.pt")["made_by"]["arguments"]["lr"] == rate
 
 
 # ---- published heads and logits of others ------------------------------------------------------------------

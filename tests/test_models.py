@@ -1,4 +1,5 @@
-"""The shipped students: what their card states is so, and student.py uses one when none is named."""
+"""What ships: the students are as their card states, student.py uses one when none is named, and the encoder
+reads Korean."""
 
 import shutil
 import subprocess
@@ -11,6 +12,7 @@ import torch
 from data.examples import read_examples
 from student import Student
 from tasks import Classification
+from teacher import load_checkpoint
 
 ROOT = Path(__file__).parent.parent
 MOST = {"base": 450_000, "small": 190_000, "tiny": 60_000}
@@ -58,3 +60,15 @@ def test_a_student_runs_on_shapes_alone():
     """On the meta device, where operations are counted without being done."""
     student = Student.load().to("meta")
     assert student(torch.zeros(3, 5, dtype=torch.long, device="meta")).shape == (3, 2)
+
+
+def test_the_shipped_encoder_is_small_and_knows_its_words():
+    folder = ROOT / "models/encoder"
+    assert sum(path.stat().st_size for path in folder.iterdir()) <= 26e6
+    encoder, report = load_checkpoint(str(folder), ["0", "1"], 128)
+    assert sum(weight.numel() for weight in encoder.parameters()) <= 15e6
+    assert "starts fresh: head_dense.bias, head_dense.weight, head_out.bias, head_out.weight" in "\n".join(
+        f"starts fresh: {', '.join(sorted(line.removeprefix('starts fresh: ').split(', ')))}"
+        for line in report if line.startswith("starts fresh"))
+    words = encoder.tokenizer.encode("이 영화 진짜 재밌다").tokens
+    assert words[1:4] == ["이", "영화", "진짜"] and "[UNK]" not in words
