@@ -1,15 +1,15 @@
 """What bench/gpu.sh measures in one process. It prints lines of two cells: what, and its figure.
 
-    python -m bench.gpu equality --device cuda        # the CPU's results and the GPU's: the largest difference
+    python -m bench.gpu equality --device cuda      # the CPU's results and the GPU's: the largest difference
     python -m bench.gpu epochs --train train.tsv --logits logits/train.pt --valid valid.tsv \\
         --tokenizer tokenizer/vocab_size_3000 --students base:4096 base:16384:8e-3 tiny:16384
-    python -m bench.gpu half pretrained encoder       # a published folder in float16; or a teacher.pt, rounded
+    python -m bench.gpu half pretrained encoder     # a published folder in float16; or a teacher.pt, rounded
 
-equality  fine-tunes models/encoder and distils Base, both in float32 with the same seed, on --device and on the
-          CPU. "--device cpu" compares the CPU with itself. The exit code is 1 if a difference is too large.
+equality  fine-tunes models/encoder and distils Base, in float32 with the same seed, on the CPU and on --device
+          (cpu: the CPU against itself). A difference that rounding does not explain is an error.
 epochs    trains students as distill.py does, the texts encoded once. Of each: seconds of its fastest epoch
-          without validation, the GPU's utilisation by nvidia-smi, accuracy of the last epoch. Of Base with the
-          default rate also how much of a step the GPU is at work, and the operators that take the time.
+          without validation, the GPU's utilisation by nvidia-smi, accuracy of the last epoch. Of Base with
+          the default rate also how much of a step the GPU is at work, and the operators that take the time.
 writes    epochs: PyTorch's profile of each Base, OUTPUT_DIR/base-MAX_TOKENS.txt
 """
 
@@ -46,6 +46,7 @@ if __name__ == "__main__":
     ARGS = parse_args()  # before torch is imported: --help and a wrong flag answer at once
 
 import contextlib
+import itertools
 import json
 import shutil
 import statistics
@@ -68,12 +69,14 @@ import tasks
 from bench.common import call
 from data.batches import encode, read_tokenizer
 from data.training import encode_training_set, read_training_set
+from runtime import UserError
 from student import Student
 from teacher import Teacher
 
 ROOT = Path(__file__).parent.parent
-# What float32 rounds differently may be this far apart: of logits of about 5; after steps of training, in which
-# AdamW makes a full step of the smallest gradient.
+BASE = ROOT / "models/base.pt"
+# How far apart rounding may bring logits of about 5; and after a few steps, as AdamW also makes a full step of
+# a gradient that is rounding alone. On a CPU with other kernels: 0, and 4e-4.
 ROUNDING, AFTER_TRAINING = 1e-3, 2e-2
 
 
@@ -98,47 +101,43 @@ def losses(folder: Path) -> list[float]:
     return [json.loads(line)["train_loss"] for line in lines[1:]]
 
 
-def equality(args) -> int:
-    torch.backends.cudnn.rnn.fp32_precision = "ieee"  # TF32 is not what is compared
+def equality(args) -> None:
+    torch.backends.cudnn.rnn.fp32_precision = "ieee"  # TF32 rounds more
     devices = "cpu", runtime.pick_device(args.device).type
+    lines = (ROOT / "data/sample/train.tsv").read_text("utf-8").splitlines()[: args.rows + 1]
+    texts = [line.split("\t")[1] for line in lines[1:]]
     with tempfile.TemporaryDirectory() as folder:
         folder = Path(folder)
-        lines = (ROOT / "data/sample/train.tsv").read_text("utf-8").splitlines(keepends=True)
-        rows = folder / "rows.tsv"
-        rows.write_text("".join(lines[: args.rows + 1]), "utf-8")
-        texts = [line.split("\t")[1] for line in lines[1 : args.rows + 1]]
-        encoder = folder / "encoder"  # without dropout: each device draws its own
-        shutil.copytree(ROOT / "models/encoder", encoder)
+        rows, encoder, words = folder / "rows.tsv", folder / "encoder", folder / "vocab_size_3000"
+        rows.write_text("\n".join([*lines, ""]), "utf-8")
+        shutil.copytree(ROOT / "models/encoder", encoder)  # without dropout, as each device draws its own
         config = json.loads((encoder / "config.json").read_text("utf-8"))
         config |= {name: 0.0 for name in config if "dropout" in name}
         (encoder / "config.json").write_text(json.dumps(config), "utf-8")
-        vocabulary = folder / "vocab_size_3000"
-        vocabulary.mkdir()
-        (vocabulary / "tokenizer.json").write_text(Student.load(ROOT / "models/base.pt").tokenizer.to_str(), "utf-8")
-        given = ["--train", rows, "--valid", rows, "--precision", "fp32", "--max-tokens", 1024, "--epochs", 2]
-        trained = {"teacher": [], "base-random": []}
-        for name, script, *more in (
-                ("teacher", finetune_teacher, "--checkpoint", encoder, "--lr", 3e-4),
-                ("base-random", distill, "--tokenizer", vocabulary, "--logits", folder / "rows.pt",
-                 "--embeddings", "random")):
-            if script is distill:
-                call(dump_logits, "--teacher", folder / "0/teacher/teacher.pt", "--data", rows, "--device", "cpu",
-                     "--precision", "fp32", "--output-dir", folder)
+        words.mkdir()
+        (words / "tokenizer.json").write_text(Student.load(BASE).tokenizer.to_str(), "utf-8")
+
+        def trained(script, name: str, *more) -> list[Path]:
+            """The folders of the two runs."""
             for i, device in enumerate(devices):
-                out = folder / str(i) / name if script is finetune_teacher else folder / str(i)
-                call(script, *given, *more, "--device", device, "--output-dir", out)
-                trained[name].append(folder / str(i) / name)
-        same = []
-        for what, load, file in (("the shipped Base", Student.load, ROOT / "models/base.pt"),
-                                 ("a teacher", Teacher.load, folder / "0/teacher/teacher.pt")):
-            same.append(compare(f"{what}, logits of {len(texts)} reviews",
-                                *(load(file, device).logits(texts) for device in devices), ROUNDING))
-        for name, load, file in (("teacher", Teacher.load, "teacher.pt"), ("base-random", Student.load, "student.pt")):
-            what = f"{name.removesuffix('-random')} after training"
-            same += [compare(f"{what}, losses", *map(losses, trained[name]), ROUNDING),
-                     compare(f"{what}, logits", *(load(out / file).logits(texts) for out in trained[name]),
-                             AFTER_TRAINING)]
-    return 0 if all(same) else 1
+                call(script, "--train", rows, "--valid", rows, "--epochs", 2, "--max-tokens", 1024,
+                     "--precision", "fp32", "--device", device, "--output-dir", folder / f"{name}{i}", *more)
+            return [next(folder.glob(f"{name}{i}/**/log.jsonl")).parent for i in range(2)]
+
+        teachers = trained(finetune_teacher, "teacher", "--checkpoint", encoder, "--lr", 3e-4)
+        call(dump_logits, "--teacher", teachers[0] / "teacher.pt", "--data", rows, "--device", "cpu",
+             "--precision", "fp32", "--output-dir", folder)
+        students = trained(distill, "student", "--tokenizer", words, "--logits", folder / "rows.pt")
+        same = [compare(f"{what}, logits of {len(texts)} reviews",
+                        *(load(file, device).logits(texts) for device in devices), ROUNDING)
+                for what, load, file in (("the shipped Base", Student.load, BASE),
+                                         ("a teacher", Teacher.load, teachers[0] / "teacher.pt"))]
+        for what, load, runs in (("teacher", Teacher.load, teachers), ("student", Student.load, students)):
+            same += [compare(f"{what} after training, loss of each epoch", *map(losses, runs), ROUNDING),
+                     compare(f"{what} after training, logits",
+                             *(load(run / f"{what}.pt").logits(texts) for run in runs), AFTER_TRAINING)]
+    if not all(same):
+        raise UserError(f"{same.count(False)} of {len(same)} differences are larger than rounding explains")
 
 
 # ---- epochs ------------------------------------------------------------------------------------------------
@@ -199,7 +198,8 @@ def busy(spans) -> float:
 
 def shares(events, seconds) -> str:
     """The five operators that take most of the time seconds(event), and their shares of all."""
-    events = sorted((event for event in events if event.device_type == DeviceType.CPU), key=seconds, reverse=True)
+    events = [event for event in events if event.device_type == DeviceType.CPU]
+    events.sort(key=seconds, reverse=True)
     total = sum(map(seconds, events))
     return ", ".join(f"{event.key} {seconds(event) / total:.0%}" for event in events[:5])
 
@@ -217,54 +217,56 @@ def profiled(run: Profiled) -> str:
     return "; ".join([*found, "most CPU time: " + shares(averages, lambda event: event.self_cpu_time_total)])
 
 
-def epochs(args) -> int:
-    with tempfile.TemporaryDirectory() as folder, contextlib.redirect_stdout(sys.stderr):
-        given = ["--train", *args.train, "--logits", *args.logits, "--valid", args.valid, "--tokenizer",
-                 args.tokenizer, "--embeddings", "random", "--device", args.device]
-        plan = [student.split(":") for student in args.students]
-        plan = [distill.parse_args([*given, "--size", size, "--max-tokens", tokens, "--epochs", str(args.epochs),
-                                    *(["--lr", *rate] if rate else [])]) for size, tokens, *rate in plan]
-        device, data = runtime.pick_device(args.device), read_training_set(plan[0], tasks.make, distill.load)
-        tokenizer = read_tokenizer(args.tokenizer)
-        reads = {"max_length": plan[0].max_length, "pad_id": tokenizer.token_to_id("[PAD]"),
-                 "blank_id": tokenizer.token_to_id("[UNK]")}
-        store, valid = encode_training_set(data, partial(encode, tokenizer, **reads), folder)
-        valid = valid.to(device)
+def epochs(args) -> None:
+    quiet = contextlib.redirect_stdout(sys.stderr)  # of all but the figures
+    given = ["--train", *args.train, "--logits", *args.logits, "--valid", args.valid, "--tokenizer",
+             args.tokenizer, "--embeddings", "random", "--device", args.device, "--epochs", str(args.epochs)]
+    plan = []
+    for student in args.students:
+        named = zip(("--size", "--max-tokens", "--lr"), student.split(":"), strict=False)
+        plan.append((student.split(":"), distill.parse_args([*given, *itertools.chain(*named)])))
+    with tempfile.TemporaryDirectory() as folder:
+        with quiet:
+            flags, device = plan[0][1], runtime.pick_device(args.device)
+            data = read_training_set(flags, tasks.make, distill.load)
+            tokenizer = read_tokenizer(args.tokenizer)
+            store, valid = encode_training_set(data, partial(
+                encode, tokenizer, max_length=flags.max_length, pad_id=tokenizer.token_to_id("[PAD]"),
+                blank_id=tokenizer.token_to_id("[UNK]")), folder)
+            valid = valid.to(device)
 
-        def train(kind, flags, name: str):
+        def train(kind, flags) -> runtime.Run:
             [(_, settings)] = distill.grid_settings(flags)
-            run = kind(Path(folder, name), "student.pt", runtime.made_by({}, {}), flags, device,
-                       runtime.pick_precision(flags.precision, device, lstm=True))
-            student = distill.new_student(settings, tokenizer, None, data.task, flags, device)
-            distill.train(run, student, settings, store, valid, data, flags, device)
+            with quiet:
+                run = kind(tempfile.mkdtemp(dir=folder), "student.pt", runtime.made_by({}, {}), flags, device,
+                           runtime.pick_precision(flags.precision, device, lstm=True))
+                student = distill.new_student(settings, tokenizer, None, data.task, flags, device)
+                distill.train(run, student, settings, store, valid, data, flags, device)
             return run
 
-        for student, flags in zip(args.students, plan, strict=True):
-            size, tokens, *rate = student.split(":")
+        for (size, tokens, *rate), flags in plan:
             name = f"{size}, --max-tokens {tokens}" + "".join(f" --lr {value}" for value in rate)
             with utilisation(device) as samples:
-                run = train(runtime.Run, flags, f"{student}".replace(":", "-"))
+                run = train(runtime.Run, flags)
             log = [json.loads(line) for line in run.log.text.splitlines()[1:]]
-            seconds = min(line["seconds"] for line in log)
+            seconds, score = min(line["seconds"] for line in log), data.task.best
             used = f"{statistics.fmean(samples):.0f} %" if samples else "–"
-            with contextlib.redirect_stdout(sys.__stdout__):
-                show(name, f"{seconds:.2f} s per epoch of {data.rows:,} reviews, GPU {used}, validation accuracy "
-                           f"{log[-1]['valid_accuracy']:.2%} after {args.epochs} epochs")
+            show(name, f"{seconds:.2f} s per epoch of {data.rows:,} reviews, GPU {used}, validation {score} "
+                       f"{log[-1][f'valid_{score}']:.4f} after {len(log)} epochs")
             if size == "base" and not rate:
                 Profiled.count, flags.epochs = args.steps, 1
-                run = train(Profiled, flags, f"profile-{tokens}")
+                run = train(Profiled, flags)
+                show(f"{name}, {args.steps} steps", profiled(run))
+                by = f"self_{'cuda' if device.type == 'cuda' else 'cpu'}_time_total"
                 args.output_dir.mkdir(parents=True, exist_ok=True)
-                (args.output_dir / f"base-{tokens}.txt").write_text(run.profile.key_averages().table(
-                    sort_by=f"self_{'device' if device.type == 'cuda' else 'cpu'}_time_total", row_limit=30), "utf-8")
-                with contextlib.redirect_stdout(sys.__stdout__):
-                    show(f"{name}, {args.steps} steps", profiled(run))
-    return 0
+                (args.output_dir / f"base-{tokens}.txt").write_text(
+                    run.profile.key_averages().table(sort_by=by, row_limit=30), "utf-8")
 
 
 # ---- half --------------------------------------------------------------------------------------------------
 
 
-def half(args) -> int:
+def half(args) -> None:
     """Of a published folder the weights become float16; of a teacher.pt they are rounded to it, and stay
     float32, as which they are read."""
     if args.source.is_dir():
@@ -281,11 +283,10 @@ def half(args) -> int:
         artifact = runtime.load_weights(args.source)
         artifact["weights"] = {name: tensor.half().float() for name, tensor in artifact["weights"].items()}
         runtime.save(artifact, args.target)
-    return 0
 
 
 def main(args):
-    sys.exit({"equality": equality, "epochs": epochs, "half": half}[args.part](args))
+    {"equality": equality, "epochs": epochs, "half": half}[args.part](args)
 
 
 if __name__ == "__main__":
