@@ -5,8 +5,8 @@
         --tokenizer tokenizer/vocab_size_3000 --students base:4096 base:16384:8e-3 tiny:16384
     python -m bench.gpu half pretrained encoder     # a published folder in float16; or a teacher.pt, rounded
 
-equality  fine-tunes models/encoder and distils Base, in float32 with the same seed, on the CPU and on --device
-          (cpu: the CPU against itself). A difference that rounding does not explain is an error.
+equality  fine-tunes models/encoder and distils Base, in float32 with the same seed, on the CPU and on
+          --device (default: auto; cpu: the CPU with itself). A difference beyond rounding is an error.
 epochs    trains students as distill.py does, the texts encoded once. Of each: seconds of its fastest epoch
           without validation, the GPU's utilisation by nvidia-smi, accuracy of the last epoch. Of Base with
           the default rate also how much of a step the GPU is at work, and the operators that take the time.
@@ -33,7 +33,7 @@ def parse_args(argv=None):
     arg("--tokenizer", required=True, metavar="DIR")
     arg("--students", required=True, nargs="+", metavar="SIZE:MAX_TOKENS[:LR]")
     arg("--epochs", type=flags.count, default=3, help="default: %(default)s")
-    arg("--steps", type=flags.count, default=50, metavar="N", help="to profile (default: %(default)s)")
+    arg("--steps", type=flags.count, default=30, metavar="N", help="to profile (default: %(default)s)")
     arg("--output-dir", default="profiles", type=Path, metavar="DIR", help="default: %(default)s")
     flags.add_device(arg)
     arg = parts.add_parser("half").add_argument
@@ -75,8 +75,8 @@ from teacher import Teacher
 
 ROOT = Path(__file__).parent.parent
 BASE = ROOT / "models/base.pt"
-# How far apart rounding may bring logits of about 5; and after a few steps, as AdamW also makes a full step of
-# a gradient that is rounding alone. On a CPU with other kernels: 0, and 4e-4.
+# How far apart rounding may bring logits of about 5; and after a few steps, as AdamW makes full steps even of
+# gradients that are rounding alone. On a CPU with other kernels: 0, and 4e-4.
 ROUNDING, AFTER_TRAINING = 1e-3, 2e-2
 
 
@@ -137,7 +137,7 @@ def equality(args) -> None:
                      compare(f"{what} after training, logits",
                              *(load(run / f"{what}.pt").logits(texts) for run in runs), AFTER_TRAINING)]
     if not all(same):
-        raise UserError(f"{same.count(False)} of {len(same)} differences are larger than rounding explains")
+        raise UserError(f"{same.count(False)} of {len(same)} differences are larger than rounding")
 
 
 # ---- epochs ------------------------------------------------------------------------------------------------
@@ -204,10 +204,9 @@ def shares(events, seconds) -> str:
     return ", ".join(f"{event.key} {seconds(event) / total:.0%}" for event in events[:5])
 
 
-def profiled(run: Profiled) -> str:
-    """What a step's time goes into."""
-    events, averages = run.profile.events(), run.profile.key_averages()
-    kernels = [(event.time_range.start, event.time_range.end) for event in events
+def breakdown(run: Profiled, averages) -> str:
+    """What a step's time goes into; `averages` are key_averages() of the profile."""
+    kernels = [(event.time_range.start, event.time_range.end) for event in run.profile.events()
                if event.device_type == DeviceType.CUDA and not event.is_user_annotation]
     found = [f"{1000 * run.wall / run.count:.2f} ms per step"]
     if kernels:
@@ -256,11 +255,12 @@ def epochs(args) -> None:
             if size == "base" and not rate:
                 Profiled.count, flags.epochs = args.steps, 1
                 run = train(Profiled, flags)
-                show(f"{name}, {args.steps} steps", profiled(run))
-                by = f"self_{'cuda' if device.type == 'cuda' else 'cpu'}_time_total"
+                averages = run.profile.key_averages()
+                show(f"{name}, {args.steps} steps", breakdown(run, averages))
+                by = f"self_{'device' if device.type == 'cuda' else 'cpu'}_time_total"
                 args.output_dir.mkdir(parents=True, exist_ok=True)
                 (args.output_dir / f"base-{tokens}.txt").write_text(
-                    run.profile.key_averages().table(sort_by=by, row_limit=30), "utf-8")
+                    averages.table(sort_by=by, row_limit=30), "utf-8")
 
 
 # ---- half --------------------------------------------------------------------------------------------------

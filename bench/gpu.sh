@@ -13,12 +13,12 @@
 #
 # reads   DATA/train.tsv (columns text or document, and label), 5 % of which become validation rows, and if they are
 #         there DATA/unlabeled.tsv and DATA/mixed.tsv, texts to pretrain on in place of the others; each also .gz
-# writes  OUT/table.md, OUT/log, and all that the parts made in pieces of at most 15 MiB: cat OUT/results.tgz.* | tar -xz
+# writes  OUT/table.md, OUT/log, all that the parts made in pieces of at most 15 MiB: cat OUT/results.tgz.* | tar -xz
 #         The table names every part: one that failed, or was left out as DEADLINE seconds were over, stops no other.
 #         The exit code is 0 only if every part is ok.
-# again   with the same WORK folder later parts find what earlier ones made, and the table has all of them
+# again   with the same WORK=FOLDER, which is kept, later parts find what earlier ones made; the table has all of them
 set -uo pipefail
-[ $# -ge 2 ] || { sed -n '2,/^set/s/^# \{0,1\}//p' "$0"; exit 2; }
+[ $# -ge 2 ] || { sed -n '3,/^set/{/^#/s/^# \{0,1\}//p;}' "$0"; exit 2; }
 DATA=$(cd "$1" && pwd) && mkdir -p "$2" && OUT=$(cd "$2" && pwd) || exit 2
 shift 2
 cd "$(dirname "$0")/.." || exit 2
@@ -31,19 +31,22 @@ if [ -n "${SMALL:-}" ]; then  # a form that a test runs on one core
     : "${PRETRAIN:=--layers 1 --hidden-dim 32 --tokenizer models/encoder --max-tokens 512}"
     : "${TEACHER:=--epochs 1 --max-tokens 1024}" "${STUDENTS:=--epochs 1 --max-tokens 512}"
 fi
-: "${DEVICE:=cuda}" "${ROWS:=1000000000}" "${MINUTES:=2}" "${EPOCHS:=3}" "${STEPS:=50}" "${DEADLINE:=480}"
+: "${DEVICE:=cuda}" "${ROWS:=1000000000}" "${MINUTES:=2}" "${EPOCHS:=3}" "${STEPS:=30}" "${DEADLINE:=480}"
 # size:max_tokens, and a peak learning rate other than the default where batches are large
 : "${PLAN:=base:4096 base:16384 base:16384:8e-3 base:65536 base:65536:8e-3 large:16384 small:16384 mini:16384 tiny:16384}"
 : "${PRETRAIN:=--layers 12 --hidden-dim 256 --embedding-dim 128 --tokenizer models/encoder --max-tokens 65536 --lr 1e-3}"
 : "${TEACHER:=--epochs 3 --lr 3e-4 --layer-decay 0.9 --max-tokens 16384}" "${STUDENTS:=--epochs 5 --max-tokens 16384}"
-WORK=${WORK:-$(mktemp -d)} PY=${PYTHON:-python3}
+[ -n "${WORK:-}" ] || { WORK=$(mktemp -d) && trap 'rm -rf "$WORK"' EXIT; }
+PY=${PYTHON:-python3}
 D=$WORK/data R=$WORK/results
 mkdir -p "$D" "$R/logs" "$WORK/figures"
 export PYTHONUNBUFFERED=1 TOKENIZERS_PARALLELISM=true
 
 say() { echo "[$SECONDS s] $*" | tee -a "$OUT/log"; }
 figure() { echo "| $PART | $1 | $2 |" >> "$WORK/figures/$PART"; }
-figures() { while IFS=$'\t' read -r what value; do figure "$what" "$value"; done; }  # of standard input
+figures() {  # of standard input; a line without a tab is a library's
+    while IFS=$'\t' read -r what value; do if [ -n "$value" ]; then figure "$what" "$value"; else echo "$what"; fi; done
+}
 scores() { awk -F' *[|] *' '/[.]pt/ {print $2 "\taccuracy " $3}'; }  # of evaluate.py's table
 
 table() {
@@ -79,6 +82,7 @@ tokenizer() {
 
 chain() {
     local C=$WORK/chain
+    rm -rf "$C"
     mkdir "$C"
     for name in train valid test unlabeled; do
         awk -v rows="$ROWS" 'NR <= rows + 1' data/sample/$name.tsv > "$C/$name.tsv"
@@ -110,6 +114,7 @@ epochs() {
 }
 
 pretrain() {
+    rm -rf "$WORK/pretrained" "$R/encoder"
     texts
     if [ -e "$D/mixed.tsv" ]; then FILES=("$D/mixed.tsv"); fi
     $PY extra/pretrain_teacher.py --train "${FILES[@]}" $PRETRAIN --hours "$(awk "BEGIN {print $MINUTES / 60}")" \
@@ -119,9 +124,10 @@ pretrain() {
 }
 
 teacher() {
+    rm -rf "$WORK/teacher" "$R/teacher.pt" "$R/logits"
+    texts
     local encoder=models/encoder
     if [ -e "$R/encoder" ]; then encoder=$R/encoder; fi
-    texts
     $PY finetune_teacher.py --train "$D/train.tsv" --valid "$D/valid.tsv" --checkpoint "$encoder" $TEACHER \
         --device "$DEVICE" --output-dir "$WORK/teacher"
     $PY -m bench.gpu half "$WORK/teacher/teacher.pt" "$R/teacher.pt"
@@ -131,6 +137,7 @@ teacher() {
 }
 
 students() {
+    rm -rf "$WORK/students" "$R/students"
     texts
     tokenizer
     $PY distill.py --train "${FILES[@]}" --logits "${LOGITS[@]/#/$R/logits/}" --valid "$D/valid.tsv" \
@@ -146,7 +153,7 @@ students() {
 
 PART=machine
 rm -f "$WORK/figures/machine"
-$PY - "$DEVICE" << 'P' | figures
+$PY - "$DEVICE" << 'P' | figures || exit 2
 import datetime, os, sys, torch
 name = torch.cuda.get_device_name() if torch.cuda.is_available() else "no GPU that PyTorch can use"
 print(f"GPU\t{name}\ndevice\t{sys.argv[1]}, {os.cpu_count()} CPU cores")
@@ -156,7 +163,8 @@ say "$(head -n 1 "$WORK/figures/machine")"
 code=0
 for PART in ${*:-$ALL}; do
     start=$SECONDS LOG=$R/logs/$PART
-    rm -rf "$WORK/figures/$PART" "$LOG"
+    rm -f "$WORK/figures/$PART" "$LOG"
+    touch "$WORK/started"
     if [ "$SECONDS" -ge "$DEADLINE" ]; then
         ended="skipped: $DEADLINE s were over"
     else
@@ -164,11 +172,13 @@ for PART in ${*:-$ALL}; do
         if [ $? = 0 ]; then ended=ok; else ended="FAILED: $(tail -n 1 "$LOG" | tr '|' '/')"; fi
     fi
     [ "$ended" = ok ] || code=1
-    figure "**$ended**" "$((SECONDS - start)) s"
+    files=$(cd "$R" && find . -type f -newer "$WORK/started" ! -name '.*' ! -path './logs/*' | sort \
+        | sed 's|^[.]/| |' | tr -d '\n')
+    figure "**$ended**" "$((SECONDS - start)) s${files:+;$files}"
     say "$PART $ended, $((SECONDS - start)) s"
     table > "$OUT/table.md"
     rm -f "$OUT"/results.tgz.*
-    tar -C "$WORK" -cf - results | gzip -1 | split -b 15m - "$OUT/results.tgz."
+    tar -C "$WORK" --exclude '*.lock' -cf - results | gzip -1 | split -b 15m - "$OUT/results.tgz."
 done
 cat "$OUT/table.md"
 exit $code
