@@ -33,8 +33,10 @@ if [ -n "${SMALL:-}" ]; then  # a form that a test runs on one core
 fi
 : "${DEVICE:=cuda}" "${ROWS:=1000000000}" "${MINUTES:=2}" "${EPOCHS:=3}" "${STEPS:=30}" "${DEADLINE:=480}"
 # size:max_tokens, and a peak learning rate other than the default where batches are large
-: "${PLAN:=base:4096 base:16384 base:16384:8e-3 base:65536 base:65536:8e-3 large:16384 small:16384 mini:16384 tiny:16384}"
-: "${PRETRAIN:=--layers 12 --hidden-dim 256 --embedding-dim 128 --tokenizer models/encoder --max-tokens 65536 --lr 1e-3}"
+: "${PLAN:=base:4096 base:16384 base:16384:8e-3 base:65536 base:65536:8e-3 large:16384 small:16384
+    mini:16384 tiny:16384}"
+: "${PRETRAIN:=--layers 12 --hidden-dim 256 --embedding-dim 128 --tokenizer models/encoder
+    --max-tokens 65536 --lr 1e-3}"
 : "${TEACHER:=--epochs 3 --lr 3e-4 --layer-decay 0.9 --max-tokens 16384}" "${STUDENTS:=--epochs 5 --max-tokens 16384}"
 [ -n "${WORK:-}" ] || { WORK=$(mktemp -d) && trap 'rm -rf "$WORK"' EXIT; }
 PY=${PYTHON:-python3}
@@ -133,7 +135,7 @@ teacher() {
     $PY -m bench.gpu half "$WORK/teacher/teacher.pt" "$R/teacher.pt"
     $PY dump_logits.py --teacher "$R/teacher.pt" --data "${FILES[@]}" "$D/valid.tsv" --dtype float16 \
         --max-tokens 65536 --device "$DEVICE" --output-dir "$R/logits"
-    grep -E '^epoch|texts/s' "$LOG" | sed "s|$D/||; s|: |\t|" | figures
+    grep 'texts/s' "$LOG" | sed "s|$D/||; s|: |\t|" | figures
 }
 
 students() {
@@ -177,8 +179,11 @@ for PART in ${*:-$ALL}; do
     figure "**$ended**" "$((SECONDS - start)) s${files:+;$files}"
     say "$PART $ended, $((SECONDS - start)) s"
     table > "$OUT/table.md"
+    rm -rf "$WORK/pieces"
+    mkdir "$WORK/pieces"
+    tar -C "$WORK" --exclude '*.lock' -cf - results | gzip -1 | split -b 15m - "$WORK/pieces/results.tgz."
     rm -f "$OUT"/results.tgz.*
-    tar -C "$WORK" --exclude '*.lock' -cf - results | gzip -1 | split -b 15m - "$OUT/results.tgz."
+    mv "$WORK"/pieces/* "$OUT"  # only now, so that those of the parts before are there until then
 done
 cat "$OUT/table.md"
 exit $code
