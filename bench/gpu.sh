@@ -2,7 +2,7 @@
 # Ten minutes of a CUDA machine, with PyTorch and tokenizers but no network: what is it worth to the kit?
 #
 #   bash bench/gpu.sh DATA OUT [PART…]              # all parts, in this order, which is that of their value
-#   SMALL=1 bash bench/gpu.sh data/sample OUT       # the same on a CPU in a minute; its figures mean nothing
+#   SMALL=1 bash bench/gpu.sh data/sample OUT       # on a CPU, a minute or two; the figures mean nothing
 #
 # chain     the five scripts on data/sample, one after the other
 # equality  the same models and the same training on the CPU and on the GPU: the largest difference
