@@ -11,8 +11,8 @@ row. Without, the report is made from these lines alone; neither models nor the 
 
 Students of one arm and size are seeds of one method. Arms stand in the order of their first lines, labels
 alone before all others; gains are those of the last arm over the first. An int8 copy beside student.pt is
-tested with it. The baselines, TF-IDF with logistic regression, fastText and model2vec, are trained on --train,
-their settings chosen on --valid.
+tested with it. The baselines, TF-IDF with logistic regression, fastText and model2vec, are trained on
+--train, their settings chosen on --valid.
 
 reads   with --data: the test file, student.pt, teacher.pt; without: OUT/runs.jsonl
 writes  with --data: OUT/runs.jsonl; without: OUT/accuracy.png, accuracy against size, and in each of --pages
@@ -34,8 +34,8 @@ def parse_args(argv=None):
     arg("--data", metavar="FILE", help="the labelled test file")
     arg("--teacher", action="append", default=[], nargs="+", metavar=("NAME", "FILE"),
         help="teacher.pt or student.pt, of several the mean of their logits; can be repeated")
-    arg("--saw", choices=SAW, help="what the encoder of these teachers was pretrained on: texts alone, or star "
-        "ratings of the unlabelled reviews too")
+    arg("--saw", choices=SAW,
+        help="what the encoder of these teachers saw: texts alone, or star ratings of unlabelled texts too")
     arg("--arm", action="append", default=[], nargs="+", metavar=("NAME", "STUDENT.pt"),
         help="a method and its students; can be repeated")
     arg("--taught-by", metavar="NAME", help="the teacher of these arms; leave it out for labels alone")
@@ -49,9 +49,9 @@ def parse_args(argv=None):
     args = p.parse_args(argv)
     if any(len(words) < 2 for words in args.teacher + args.arm):
         p.error("--teacher and --arm need a name and files")
-    for one, other in (("data", "teacher or --arm"), ("teacher", "saw"), ("saw", "teacher"), ("teacher", "data"),
-                       ("arm", "data"), ("taught-by", "arm"), ("seen", "data"), ("train", "valid"),
-                       ("valid", "train"), ("train", "teacher")):
+    for one, other in (("data", "teacher or --arm"), ("teacher", "data"), ("teacher", "saw"),
+                       ("saw", "teacher"), ("arm", "data"), ("taught-by", "arm"), ("seen", "data"),
+                       ("train", "valid"), ("valid", "train"), ("train", "teacher")):
         given = {name.replace("_", "-") for name, value in vars(args).items() if value}
         if one in given and not given & set(other.split(" or --")):
             p.error(f"--{one} needs --{other}")
@@ -80,7 +80,7 @@ from tasks import Classification, bootstrap
 FILES = ["file", "bytes", "in int8", "accuracy", "in int8", "difference (95 %)", "reviews/s", "in int8",
          "ECE, T = 1", "ECE"]
 HEADLINE = {"en": ["", "parameters", "file", "accuracy", ", encoder saw {}", "reviews/s, {} cores"],
-            "ko": ["", "파라미터", "파일 크기", "정확도", " (인코더 사전학습: {})", "처리량 (리뷰/초, {}코어)"]}
+            "ko": ["", "파라미터", "파일 크기", "정확도", " (인코더: {})", "처리량 (리뷰/초, {}코어)"]}
 KOREAN = {"TF-IDF, logistic regression": "TF-IDF, 로지스틱 회귀", "-model ensemble": "개 모델 앙상블",
           "texts alone": "텍스트만", "star ratings too": "별점도 사용"}
 
@@ -139,7 +139,8 @@ class Section:
         def figures(runs, teacher=None):
             return summary(runs, teachers.get(teacher or self.taught), test)
 
-        self.teachers = {name: figures([line]) | {"network": line["network"]} for name, line in teachers.items()}
+        self.teachers = {name: figures([line]) | {"network": line["network"]}
+                         for name, line in teachers.items()}
         self.baselines = {line["name"]: figures([line]) for line in lines if line["kind"] == "baseline"}
 
         def runs(size, arm, precision):
@@ -201,9 +202,9 @@ def gain(figures: dict, bold: str = "") -> str:
 def block(test: dict, parts: list[Section]) -> str:
     """The tables of docs/results.md."""
     leaked = int(test["leaked"].sum())
-    lines = [f"{test['data']}: {test['rows']:,} reviews, {leaked:,} of them ({leaked / test['rows']:.1%}) also in "
-             f"{', '.join(test['seen']) or 'training files, none of which was named'}. Accuracy ± standard "
-             f"deviation (seeds)."]
+    seen = ", ".join(test["seen"]) or "training files, of which none was named"
+    lines = [f"{test['data']}: {test['rows']:,} reviews; {leaked:,} ({leaked / test['rows']:.1%}) also occur "
+             f"in {seen}. Accuracy ± standard deviation (number of seeds)."]
     for part in parts:
         if part.saw:
             lines += ["", f"**Encoder saw {SAW[part.saw]}.**"]
@@ -212,27 +213,29 @@ def block(test: dict, parts: list[Section]) -> str:
         students = {size.capitalize(): by_arm for size, by_arm in part.students.items()}
         lines += ["", *table(["", "parameters", "bytes", *part.arms, "gain (95 %)", "without leaked rows",
                               "agrees with teacher", "reviews/s", "ms for one"], [[
-            name, f"{last(by_arm)['parameters']:,}", f"{last(by_arm)['bytes']:,}",
-            *(score(by_arm[arm], name in students) if arm in by_arm else "–" for arm in part.arms),
-            gain(last(by_arm), "**"), percent(last(by_arm)["unseen"]), percent(last(by_arm)["agreement"], 1),
-            f"{last(by_arm)['texts_per_second']:,.0f}", f"{last(by_arm)['ms_per_text']:.2f}"]
-            for name, by_arm in (others | students).items()])]
+            name, f"{shown['parameters']:,}", f"{shown['bytes']:,}",
+            *(score(by_arm[arm], seeds=name in students) if arm in by_arm else "–" for arm in part.arms),
+            gain(shown, "**"), percent(shown["unseen"]), percent(shown["agreement"], 1),
+            f"{shown['texts_per_second']:,.0f}", f"{shown['ms_per_text']:.2f}"]
+            for name, by_arm in (others | students).items() for shown in [last(by_arm)]])]
         taught = {part.taught: others[part.taught]} if part.taught else {}
         lines += ["", *table(["by length in characters", *LENGTHS], [
-            ["reviews", *(f"{rows:,}" for rows in test["length"].bincount(minlength=len(LENGTHS)).tolist())],
-            *([name, *map(percent, last(by_arm)["by_length"])] for name, by_arm in (taught | students).items())])]
+            ["reviews", *(f"{int((test['length'] == i).sum()):,}" for i in range(len(LENGTHS)))],
+            *([name, *map(percent, last(by_arm)["by_length"])]
+              for name, by_arm in (taught | students).items())])]
         if part.files:
             lines += ["", *table(FILES, [[
-                size.capitalize(), f"{exact['bytes']:,}", f"{rounded['bytes']:,}", score(exact), score(rounded),
-                gain(rounded), f"{exact['texts_per_second']:,.0f}", f"{rounded['texts_per_second']:,.0f}",
+                size.capitalize(), f"{exact['bytes']:,}", f"{rounded['bytes']:,}", score(exact),
+                score(rounded), gain(rounded), f"{exact['texts_per_second']:,.0f}",
+                f"{rounded['texts_per_second']:,.0f}",
                 f"{exact['ece_uncalibrated']:.4f}", f"{exact['ece']:.4f}"]
                 for size, (exact, rounded) in part.files.items()])]
     return "\n".join(lines)
 
 
 def headline(test: dict, parts: list[Section], language: str) -> str:
-    """The table of a README: the teacher of the last arm, each size, the best baseline; each kind of teachers
-    has a column of accuracies."""
+    """The table of a README: what taught the last arm, each size, the best baseline; a column of accuracies
+    for each kind of teachers."""
     found = [(part.saw, f"teacher, {figures['network']}", figures) for part in parts
              for name, figures in part.teachers.items() if name == part.taught]
     found += sorted(((part.saw, *part.best(size)) for part in parts for size in part.students),
@@ -247,7 +250,8 @@ def headline(test: dict, parts: list[Section], language: str) -> str:
     speed = speed.format(found[0][2]["machine"]["threads"] if found else "")
     text = "\n".join(table([*columns, speed], [[
         what, f"{parameters:,}", f"{first['bytes'] / 1000:,.0f} KB",
-        *(score(by[part.saw]) if part.saw in by else "–" for part in parts), f"{first['texts_per_second']:,.0f}"]
+        *(score(by[part.saw]) if part.saw in by else "–" for part in parts),
+        f"{first['texts_per_second']:,.0f}"]
         for (what, parameters), by in rows.items() for first in [*by.values()][:1]]))
     for english, korean in KOREAN.items() if language == "ko" else ():
         text = text.replace(english, korean)
@@ -285,7 +289,7 @@ def draw(test: dict, parts: list[Section], path: Path) -> None:
             for part in parts for arm in part.arms}
     int8 = {f"{part.arms[-1]}, int8": [rounded for _, rounded in part.files.values()]
             for part in parts if part.files}
-    others = {name: figures for part in parts for name, figures in part.teachers.items()} | parts[0].baselines
+    others = {name: each for part in parts for name, each in part.teachers.items()} | parts[0].baselines
     figure, axes = pyplot.subplots(figsize=(9, 6.5), layout="constrained")
 
     def plot(label, several, marker, line, **style):
@@ -302,18 +306,20 @@ def draw(test: dict, parts: list[Section], path: Path) -> None:
         plot(name, [figures], f"${letter}$", "", color="black", markersize=9, markeredgewidth=0.5)
     axes.set(xscale="log", xlabel="size of the file", ylabel=f"accuracy on {test['rows']:,} test reviews, %")
     axes.xaxis.set_major_locator(ticker.LogLocator(subs=(1, 2, 5), numticks=20))
-    axes.xaxis.set_major_formatter(lambda size, _: f"{size / 1e6:g} MB" if size >= 1e6 else f"{size / 1e3:g} KB")
+    axes.xaxis.set_major_formatter(
+        lambda size, _: f"{size / 1e6:g} MB" if size >= 1e6 else f"{size / 1e3:g} KB")
     axes.xaxis.set_minor_locator(ticker.NullLocator())
     axes.grid(axis="y", alpha=0.3)
     low, high = map(math.log, axes.get_xlim())
     sizes = {size: last(by_arm)["bytes"] for part in parts for size, by_arm in part.students.items()}
     sizes = dict(sorted(sizes.items(), key=lambda item: item[1]))
     places = spread([(math.log(size) - low) / (high - low) for size in sizes.values()], 0.04)
-    for (name, size), place in zip(sizes.items(), places, strict=True):  # above the picture, a line down to it
+    for (name, size), place in zip(sizes.items(), places, strict=True):  # above the axes, with a line
         axes.axvline(size, color="gray", linewidth=0.5, alpha=0.6, zorder=0)
         axes.annotate("", (size, 1), (place, 1.03), axes.get_xaxis_transform(), "axes fraction",
                       {"arrowstyle": "-", "color": "gray", "shrinkA": 0, "shrinkB": 0})
-        axes.text(place, 1.04, name.capitalize(), transform=axes.transAxes, rotation=30, rotation_mode="anchor")
+        axes.text(place, 1.04, name.capitalize(), transform=axes.transAxes, rotation=30,
+                  rotation_mode="anchor")
     figure.legend(loc="outside lower center", ncols=3)
     figure.savefig(path, dpi=150, metadata={"Software": None})
 

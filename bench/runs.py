@@ -40,7 +40,7 @@ def unpack(text: str, rows: int) -> torch.Tensor:
 
 
 def read_runs(path: Path) -> list[dict]:
-    """The lines, the test file's first, with tensors in place of what is packed. Raises UserError FILE:LINE."""
+    """The lines, the test file's first, with tensors where values are packed. Raises UserError FILE:LINE."""
     lines = []
     for number, text in enumerate(path.read_text("utf-8").removesuffix("\n").split("\n"), 1):
         try:
@@ -86,11 +86,11 @@ class Runs:
                 "seen": [Path(file).name for file in args.seen],
                 "leaked": torch.tensor([int(key in seen) for key in keys])}
         for before in self.lines[:1]:
-            same = {"number of rows": test["rows"] == before["rows"], "texts": test["texts"] == before["texts"],
-                    "labels": torch.equal(test["labels"], before["labels"])}
-            if not all(same.values()):
-                raise UserError(f"{args.data}: not the test file of {self.path} ({before['data']}); other "
-                                f"{', '.join(what for what in same if not same[what])}; use another --out")
+            other = [name for name in ("rows", "texts", "labels")
+                     if not np.array_equal(test[name], before[name])]
+            if other:
+                raise UserError(f"{args.data}: not {before['data']}, the test file of {self.path}: other "
+                                f"{', '.join(other)}; use that file, or another --out")
         if args.seen or not self.lines:
             self.lines[:1] = [test]
 
@@ -127,8 +127,8 @@ class Runs:
             order = columns_of(str(path), model.task, model.label_names, self.task)
             logits, speed = run_model(str(path), model, self.examples)
             temperature = getattr(getattr(model, "config", None), "temperature", 1.0)
-            self.results[key] = {"logits": logits[:, order] * temperature, "temperature": temperature, **speed,
-                                 "bytes": Path(path).stat().st_size}
+            self.results[key] = {"logits": logits[:, order] * temperature, "temperature": temperature,
+                                 "bytes": Path(path).stat().st_size, **speed}
         return self.results[key]
 
     def mean(self, paths: list[str]) -> dict:
@@ -172,8 +172,8 @@ def add(args) -> None:
                     raise UserError(f"{file}: this is a teacher; --arm takes student.pt files")
                 precision = model.artifact.get("precision", "float32")
                 if (precision == "float32") != (file == path):
-                    raise UserError(f"{file}: its weights are {precision}; --arm takes student.pt in float32, "
-                                    f"and finds the int8 copy beside it")
+                    raise UserError(f"{file}: its weights are {precision}; name the student.pt in float32; "
+                                    f"the int8 copy beside it is found")
                 runs.add({"kind": "student", "name": name, "taught_by": args.taught_by, "file": file,
                           "size": size_of(model.config), "precision": precision,
                           "seed": model.artifact.get("made_by", {}).get("arguments", {}).get("seed")},
