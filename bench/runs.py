@@ -174,7 +174,8 @@ def add(args) -> None:
                 if (precision == "float32") != (file == path):
                     raise UserError(f"{file}: its weights are {precision}; name the student.pt in float32; "
                                     f"the int8 copy beside it is found")
-                runs.add({"kind": "student", "name": name, "taught_by": args.taught_by, "file": file,
+                runs.add({"kind": "student", "name": name, "taught_by": args.taught_by,
+                          "file": Path(file).name if Path(file).is_absolute() else file,
                           "size": size_of(model.config), "precision": precision,
                           "seed": model.artifact.get("made_by", {}).get("arguments", {}).get("seed")},
                          digest(file), partial(runs.run, file, model))
