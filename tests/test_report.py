@@ -15,6 +15,7 @@ from tokenizers import Tokenizer, models, pre_tokenizers
 
 from bench import baselines, report, runs
 from student import Student, StudentConfig
+from tasks import Classification
 from teacher import Teacher, TeacherConfig
 
 ROOT = Path(__file__).parent.parent
@@ -148,6 +149,14 @@ def test_lines_say_what_the_models_answer(files):
         assert student["result"][name] == pytest.approx(gaps.abs().sum().item() / 60, abs=1e-5)
     log_loss = -model.predict(files.texts).gather(1, target).log().mean().item()
     assert student["result"]["log_loss"] == pytest.approx(log_loss, abs=1e-5)
+
+
+def test_an_answer_is_how_far_it_is_from_the_label():
+    task, target = Classification(["a", "b", "c"]), torch.tensor([2, 0, 1, 2])
+    answered = torch.tensor([0, 2, 1, 1])
+    line = runs.Runs.judged(SimpleNamespace(task=task, target=target), torch.eye(3)[answered], 1.0, bytes=7)
+    assert line["off"].tolist() == [1, 2, 0, 2] and torch.equal((target + line["off"]) % 3, answered)
+    assert (line["result"]["accuracy"], line["result"]["bytes"]) == (0.25, 7)
 
 
 def test_sizes_have_the_kits_names():
@@ -354,6 +363,16 @@ def test_teachers_that_saw_ratings_are_kept_apart():
     assert (alone.saw, alone.arms, alone.taught) == (None, ["alone"], None)
     test, (_, *lines) = both_kinds()
     refused(lambda: report.sections(test, lines), "by T: .*teacher T")
+
+
+def test_students_agree_with_the_teacher_of_their_own_arm():
+    test, lines = both_kinds()
+    lines += [line_of("teacher", "T2", [1] * 20 + [0] * 20, saw="texts", network="BERT"),
+              line_of("student", "by T2", [1] * 19 + [0] * 21, taught_by="T2")]
+    section, _ = report.sections(test, lines)
+    assert section.taught == "T2" and section.teachers["T"]["agreement"] == pytest.approx(24 / 40)
+    agreement = {arm: figures["agreement"] for arm, figures in section.students["tiny"].items()}
+    assert agreement == pytest.approx({"alone": 32 / 40, "by T": 35 / 40, "by T2": 39 / 40})
 
 
 # ---- pages -------------------------------------------------------------------------------------------------
