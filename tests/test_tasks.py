@@ -1,4 +1,4 @@
-"""tasks.py by hand; two toy tasks, spans and several labels, show that its interface carries them."""
+"""tasks.py by hand; two toy tasks, spans and grades, show that its interface carries others."""
 
 import json
 import math
@@ -14,16 +14,14 @@ import pytest
 import torch
 import torch.nn.functional as F
 from helpers import refused, run, write_rows
-from tokenizers import Tokenizer
 
 import data.examples
-import evaluate
 import student
 import tasks
-from data.examples import Examples, read_examples
-from extra import cascade
+from data.examples import Examples
+from runtime import UserError
 from student import Student
-from tasks import Classification, apply_flags, bootstrap, distill_loss, judge
+from tasks import Classification, MultiLabel, apply_flags, bootstrap, distill_loss, judge
 from teacher import Teacher
 
 TWO, THREE = Classification(["neg", "pos"]), Classification(["a", "b", "c"])
@@ -431,130 +429,103 @@ def test_scores_of_spans_need_the_text():
     assert low < -1 / 6 < high < 0
 
 
-# ---- a toy task: several labels ----------------------------------------------------------------------------
+# ---- a toy task: grades ------------------------------------------------------------------------------------
 
 
-class MultiLabel:
-    """A text has any number of labels: "a,b", or "-" for none."""
+class Ordinal(tasks.Task):
+    """Each text has a grade, 1 to C + 1; output k says whether it is above k (Frank & Hall 2001)."""
 
-    column, per, best, choosers = "labels", "text", "macro_f1", ("macro_f1", "exact")
+    column, best, choosers = "grade", "accuracy", ("accuracy",)
+    soft, fit_temperature = MultiLabel.soft, MultiLabel.fit_temperature
 
-    def __init__(self, names):
-        self.names = names
+    @classmethod
+    def names_in(cls, cell):
+        return []
 
     @classmethod
     def survey(cls, cells, where):
-        return cls(sorted({name for cell in cells if cell not in ("", "-") for name in cell.split(",")}))
+        highest = max((int(cell) for cell in cells if cell.isdecimal()), default=0)
+        if highest < 2:
+            raise UserError(f"{where}: no grade is above 1")
+        return cls([str(k) for k in range(1, highest)])
 
     def read(self, cell, text):
-        chosen = set() if cell in ("", "-") else set(cell.split(","))
-        if chosen - set(self.names):
-            raise ValueError(f"labels {cell!r}: not all known; correct it")
-        return [float(name in chosen) for name in self.names]
+        if cell and not (cell.isdecimal() and 1 <= int(cell) <= len(self.names) + 1):
+            raise ValueError(f"grade {cell!r} is not a number from 1 to {len(self.names) + 1}; correct it")
+        return [float(int(cell or 1) > int(name)) for name in self.names]
 
     def hard(self, logits, target, mask=None):
         return F.binary_cross_entropy_with_logits(logits, target, reduction="none").sum(1)
 
-    def soft(self, logits, teacher, mask=None, kind="mse", temperature=2.0):
-        if kind == "mse":
-            return (teacher - logits).square().sum(1)
-        p = (teacher / temperature).sigmoid()
-        return temperature**2 * (self.hard(logits / temperature, p) - self.hard(teacher / temperature, p))
-
     def statistics(self, logits, target, mask=None, texts=None):
-        guess, truth = logits > 0, target > 0.5
-        exact = (guess == truth).all(1, keepdim=True)
-        return torch.cat([exact, guess & truth, guess, truth], 1).double()
+        distance = ((logits > 0).sum(1) - target.sum(1)).abs().double()
+        return torch.stack([distance == 0, distance], 1)
 
     def scores(self, means):
-        hits, guess, truth = means[..., 1:].chunk(3, -1)
-        return {"macro_f1": (2 * hits / (guess + truth).clamp(min=1e-9)).mean(-1), "exact": means[..., 0]}
-
-    def fit_temperature(self, logits, target):
-        return min((0.5, 1.0, 1.5, 2.0), key=lambda T: self.hard(logits / T, target).sum().item())
+        return {"accuracy": means[..., 0], "distance": means[..., 1]}
 
 
-def decode_labels(probabilities, names, task):
-    return [(",".join(name for name, p in zip(names, row, strict=True) if p > 0.5) or "-",
-             min(max(p, 1 - p) for p in row)) for row in probabilities.tolist()]
+def decode_grades(probabilities, names, task, thresholds=None):
+    grades = (1 + (probabilities > 0.5).sum(-1)).tolist()
+    sure = torch.maximum(probabilities, 1 - probabilities).amin(-1).tolist()
+    return [(str(grade), p) for grade, p in zip(grades, sure, strict=True)]
 
 
 @pytest.fixture
-def several(tmp_path, monkeypatch):
-    """The task is known everywhere; train.tsv, valid.tsv, more.tsv (no labels) and a tokenizer are there."""
-    monkeypatch.setitem(tasks.TASKS, "multilabel", MultiLabel)
-    monkeypatch.setitem(student.PROBABILITIES, "multilabel", torch.sigmoid)
-    monkeypatch.setattr(data.examples, "ANSWER_COLUMNS", ("label", "labels"))
-    for module in (student, evaluate, cascade):
-        monkeypatch.setattr(module, "decode", decode_labels)
+def grades(tmp_path, monkeypatch):
+    """The task is known everywhere; train.tsv, valid.tsv, more.tsv (no grades) and a tokenizer are there."""
+    monkeypatch.setitem(tasks.TASKS, "ordinal", Ordinal)
+    monkeypatch.setitem(student.PROBABILITIES, "ordinal", torch.sigmoid)
+    monkeypatch.setattr(data.examples, "ANSWER_COLUMNS", ("label", "grade"))
+    monkeypatch.setattr(tasks, "decode", decode_grades)
     monkeypatch.chdir(tmp_path)
     random = torch.Generator().manual_seed(0)
     for name, count in (("train", 240), ("valid", 60), ("more", 80)):
         rows = []
-        for i, (bad, good, film) in enumerate((torch.rand(count, 3, generator=random) < 0.5).tolist()):
-            text = " ".join(["바보"] * bad + ["최고"] * good + ["영화"] * film + [str(i % 7)])
-            rows.append((text, ",".join(["욕"] * bad + ["칭찬"] * good) or "-" if i != 5 else ""))
+        for i, good in enumerate(torch.randint(0, 4, (count,), generator=random).tolist()):
+            rows.append((" ".join([*["최고"] * good, "영화", str(i % 7)]), str(1 + good) if i != 5 else ""))
         rows[5] = rows[5] if name == "train" else rows[4]  # there an answer is unknown
-        write_rows(Path(f"{name}.tsv"), rows, "text" if name == "more" else "text\tlabels")
+        write_rows(Path(f"{name}.tsv"), rows, "text" if name == "more" else "text\tgrade")
     run("train_tokenizer", "--data train.tsv --vocab-size 60 --min-frequency 1")
 
 
 CPU = "--device cpu --precision fp32 --max-tokens 48"
 
 
-def test_several_labels_go_through_every_script_unchanged(several, capsys):
+def test_a_task_of_ones_own_goes_through_every_script_unchanged(grades, capsys):
     run("finetune_teacher", "--train train.tsv --valid valid.tsv --scratch 1,32,2 --epochs 4 --lr 1e-2 "
         f"--tokenizer tokenizer/vocab_size_60 {CPU}")
     run("dump_logits", f"--teacher teacher/teacher.pt --data train.tsv more.tsv valid.tsv {CPU}")
-    assert "macro_f1" in capsys.readouterr().out
+    assert "accuracy" in capsys.readouterr().out
     run("distill", "--train train.tsv more.tsv --logits logits/train.pt logits/more.pt --valid valid.tsv "
         f"--tokenizer tokenizer/vocab_size_60 --size tiny --epochs 4 --alpha 0.1 1 {CPU}")
-    assert Teacher.load("teacher/teacher.pt").task == "multilabel"
+    assert Teacher.load("teacher/teacher.pt").task == "ordinal"
     alone = Student.load("students/tiny-v60-alpha1/student.pt")
-    assert (alone.task, alone.label_names) == ("multilabel", ["욕", "칭찬"])
-    p = alone.predict(["바보 최고 1", "영화 1"])
-    assert p[0].min() > 0.5 > p[1].max()  # probabilities of one row are independent
-    assert "valid_macro_f1" in Path("students/summary.tsv").read_text("utf-8")
+    assert (alone.task, alone.label_names) == ("ordinal", ["1", "2", "3"])
+    p = alone.predict(["최고 최고 최고 영화 1", "영화 1"])
+    assert p[0].min() > 0.5 > p[1].max()
+    assert "valid_accuracy" in Path("students/summary.tsv").read_text("utf-8")
 
     capsys.readouterr()
     models = "teacher/teacher.pt students/tiny-v60/student.pt students/tiny-v60-alpha1/student.pt"
     run("evaluate", f"{models} --data valid.tsv --logits logits/valid.pt --errors errors.tsv --json")
     found = json.loads(capsys.readouterr().out)["models"]
-    assert found[0]["macro_f1"] > 0.6 and found[1]["agreement"] > 0.8 and found[2]["macro_f1"] > 0.95
-    assert found[0]["interval"][0] < found[0]["macro_f1"] < found[0]["interval"][1] < 1
-    assert found[3]["macro_f1"] == pytest.approx(found[0]["macro_f1"]) and "ece" not in found[1]
-    assert Path("errors.tsv").read_text("utf-8").startswith("model\trow\tid\tlabels\tpredicted")
+    assert found[1]["agreement"] > 0.5 and found[2]["accuracy"] > 0.9
+    assert found[0]["interval"][0] < found[0]["accuracy"] < found[0]["interval"][1] <= 1
+    assert found[3]["accuracy"] == pytest.approx(found[0]["accuracy"]) and "ece" not in found[1]
+    lines = Path("errors.tsv").read_text("utf-8").splitlines()
+    assert lines[0].startswith("model\trow\tid\tgrade\tpredicted")
+    wrong = [line.split("\t")[3:5] for line in lines[1:] if line.startswith("teacher")]
+    assert len(wrong) == round(60 * (1 - found[0]["accuracy"])) and all(one != other for one, other in wrong)
     run("evaluate", f"{models} --data valid.tsv --all --markdown")
-    assert "exact" in capsys.readouterr().out
+    assert "distance" in capsys.readouterr().out
     run("extra.cascade", "escalate students/tiny-v60/student.pt --data valid.tsv --logits logits/valid.pt")
     assert "100.0%" in capsys.readouterr().out
 
 
-def test_the_flags_of_a_task_are_its_own(several, capsys):
+def test_the_flags_of_a_task_are_its_own(grades):
     flags = "--train train.tsv --valid valid.tsv --alpha 1 --tokenizer tokenizer/vocab_size_60 " \
             f"--size tiny --epochs 2 {CPU}"
-    refused(lambda: run("distill", f"{flags} --class-weights balanced"), "^--class-weights .*multilabel")
-    refused(lambda: run("distill", f"{flags} --best accuracy"), "^--best accuracy: .*macro_f1 or exact")
+    refused(lambda: run("distill", f"{flags} --class-weights balanced"), "^--class-weights .*ordinal")
+    refused(lambda: run("distill", f"{flags} --best macro_f1"), "^--best macro_f1: .*use accuracy$")
     assert not Path("students").exists()
-    run("distill", f"{flags} --best exact --seed 0 1")
-    assert "exact 0." in capsys.readouterr().out
-    assert "valid_exact" in Path("students/summary.tsv").read_text("utf-8")
-
-
-def test_files_of_another_task_are_refused(several):
-    """Though the labels have the same names."""
-    tokenizer = Tokenizer.from_file("tokenizer/vocab_size_60/tokenizer.json")
-    for task in ("classification", "multilabel"):
-        config = student.StudentConfig(tokenizer.get_vocab_size(), 2, 4, 4)
-        Student(config, tokenizer, ["욕", "칭찬"], task).save(f"{task}.pt")
-    run("dump_logits", f"--teacher classification.pt --data more.tsv --output-dir classification {CPU}")
-    write_rows(Path("more.tsv"), [(text, "-") for text in read_examples("more.tsv").texts], "text\tlabels")
-    run("dump_logits", f"--teacher multilabel.pt --data more.tsv --output-dir multilabel {CPU}")
-    for script, flags, words in (
-            ("evaluate", "multilabel.pt classification.pt --data valid.tsv", r"^classification\.pt: "),
-            ("evaluate", "multilabel.pt --data more.tsv --logits classification/more.pt", "^classification/"),
-            ("extra.cascade", "escalate classification.pt --data more.tsv --logits multilabel/more.pt",
-             r"^classification\.pt: ")):
-        refused(lambda script=script, flags=flags: run(script, flags), words)
-    write_rows(Path("valid.tsv"), [("바보", "욕"), ("바보", "욕,욕설")], "text\tlabels")
-    refused(lambda: run("evaluate", "multilabel.pt --data valid.tsv"), "^valid.tsv:3: ")
