@@ -393,7 +393,7 @@ def correlation(means):
     x, y, xx, yy, xy = means.unbind(-1)
     variances = [(square - mean * mean).where(square - mean * mean > 1e-14 * square, math.inf)
                  for mean, square in ((x, xx), (y, yy))]
-    return (xy - x * y) / (variances[0].sqrt() * variances[1].sqrt())
+    return ((xy - x * y) / (variances[0].sqrt() * variances[1].sqrt())).clamp(-1, 1)
 
 
 # ---- which task --------------------------------------------------------------------------------------------

@@ -317,8 +317,9 @@ def _columns(where, header, text_column, text2_column, label_column) -> dict:
         if len(found) > 1:
             raise UserError(f"{where}: column {' or '.join(names)} occurs {len(found)} times; keep one, "
                             f"or name another with {flag}")
-        if not found and key != "id":
-            refuse_near_columns(where, header, names, flag)
+        if not found and key != "id":  # with --task, the column of another task is not a near one
+            others = () if key != "answer" or named else ANSWER_COLUMNS
+            refuse_near_columns(where, [name for name in header if name not in others], names, flag)
         if required and not found and len(header) == 1 and re.search("[,;\t|]", header[0]):
             raise UserError(f"{where}: the only column is {header[0]!r}; columns are separated by tabs in "
                             f".tsv, by commas in .csv")

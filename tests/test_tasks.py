@@ -16,12 +16,13 @@ import torch.nn.functional as F
 from helpers import refused, run, write_rows
 
 import data.examples
+import flags
 import student
 import tasks
 from data.examples import Examples
 from runtime import UserError
 from student import Student
-from tasks import Classification, MultiLabel, apply_flags, bootstrap, distill_loss, judge
+from tasks import Classification, MultiLabel, Regression, apply_flags, bootstrap, distill_loss, judge
 from teacher import Teacher
 
 TWO, THREE = Classification(["neg", "pos"]), Classification(["a", "b", "c"])
@@ -333,6 +334,283 @@ def test_intervals_are_seeded_and_disturb_no_other_draw():
     for name, value in scores_of(THREE, draw(40, 3), torch.arange(40) % 3).items():
         low, high = found[0][name]
         assert low <= value <= high or name == "ece", name  # resampled calibration errors are larger
+
+
+# ---- several labels ----------------------------------------------------------------------------------------
+
+ABC = MultiLabel(["a", "b", "c"])
+
+
+@pytest.mark.parametrize(("cell", "target"), [
+    ("a,c", [1, 0, 1]), ("c,a", [1, 0, 1]), ("b", [0, 1, 0]), ("-", [0, 0, 0]), ("", [0, 0, 0]),
+    (" a , b ", [1, 1, 0]), ('["c", "b"]', [0, 1, 1]), ("[]", [0, 0, 0]), ('["-"]', [0, 0, 0]),
+])  # fmt: skip
+def test_a_cell_names_any_number_of_labels(cell, target):
+    assert ABC.read(cell, "text") == target
+
+
+@pytest.mark.parametrize(("cell", "words"), [
+    ("a,b,a", "'a' occurs twice"), ('["a", "a"]', "'a' occurs twice"), ("a, a", "'a' occurs twice"),
+    ("a,-", "stands alone"), ("-,-", "stands alone"), ('["-", "b"]', "stands alone"),
+    ("a,,b", "empty"), (",", "empty"), ("a,", "empty"), ('["a", ""]', "empty"), ("  ", "empty"),
+    ("a,d", "'d' is none of .*'a', 'b', 'c'"), ("A", "'A' .*from 'a'.*case"), ("[]]", "JSON"),
+    ("[1, 2]", "JSON"),
+    ("['a']", "JSON"), ("[" * 20000, "JSON"), ('{"a": 1}', "none of"), ("[b", "JSON"),
+])  # fmt: skip
+def test_a_cell_that_cannot_be_is_refused(cell, words):
+    with pytest.raises(ValueError, match=words):
+        ABC.read(cell, "text")
+
+
+def test_labels_are_surveyed_across_cells_and_judged_where_they_stand():
+    cells = {"b,10": "t.tsv:2", "-": "t.tsv:3", '["x,y", "b"]': "t.tsv:4", "a,a": "t.tsv:5", "": "t.tsv:6"}
+    assert tasks.make("labels", cells, "t.tsv").names == ["10", "b", "x,y"]
+    assert MultiLabel.survey(["10,9", "9,8"], "t").names == ["8", "9", "10"]
+    assert MultiLabel.survey(["욕"], "t").names == ["욕"]  # one label is a task, too
+    for cells in ({}, {"-": "t.tsv:2"}, {"": "t.tsv:2"}):
+        refused(lambda cells=cells: tasks.make("labels", cells, "t.tsv"), "^t.tsv: no row")
+    alike = {"a,b": "t.tsv:2", "c, b\u200b": "t.tsv:3"}
+    refused(lambda: tasks.make("labels", alike, "t.tsv"), r"^t\.tsv:3: .*t\.tsv:2.*invisible")
+
+
+def test_both_halves_of_the_loss_of_labels_by_hand():
+    logits, target = torch.tensor([[2.0, 0.0, -1.0]]), torch.tensor([[1.0, 0.0, 0.0]])
+    expected = math.log(1 + math.exp(-2)) + math.log(2) + math.log(1 + math.exp(-1))
+    assert ABC.hard(logits, target).item() == pytest.approx(expected, rel=1e-6)
+    teacher = torch.tensor([[1.0, 2.0, -1.0]])
+    assert ABC.soft(logits, teacher).tolist() == [1 + 4 + 0]
+    T, kl = 3.0, 0.0
+    for z, v in zip(logits[0].tolist(), teacher[0].tolist(), strict=True):
+        p, q = 1 / (1 + math.exp(-v / T)), 1 / (1 + math.exp(-z / T))
+        kl += p * math.log(p / q) + (1 - p) * math.log((1 - p) / (1 - q))
+    assert ABC.soft(logits, teacher, None, "kl", T).item() == pytest.approx(T * T * kl, rel=1e-4)
+    batch = {"target": target, "known": torch.tensor([False]), "teacher_logits": teacher}
+    assert distill_loss(ABC, logits, batch, 0.3).item() == 5  # of an unknown row the soft part alone
+
+
+GUESSED = [[1, 1, 0], [0, 1, 0], [1, 0, 0], [0, 0, 0]]
+TRUE = [[1, 0, 0], [0, 1, 0], [0, 1, 0], [0, 0, 0]]
+
+
+def test_scores_of_labels_by_hand():
+    found = scores_of(ABC, 6 * torch.tensor(GUESSED).float() - 3, torch.tensor(TRUE).float())
+    # a: 1 hit, given twice, true once; b: 1, 2, 2; c: never
+    assert found["macro_f1"] == pytest.approx((2 / 3 + 2 / 4 + 0) / 3)
+    assert found["micro_f1"] == pytest.approx(2 * 2 / (4 + 3)) and found["exact"] == 0.5
+    wrong, right = math.log(1 + math.exp(3)), math.log(1 + math.exp(-3))
+    assert found["log_loss"] == pytest.approx((3 * wrong + 9 * right) / 12)
+    p, q = 1 / (1 + math.exp(-3)), 1 / (1 + math.exp(3))  # 4 given, 2 rightly; 8 not given, 1 wrongly
+    assert found["ece"] == pytest.approx((abs(2 - 4 * p) + abs(1 - 8 * q)) / 12)
+    each = ABC.each(ABC.statistics(6 * torch.tensor(GUESSED).float() - 3, torch.tensor(TRUE).float()).mean(0))
+    assert {name: values.tolist() for name, values in each.items()} == {
+        "support": [0.25, 0.5, 0], "precision": [0.5, 0.5, 0], "recall": [1, 0.5, 0],
+        "f1": [pytest.approx(2 / 3), 0.5, 0]}
+
+
+@pytest.mark.optional
+@pytest.mark.parametrize("seed", range(3))
+def test_scores_of_labels_are_those_of_scikit_learn(seed):
+    metrics = pytest.importorskip("sklearn.metrics")
+    random = torch.Generator().manual_seed(seed)
+    logits, target = torch.randn(40, 6, generator=random), torch.rand(40, 6, generator=random) < 0.3
+    logits[:, 4], target[:, 4:] = -3, False  # neither true nor given; given, never true
+    task = MultiLabel(list("abcdef"))
+    task.thresholds = [0.2, 0.5, 0.5, 0.7, 0.9, 0.5]
+    given = (logits.sigmoid() > torch.tensor(task.thresholds)).numpy()
+    found, truth = scores_of(task, logits, target.float()), target.numpy()
+    for name in ("macro", "micro"):
+        expected = metrics.f1_score(truth, given, average=name, zero_division=0)
+        assert found[f"{name}_f1"] == pytest.approx(expected, abs=1e-12)
+    assert found["exact"] == pytest.approx(metrics.accuracy_score(truth, given), abs=1e-12)
+    each = task.each(task.statistics(logits, target.float()).mean(0))
+    expected = metrics.precision_recall_fscore_support(truth, given, zero_division=0)
+    for values, name in zip(expected[:3], ("precision", "recall", "f1"), strict=True):
+        assert each[name].tolist() == pytest.approx(values.tolist(), abs=1e-12)
+
+
+def f1_at(p, truth, threshold):
+    given = p > threshold
+    return 2 * (given & truth).sum().item() / max(1, (given.sum() + truth.sum()).item())
+
+
+def test_thresholds_have_the_highest_f1_of_their_label():
+    random = torch.Generator().manual_seed(0)
+    target = torch.rand(60, 4, generator=random) < torch.tensor([0.5, 0.1, 0.03, 0.0])
+    logits = (torch.randn(60, 4, generator=random) + 2 * target - 3).mul(4).round() / 4  # many are equal
+    task = MultiLabel(list("abcd"))
+    found = task.fit_thresholds(logits, target.float())
+    p = logits.sigmoid()
+    for i in range(3):
+        best = max(f1_at(p[:, i], target[:, i], t) for t in [0, *p[:, i].tolist()])
+        assert f1_at(p[:, i], target[:, i], found[i]) == pytest.approx(best) and best > 0
+        assert (p[:, i] - found[i]).abs().min() > 1e-3  # rounding decides nothing
+    assert found[3] == 0.5  # no row has it
+    midway, = MultiLabel(["a"]).fit_thresholds(torch.tensor([[2.0], [-1.0]]), torch.tensor([[1.0], [0.0]]))
+    assert midway == pytest.approx((1 / (1 + math.exp(-2)) + 1 / (1 + math.e)) / 2)
+    same = task.fit_thresholds(torch.full((3, 4), 30.0), torch.eye(4)[:3])  # float32's sigmoid is 1
+    assert min(same) >= 0 and max(same) < 1
+
+
+def test_calibration_of_labels_is_the_temperature_then_the_thresholds():
+    """The task scores logits as they are, a student those divided by its temperature: the same answers."""
+    random = torch.Generator().manual_seed(1)
+    target = (torch.rand(200, 3, generator=random) < 0.3).float()
+    logits = 3 * (torch.randn(200, 3, generator=random) + 2 * target - 1.5)
+    task = MultiLabel(["a", "b", "c"])
+    found = task.calibrate(logits, target)
+    raw = judge(task, logits, target)
+    assert found.keys() == {"temperature", "thresholds"}
+    assert raw["macro_f1"] > judge(ABC, logits, target)["macro_f1"]
+    losses = [ABC.hard(logits / found["temperature"] / factor, target).mean().item()
+              for factor in (0.9, 1, 1.1)]
+    assert min(losses) == losses[1]
+    task.thresholds = found["thresholds"]
+    after = judge(task, logits / found["temperature"], target)
+    assert {name: after[name] for name in ("macro_f1", "micro_f1", "exact")} == {
+        name: raw[name] for name in ("macro_f1", "micro_f1", "exact")}
+    assert judge(task, logits, target)["loss"] == raw["loss"] and ABC.thresholds is None
+
+
+@pytest.mark.parametrize(("right", "rows"), [(70, 100), (100, 100)])
+def test_the_temperature_of_one_logit_is_known(right, rows):
+    """Logit 2 where a share of rows has the label: sigmoid(2 / T) is that share, smoothed by 1 / (N + 2)."""
+    s = 1 / (rows + 2)
+    share = (1 - s) * right / rows + s / 2
+    target = (torch.arange(rows) < right).float()[:, None]
+    found = MultiLabel(["a"]).fit_temperature(torch.full((rows, 1), 2.0), target)
+    assert found == pytest.approx(2 / math.log(share / (1 - share)), rel=1e-6)
+
+
+# ---- scores, numbers ---------------------------------------------------------------------------------------
+
+
+@pytest.mark.parametrize(("cell", "value"), [
+    ("3.8", 3.8), ("-2", -2), ("+.5", 0.5), ("1e3", 1000), ("4.", 4), ("", 0), (" 3 ", 3)])
+def test_a_score_is_read_as_a_number(cell, value):
+    assert Regression(["score"]).read(cell, "text") == value
+
+
+@pytest.mark.parametrize("cell", [
+    "nan", "inf", "-", "3,8", "three", "1_000", "٣", " ", "1e39", "9" * 400, "0x1", "1 2"])
+def test_what_is_not_a_finite_number_is_refused(cell):
+    with pytest.raises(ValueError, match=r"not a number|too large"):
+        Regression(["score"]).read(cell, "text")
+    refused(lambda: Regression.survey(["", ""], "t.tsv"), "^t.tsv: no row has a score")
+
+
+def fitted(answers, valid=()):
+    task = Regression.survey([*answers, *valid], "t.tsv")
+    task.fit(Counter(answers), Counter(valid))
+    return task
+
+
+def test_scores_are_standardised_by_the_training_answers():
+    task = fitted(["1", "5", "5.0", "2"])
+    assert (task.mean, task.deviation) == pytest.approx((3.25, np.std([1, 5, 5, 2])))
+    assert task.config == {"mean": task.mean, "deviation": task.deviation} and Regression.deviation == 1
+    for answers in ([], ["3"], ["3", "3.0"]):  # none that differ: those of --valid
+        assert fitted(answers, ["1", "2"]).config == {"mean": 1.5, "deviation": 0.5}
+    refused(lambda: fitted(["0.1"] * 9, ["0.1", "0.10"]), "same score")
+
+
+def test_both_halves_of_the_loss_of_scores_are_in_deviations():
+    """In raw units, so that a target twice as wide does not change alpha's and the rate's meaning."""
+    for scale in (1, 100):
+        task = fitted([str(scale), str(3 * scale)])  # deviation: scale
+        logits, target = scale * torch.tensor([[2.0], [0.5]]), scale * torch.tensor([3.0, 0.5])
+        teacher = scale * torch.tensor([[4.0], [1.0]])
+        assert task.hard(logits, target).tolist() == [1, 0]
+        assert task.soft(logits, teacher).tolist() == [4, 0.25]
+        assert task.soft(logits, teacher, None, "kl", 7.0).tolist() == [2, 0.125]
+        batch = {"target": target, "known": torch.tensor([True, False]), "teacher_logits": teacher}
+        assert distill_loss(task, logits, batch, 0.5).item() == pytest.approx((0.5 * 1 + 0.5 * 4 + 0.25) / 2)
+
+
+def test_correlations_and_squared_error_by_hand():
+    task = Regression(["score"])
+    found = scores_of(task, [[1.0], [2.0], [2.0], [9.0]], [1.0, 3.0, 2.0, 4.0])
+    x, y = np.array([1, 2, 2, 9]), np.array([1, 3, 2, 4])
+    assert found["pearson"] == pytest.approx(np.corrcoef(x, y)[0, 1])
+    # Ranks 1, 2.5, 2.5, 4 and 1, 3, 2, 4: covariance 4.5, variances 4.5 and 5 (times N)
+    assert found["spearman"] == pytest.approx(4.5 / math.sqrt(4.5 * 5))
+    assert found["mse"] == pytest.approx((0 + 1 + 0 + 25) / 4)
+    far = scores_of(task, [[1e5 + 0.25 * i] for i in range(9)], [float(i) for i in range(9)])
+    assert far["pearson"] == pytest.approx(1, abs=1e-6)
+    for constant in ([[3.1]] * 3, [[1e7]] * 3):
+        found = scores_of(task, constant, [1.0, 2.0, 3.0])
+        assert (found["pearson"], found["spearman"]) == (0, 0)  # neither NaN nor rounding
+
+
+@pytest.mark.optional
+def test_correlations_are_those_of_scipy():
+    stats = pytest.importorskip("scipy.stats")
+    x, y = draw(80), draw(80, seed=1).mul(2).round().double()
+    x = ((x + y).mul(3).round() / 3).double()  # ties in both
+    found = scores_of(Regression(["score"]), x[:, None], y)
+    assert found["pearson"] == pytest.approx(stats.pearsonr(x, y)[0], abs=1e-9)
+    assert found["spearman"] == pytest.approx(stats.spearmanr(x, y)[0], abs=1e-9)
+
+
+def test_the_interval_of_a_correlation_is_a_bootstrap_of_its_rows():
+    x = draw(300)
+    y = 0.6 * x + 0.8 * draw(300, seed=1)
+    task = Regression(["score"])
+    rows = [task.statistics(values[:, None], y) for values in (x, x + draw(300, seed=2))]
+    first, second = bootstrap(task, rows)
+    r = np.corrcoef(x, y)[0, 1]
+    fisher = [math.tanh(math.atanh(r) + side * 1.96 / math.sqrt(297)) for side in (-1, 1)]
+    assert first["pearson"] == pytest.approx(fisher, abs=0.03)
+    assert first["spearman"][0] < first["spearman"][1] < 1 and second["difference"][1] < 0
+
+
+# ---- which task --------------------------------------------------------------------------------------------
+
+
+def test_the_column_or_the_flag_tells_the_task():
+    cells = {"3": "t.tsv:2", "4,5": "t.tsv:3"}
+    for column, name, kind, names in (
+            ("labels", None, MultiLabel, ["3", "4", "5"]), ("label", None, Classification, ["3", "4,5"]),
+            ("stars", None, Classification, ["3", "4,5"]),
+            ("stars", "multilabel", MultiLabel, ["3", "4", "5"]),
+            ("score", None, Regression, ["score"]), ("label", "regression", Regression, ["score"])):
+        task = tasks.make(column, cells, "t.tsv", name=name)
+        assert (type(task), task.names) == (kind, names)
+    lists = {'["a", "b"]': "t.jsonl:1", "c": "t.jsonl:2"}
+    refused(lambda: tasks.make("tags", lists, "t.jsonl"), "^t.jsonl: .*--task multilabel")
+    args = SimpleNamespace(text_column="문장", text2_column=None, label_column=None, task="regression")
+    assert tasks.columns(args) == ("문장", None, ("score",))
+    args.label_column = "stars"
+    assert tasks.columns(args) == ("문장", None, "stars")
+
+
+def test_what_was_made_for_another_task_is_refused():
+    stored = "multilabel", ["a", "b"], "m.pt"
+    assert isinstance(tasks.make("labels", {}, "t.tsv", stored), MultiLabel)
+    for column, name in (("tags", None), ("label", "multilabel"), (None, None)):
+        assert isinstance(tasks.make(column, {}, "t.tsv", stored, name), MultiLabel)
+    for column, name in (("label", None), ("score", None), ("labels", "regression")):
+        refused(lambda column=column, name=name: tasks.make(column, {}, "t.tsv", stored, name),
+                r"^m\.pt: .*multilabel.*--task multilabel")
+
+
+def test_flags_name_every_task():
+    assert set(flags.TASKS) == set(tasks.TASKS)
+    assert [kind.column for kind in tasks.TASKS.values()] == list(data.examples.ANSWER_COLUMNS)
+
+
+@pytest.mark.parametrize("logits", [
+    [[2.0, -1.0, 0.5], [-1.0, -2.0, -3.0]], [[1.5, 0.2, 0.1], [0.0, 3.0, 1.0]]])
+@pytest.mark.parametrize("names", [["a", "b", "c"], ["a", "x,y", "c"], ["[a", "b", "c"]])
+def test_answers_can_be_read_again(names, logits):
+    logits, task = torch.tensor(logits), MultiLabel(names)
+    task.thresholds = [0.6, 0.5, 0.7]
+    found = tasks.answers(task, logits)
+    p = logits.sigmoid()
+    given = p > torch.tensor(task.thresholds)
+    assert [task.read(cell, "") for cell, _ in found] == given.float().tolist()
+    assert [sure for _, sure in found] == pytest.approx(torch.where(given, p, 1 - p).prod(1).tolist())
+    score = Regression(["score"])
+    assert tasks.answers(score, torch.tensor([[3.25], [-1e-7]])) == [("3.25", None), ("-1e-07", None)]
 
 
 # ---- a toy task: spans -------------------------------------------------------------------------------------
