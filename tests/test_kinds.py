@@ -449,22 +449,21 @@ def test_bare_tensors_teach_every_task(made, tmp_path):
         for logits, out in ((tmp_path / "bare.pt", "one"), ("logits/train.pt", "two")):
             run("distill", f"{LABELLED} --logits {logits} {STUDENT} --epochs 2 --embeddings random "
                            f"--output-dir {tmp_path / out}")
-        one, two = (read(tmp_path / name / "tiny-v60-random/student.pt")["weights"] for name in ("one", "two"))
+        one, two = (read(tmp_path / out / "tiny-v60-random/student.pt")["weights"] for out in ("one", "two"))
         assert all(torch.equal(one[name], two[name]) for name in one)
 
 
 def test_bare_tensors_that_do_not_belong_are_told(made, tmp_path, capsys):
     folder, kind, _ = made
     logits = read(folder / "logits/train.pt")["logits"]
-    logits = torch.cat([logits, logits], 1)
-    torch.save(logits, tmp_path / "wide.pt")
+    torch.save(torch.cat([logits, logits], 1), tmp_path / "wide.pt")
     with inside(folder):
         rows = read_examples("train.tsv")
         target = rows.targets(tasks.make(KINDS[kind], rows.cells(), "train.tsv"))[0].view(200, -1)
         logits = target if kind == "regression" else 4 * target - 2
         torch.save(logits.roll(1, 0), tmp_path / "shifted.pt")
         flags = f"{LABELLED} {STUDENT} --epochs 1 --output-dir {tmp_path} --logits"
-        refused(lambda: run("distill", f"{flags} {tmp_path / 'wide.pt'}"), f"{logits.size(1)} columns")
+        refused(lambda: run("distill", f"{flags} {tmp_path / 'wide.pt'}"), f"{2 * logits.size(1)} columns")
         capsys.readouterr()
         run("distill", f"{flags} {tmp_path / 'shifted.pt'}")
         assert "the row after" in capsys.readouterr().err
