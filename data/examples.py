@@ -27,7 +27,7 @@ from data.labels import refuse_near_columns
 from runtime import UserError
 
 TEXT_COLUMNS = ("text", "document")
-ANSWER_COLUMNS = ("label",)  # of each kind of task in tasks.py
+ANSWER_COLUMNS = ("label", "labels", "score")  # of each kind of task in tasks.py
 CHUNK = 8192  # rows that stream_examples yields at a time
 LONGEST = 2**24  # bytes of a line
 CR_ALONE = "a CR without LF; if its lines end so, convert them: tr '\\r' '\\n' < FILE > NEW"
