@@ -48,7 +48,7 @@ def parse_args(argv=None):
     arg("--teacher", nargs="+", metavar="FILE",
         help="models that produced --logits (used to verify them); default: the paths stored in the logits")
     arg("--valid", required=True, metavar="FILE", help="labelled texts that choose the best epoch")
-    flags.add_columns(arg)
+    flags.add_columns(arg, task=True)
     # artifacts
     arg("--tokenizer", required=True, nargs="+", metavar="DIR", help="+ folder with tokenizer.json")
     flags.add_run(arg, "students")
@@ -151,7 +151,7 @@ def new_student(settings: dict, tokenizer: Tokenizer, vectors, task, args, devic
     config = StudentConfig(
         tokenizer.get_vocab_size(), len(task.names), *dimensions(settings), settings["num_layers"],
         settings["dropout"], settings["pooling"], settings["head"], args.max_length,
-        tokenizer.token_to_id("[PAD]"), tokenizer.token_to_id("[UNK]"))
+        tokenizer.token_to_id("[PAD]"), tokenizer.token_to_id("[UNK]"), **task.config)
     student = Student(config, tokenizer, task.names, tasks.name_of(task)).to(device)
     if vectors is not None:
         # All ranks take rank 0's result: the signs of eigenvectors differ between processors.
@@ -195,8 +195,9 @@ def train(run: runtime.Run, student: Student, settings: dict, store, valid, data
             progress = runtime.Progress("validate", len(valid), "texts")
             logits = logits_in_order(student, valid, 4 * args.max_tokens, run.precision, progress)  # (N, C)
             progress.close()
+            calibration = task.calibrate(logits, data.valid_target)
             if run.best(tasks.judge(task, logits, data.valid_target), task.best):
-                student.config.temperature = task.fit_temperature(logits, data.valid_target)
+                vars(student.config).update(calibration)
                 if RANK == 0:
                     student.save(run.artifact, scores=run.at["best"], made_by=run.made_by)
 
@@ -312,7 +313,7 @@ def main(args):
         runtime.be_deterministic()
     output = Path(args.output_dir)
     grid = grid_settings(args)
-    data = read_training_set(args, tasks.make, load)
+    data = read_training_set(args, tasks, load)
     tasks.apply_flags(data.task, args, data.answers, data.valid.answers)
     if 1 in args.alpha and not data.labelled:
         raise UserError("--alpha 1 trains on labels alone, but no --train file has any")

@@ -34,7 +34,7 @@ def parse_args(argv=None):
     again.add_argument("--check", type=flags.count, metavar="N",
                        help="write nothing: compute N random rows again and compare")
     # data
-    flags.add_columns(arg, "label if there; only to print the teacher's accuracy")
+    flags.add_columns(arg, "label, labels or score if there; only to print how good they are", task=True)
     # machine
     arg("--max-tokens", type=flags.count, default=8192,
         help="tokens per batch, padding included (default: %(default)s)")
@@ -86,6 +86,13 @@ def load_teachers(paths: list[str], device) -> list:
     return teachers
 
 
+def task_of(teachers: list, file: Survey, args):
+    """The task of the teachers, which is that of the file's answers. A single one has its thresholds."""
+    model, path = teachers[0], args.teacher[0]
+    task = tasks.make(file.column, {}, file.path, (model.task, model.label_names, path), args.task)
+    return tasks.of_model(model, path) if len(teachers) == 1 else task
+
+
 def settings_of(made_by: list[dict], dtype: str) -> dict:
     """What logits depend on, under names that a message can list. made_by: fingerprints() of each teacher."""
     return {f"the {name} of teacher {i}": value for i, one in enumerate(made_by, 1)
@@ -114,7 +121,7 @@ class Dump:
         self.path, self.args, self.device = path, args, device
         self.blocks = path.with_name(f".{path.stem}.blocks")
         self.tombstone = self.blocks / "overwrite"  # so that a killed --overwrite does not keep the old file
-        self.task = tasks.of_name(teachers[0].task, teachers[0].label_names, args.teacher[0])
+        self.task = task_of(teachers, file, args)
         self.settings = settings_of(made_by, args.dtype)
         replaced = args.overwrite or (self.tombstone.exists() and not args.check)
         self.old = read_logits(path) if path.exists() and not replaced else None
@@ -236,10 +243,12 @@ def main(args):
     device = runtime.connect(runtime.pick_device(args.device))
     torch.backends.cudnn.rnn.fp32_precision = "ieee"  # TF32 rounds more than --check allows
     paths = output_paths(args.data, args.output_dir)
-    columns = args.text_column, args.text2_column, args.label_column
+    columns = tasks.columns(args)
     files = [survey(file, *columns) for file in args.data]
     teachers = load_teachers(args.teacher, device)
-    task = tasks.of_name(teachers[0].task, teachers[0].label_names, args.teacher[0])
+    for file in files:
+        task = task_of(teachers, file, args)
+        file.refuse_other_answers(task, *columns)
     print(*look.files(files, columns, task), sep="\n")
     print(look.tokenizers({path: (teacher.tokenizer, teacher.reads) for path, teacher in zip(
         args.teacher, teachers, strict=True)}, files))
@@ -249,7 +258,6 @@ def main(args):
         if not args.check:
             runtime.lock(path.with_name(f".{path.stem}.lock"), path.name)
         dumps.append(Dump(file, columns, teachers, made_by, path, args, device))
-        file.refuse_other_answers(dumps[-1].task, *columns)
     for dump in dumps:
         if args.overwrite and RANK == 0:
             shutil.rmtree(dump.blocks, ignore_errors=True)

@@ -26,7 +26,7 @@ def parse_args(argv=None):
     arg("models", nargs="*", metavar="MODEL.pt",
         help="student.pt or teacher.pt; the first model is the reference")
     arg("--data", required=True, metavar="FILE", help="labelled texts (.tsv .csv .jsonl, also .gz)")
-    flags.add_columns(arg, "label")
+    flags.add_columns(arg, "label, labels or score", task=True)
     arg("--logits", metavar="FILE", help="cached logits of --data: adds the teacher without running it")
     arg("--seen", nargs="+", default=[], metavar="FILE",
         help="training files: texts of --data that occur there too are counted, and scored without")
@@ -59,7 +59,7 @@ import tasks
 from data.examples import Examples, read_examples
 from data.logits import bare_order, compare_with_labels, read_logits_of, refuse_other_columns
 from runtime import UserError
-from student import Student, StudentError, decode, probabilities
+from student import Student, StudentError
 from teacher import Teacher
 
 CHUNK = 8192  # texts between two steps of the progress line
@@ -95,19 +95,18 @@ def assess(args, examples: Examples, device) -> tuple:
     """(task, target (N, …), results): of each model its logits, its statistics per row, and its speed."""
     loaders = {"teacher": Teacher.load, "student": Student.load}
     models = [runtime.load_model(path, loaders, device) for path in args.models]
-    columns = args.text_column, args.text2_column, args.label_column
+    columns = tasks.columns(args)
     cached = read_logits_of(args.logits, examples, columns, args) if args.logits else None
-    if models:
-        task = tasks.of_name(models[0].task, models[0].label_names, args.models[0])
-    else:
-        task = tasks.make(examples.column, examples.cells(), args.data,
-                          None if cached.bare else (cached.task, cached.names, cached.path))
+    stored = (models[0].task, models[0].label_names, args.models[0]) if models else \
+        None if cached.bare else (cached.task, cached.names, cached.path)
+    task = tasks.make(examples.column, examples.cells(), args.data, stored, args.task)
     target, _ = examples.targets(task, every_row=True)
     results = []
     for path, model in zip(args.models, models, strict=True):
         order = columns_of(path, model.task, model.label_names, task)
         logits, speed = run_model(path, model, examples)
-        result = {"model": path, "logits": logits[:, order], **speed}
+        result = {"model": path, "task": tasks.of_model(model, path, task.names), "logits": logits[:, order],
+                  **speed}
         if isinstance(model, Student):
             raw = tasks.judge(task, result["logits"] * model.config.temperature, target)
             result |= {"ece_uncalibrated": raw["ece"]} if "ece" in raw else {}
@@ -116,20 +115,19 @@ def assess(args, examples: Examples, device) -> tuple:
         kind, names = cached.task, cached.names
         if cached.bare:
             kind, names = tasks.name_of(task), bare_order(task)
-        refuse_other_columns(cached, names)
+        refuse_other_columns(cached, type(task)(names))
         order = columns_of(args.logits, kind, names, task)
         if cached.bare:
             compare_with_labels(cached, examples.take(range(min(CHUNK, len(examples)))), type(task)(names))
-        results.append({"model": args.logits, "logits": cached.values.float()[:, order]})
+        results.append({"model": args.logits, "task": task, "logits": cached.values.float()[:, order]})
     return task, target, results
 
 
 def score(task, target, results: list[dict], unseen: torch.Tensor) -> None:
     """Add scores, intervals, the difference to the first model and agreement with it to each result."""
-    kind = tasks.name_of(task)
     for result in results:
-        result["statistics"] = task.statistics(result["logits"], target)
-        result["answers"] = decode(probabilities(result["logits"], kind), task.names, kind)
+        result["statistics"] = result["task"].statistics(result["logits"], target)
+        result["answers"] = tasks.answers(result["task"], result["logits"])
     intervals = tasks.bootstrap(task, [result["statistics"] for result in results])
     first = results[0]
     for result, interval in zip(results, intervals, strict=True):
@@ -137,23 +135,39 @@ def score(task, target, results: list[dict], unseen: torch.Tensor) -> None:
         result["interval"] = interval[task.best]
         if result is not first:
             result["difference"] = (result[task.best] - first[task.best], *interval["difference"])
-        result["agreement"] = statistics.fmean(
-            mine[0] == other[0] for mine, other in zip(result["answers"], first["answers"], strict=True))
+        if first["answers"][0][1] is not None:  # scores are hardly ever equal
+            result["agreement"] = statistics.fmean(
+                mine[0] == other[0] for mine, other in zip(result["answers"], first["answers"], strict=True))
+        if hasattr(task, "each"):
+            result["labels"] = each_label(result, len(target))
         result["bytes"] = Path(result["model"]).stat().st_size
         if unseen.any() and not unseen.all():
             result["unseen"] = task.scores(result["statistics"][unseen].mean(0))[task.best].item()
 
 
+def each_label(result: dict, rows: int) -> list[dict]:
+    """Of each label support (rows that have it), precision, recall, F1, and the threshold if it has one."""
+    task, means = result["task"], result["statistics"].mean(0)
+    columns = {name: values.tolist() for name, values in task.each(means).items()}
+    columns["support"] = [round(share * rows) for share in columns["support"]]
+    columns |= {"threshold": task.thresholds} if task.thresholds else {}
+    return [{"label": name, **{key: values[i] for key, values in columns.items()}}
+            for i, name in enumerate(task.names)]
+
+
 # ---- output ------------------------------------------------------------------------------------------------
 
-PERCENT = ("accuracy", "unseen", "agreement")
+PERCENT = ("accuracy", "exact", "agreement")
 TITLES = {"unseen": "unseen only", "interval": "95 % interval", "difference": "difference (95 %)",
-          "macro_f1": "macro-F1", "log_loss": "log loss", "ece": "ECE", "ece_uncalibrated": "ECE, T = 1",
+          "macro_f1": "macro-F1", "micro_f1": "micro-F1", "f1": "F1", "exact": "exact match",
+          "pearson": "Pearson", "spearman": "Spearman", "mse": "MSE", "log_loss": "log loss", "ece": "ECE",
+          "ece_uncalibrated": "ECE, T = 1",
           "texts_per_second": "texts/s", "ms_per_text": "ms/text"}
 
 
 def shown(name: str, value, best: str) -> str:
     scale, digits, sign = (100, 2, "%") if best in PERCENT else (1, 4, "")
+    name = best if name == "unseen" else name
     if name == "interval":
         return "–".join(f"{scale * end:.{digits}f}{sign}" for end in value)
     if name == "difference":
@@ -161,7 +175,7 @@ def shown(name: str, value, best: str) -> str:
         return f"{middle} ({low} … {high})"
     if isinstance(value, str):
         return value
-    if name in ("parameters", "bytes", "texts_per_second"):
+    if name in ("parameters", "bytes", "texts_per_second", "support"):
         return f"{value:,.0f}"
     return f"{value:.2%}" if name in PERCENT else f"{value:.2f}" if name == "ms_per_text" else f"{value:.4f}"
 
@@ -173,9 +187,18 @@ def table(results: list[dict], task, every: bool, markdown: bool) -> str:
     keys += ["parameters", "bytes", "texts_per_second", "ms_per_text"]
     keys = [key for key in keys if any(key in result for result in results)]
     keys = [key for key in keys if key != "agreement" or len(results) > 1]
+    return aligned(keys, results, task.best, markdown)
+
+
+def table_of_labels(results: list[dict], markdown: bool) -> str:
+    """One line for each model and label."""
+    rows = [{"model": result["model"], **row} for result in results for row in result["labels"]]
+    return aligned(list({key: 0 for row in rows for key in row}), rows, "", markdown)
+
+
+def aligned(keys: list[str], rows: list[dict], best: str, markdown: bool) -> str:
     lines = [[TITLES.get(key, key) for key in keys]]
-    lines += [[shown(key, result[key], task.best) if key in result else "–" for key in keys]
-              for result in results]
+    lines += [[shown(key, row[key], best) if key in row else "–" for key in keys] for row in rows]
     if markdown:
         lines.insert(1, ["---"] + ["---:"] * (len(keys) - 1))
         return "\n".join("| " + " | ".join(line) + " |" for line in lines)
@@ -185,16 +208,17 @@ def table(results: list[dict], task, every: bool, markdown: bool) -> str:
 
 
 def write_errors(path: str, task, target, results: list[dict], examples: Examples) -> int:
-    """The mistakes of every model, those of the largest loss first; returns how many."""
-    rows = []
+    """The mistakes of every model (of scores: all rows), the largest loss first; returns how many."""
+    rows, targets = [], target.tolist()
     for result in results:
         losses = task.hard(result["logits"], target).tolist()
         for i, (answer, confidence) in enumerate(result["answers"]):
-            if answer != examples.answers[i]:
+            if confidence is None or task.read(answer, "") != targets[i]:
                 pair = [] if examples.texts2 is None else [examples.texts2[i]]
                 rows.append((losses[i], [
                     result["model"], str(i), examples.ids[i] if examples.ids else "", examples.answers[i],
-                    answer, f"{confidence:.4f}", f"{losses[i]:.4f}", examples.texts[i], *pair]))
+                    answer, "" if confidence is None else f"{confidence:.4f}", f"{losses[i]:.4f}",
+                    examples.texts[i], *pair]))
     rows.sort(key=lambda row: -row[0])
     header = ["model", "row", "id", task.column, "predicted", "confidence", "loss", "text"]
     header += [] if examples.texts2 is None else ["text2"]
@@ -212,7 +236,7 @@ def text_keys(examples: Examples) -> list:
 
 def main(args):
     device = runtime.pick_device(args.device)
-    examples = read_examples(args.data, args.text_column, args.text2_column, args.label_column)
+    examples = read_examples(args.data, *tasks.columns(args))
     if args.errors:
         runtime.refuse_to_overwrite_inputs([args.data, *args.seen, *args.models, args.logits],
                                            [Path(args.errors)])
@@ -230,16 +254,19 @@ def main(args):
     commonest = Counter(examples.answers).most_common(1)[0][1] / len(examples)
     machine, leaked = runtime.machine(device), int((~unseen).sum())
     if args.json:
-        hidden = ("logits", "statistics", "answers")
+        hidden = ("task", "logits", "statistics", "answers")
         print(json.dumps({
             "data": args.data, "rows": len(examples), "commonest": commonest,
             "seen_rows": leaked if args.seen else None, **machine,
             "models": [{key: result[key] for key in result if key not in hidden} for result in results],
         }, ensure_ascii=False, indent=1))
     else:
-        print(f"{args.data}: {len(examples):,} rows, labels {task.names}, the commonest answer "
-              f"{commonest:.2%}; {machine['hardware']}, {machine['threads']} threads\n")
+        print(f"{args.data}: {len(examples):,} rows, "
+              + (f"labels {task.names}, the commonest answer {commonest:.2%}; " * hasattr(task, "counts"))
+              + f"{machine['hardware']}, {machine['threads']} threads\n")
         print(table(results, task, args.all, args.markdown))
+        if args.all and hasattr(task, "each"):
+            print(f"\n{table_of_labels(results, args.markdown)}")
         if args.seen:
             print(f"\n{leaked:,} of {len(examples):,} texts ({leaked / len(examples):.2%}) also occur in "
                   f"{', '.join(args.seen)}"

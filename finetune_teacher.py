@@ -34,7 +34,7 @@ def parse_args(argv=None):
     arg("--teacher", nargs="+", metavar="FILE",
         help="models that produced --logits (used to verify them); default: the paths stored in the logits")
     arg("--valid", required=True, metavar="FILE", help="labelled texts that choose the best epoch")
-    flags.add_columns(arg, "label")
+    flags.add_columns(arg, "label, labels or score", task=True)
     # artifacts
     arg("--checkpoint", metavar="DIR|ID", help="published BERT, ELECTRA, RoBERTa or DistilBERT weights "
         "(default: models/encoder, a small Korean ELECTRA)")
@@ -140,7 +140,7 @@ def new_teacher(args, task) -> Teacher:
         layers, hidden, heads = (int(value) for value in args.scratch.split(","))
         config = TeacherConfig("bert", tokenizer.get_vocab_size(), hidden, layers, heads, 4 * hidden, hidden,
                                max_positions=512, type_vocab_size=2, num_labels=len(task.names),
-                               pad_id=tokenizer.token_to_id("[PAD]"))
+                               pad_id=tokenizer.token_to_id("[PAD]"), **task.config)
     except ValueError as error:
         raise UserError(f"--scratch {args.scratch}: layers,width,heads as in 2,128,4 are needed "
                         f"({error})") from None
@@ -154,7 +154,7 @@ def prepare_teacher(args, data) -> Teacher:
         report = shortened(teacher, args.max_length)
     else:
         teacher, report = load_checkpoint(args.checkpoint, data.task.names, args.max_length,
-                                          task=tasks.name_of(data.task))
+                                          task=tasks.name_of(data.task), **data.task.config)
     for line in report:
         print(line)
     if args.epochs == 0 and (args.scratch or any(line.startswith("starts fresh") for line in report)):
@@ -217,7 +217,9 @@ def judge(run: runtime.Run, teacher: Teacher, valid, data, args) -> None:
     progress = runtime.Progress("validate", len(valid), "texts")
     logits = logits_in_order(teacher, valid, 4 * args.max_tokens, run.precision, progress)
     progress.close()
+    data.task.calibrate(logits, data.valid_target)  # a teacher keeps the thresholds alone
     if run.best(tasks.judge(data.task, logits, data.valid_target), data.task.best):
+        teacher.config.thresholds = data.task.thresholds
         teacher.save(run.artifact, scores=run.at["best"], epoch=run.at["best"]["epoch"], made_by=run.made_by)
 
 
@@ -227,7 +229,7 @@ def main(args):
     if args.deterministic:
         runtime.be_deterministic()
     output = Path(args.output_dir)
-    data = read_training_set(args, tasks.make, load)
+    data = read_training_set(args, tasks, load)
     teacher = prepare_teacher(args, data)
     source = args.checkpoint or args.tokenizer
     print(look.tokenizers({source: (teacher.tokenizer, teacher.reads)}, data.files))

@@ -18,6 +18,7 @@ def number(kind, low: float, high: float, text: str, open_low=False, open_high=F
     return parse
 
 
+TASKS = ("classification", "multilabel", "regression")  # those of tasks.py: label, labels, score
 LARGEST = 2**31 - 1
 count = number(int, 1, LARGEST, f"a whole number from 1 to {LARGEST}")
 natural = number(int, 0, LARGEST, f"a whole number from 0 to {LARGEST}")
@@ -29,11 +30,13 @@ weight = number(float, 0, 1, "a number in [0, 1]")
 factor = number(float, 0, 1, "a number in (0, 1]", open_low=True)
 
 
-def add_columns(arg, answers="label if there") -> None:
+def add_columns(arg, answers="label, labels or score if there", task=False) -> None:
     arg("--text-column", metavar="NAME", help="default: text or document")
     arg("--text2-column", metavar="NAME", help="second text of a pair; default: text2 if there")
     if answers:
         arg("--label-column", metavar="NAME", help=f"default: {answers}")
+    if task:
+        arg("--task", choices=TASKS, help="what the answers are; default: as their column is called")
 
 
 def add_device(arg) -> None:
@@ -66,7 +69,7 @@ def add_task(arg) -> None:
     arg("--class-weights", choices=["balanced"],
         help="in the labels' loss a rare class counts as much as a common one")
     arg("--best", metavar="SCORE",
-        help="score of --valid that chooses the epoch, such as macro_f1 (default: the task's, accuracy)")
+        help="score of --valid that chooses the epoch, such as macro_f1 (default: the task's own)")
 
 
 def add_optimizer(arg, warmup: float, clip: float = 1.0) -> None:

@@ -91,18 +91,45 @@ class LibraryError(StudentError):
     """A library that is too old for this file, or for a student.pt."""
 
 
-PROBABILITIES = {"classification": lambda logits: logits.softmax(-1)}
+PROBABILITIES = {"classification": lambda logits: logits.softmax(-1), "multilabel": torch.sigmoid,
+                 "regression": lambda logits: logits}  # scores have none: they are the logits
 
 
 def probabilities(logits, task: str):
-    """Logits (N, C), divided by the temperature -> probabilities (N, C)."""
+    """Logits (N, C), divided by the temperature -> probabilities (N, C), or scores (N, 1)."""
     return PROBABILITIES[task](logits)
 
 
-def decode(probabilities, names: list[str], task: str) -> list[tuple[str, float]]:
-    """Probabilities (N, C) -> for each row the answer, as a data file would have it, and its probability."""
-    best = probabilities.max(-1)
-    return [(names[i], value) for value, i in zip(best.values.tolist(), best.indices.tolist(), strict=True)]
+def exceeding(probabilities, thresholds: list[float] | None):
+    """(N, C) bool: which labels are given, those whose probability is above their threshold, normally 0.5."""
+    return probabilities > probabilities.new_tensor(thresholds or [0.5] * probabilities.size(-1))
+
+
+def chosen(probabilities, names: list[str], task: str, thresholds: list[float] | None = None) -> list:
+    """Probabilities (N, C) -> for each row a label, a list of labels, or a score, as the task has them."""
+    if task == "regression":
+        return probabilities[:, 0].tolist()
+    if task == "multilabel":
+        return [[name for name, given in zip(names, row, strict=True) if given]
+                for row in exceeding(probabilities, thresholds).tolist()]
+    return [names[i] for i in probabilities.argmax(-1).tolist()]
+
+
+def decode(probabilities, names: list[str], task: str, thresholds: list[float] | None = None) -> list[tuple]:
+    """Probabilities (N, C) -> for each row the answer, as a data file would have it, and its probability.
+
+    That of several labels is the probability that these apply and no other, if labels are independent. A
+    score has None.
+    """
+    answers = chosen(probabilities, names, task, thresholds)
+    if task == "regression":
+        return [(f"{score:.6g}", None) for score in answers]
+    if task == "multilabel":
+        commas = any("," in name or name[:1] == "[" for name in names)
+        cells = [json.dumps(row, ensure_ascii=False) if commas else ",".join(row) or "-" for row in answers]
+        sure = torch.where(exceeding(probabilities, thresholds), probabilities, 1 - probabilities).prod(-1)
+        return list(zip(cells, sure.tolist(), strict=True))
+    return list(zip(answers, probabilities.amax(-1).tolist(), strict=True))
 
 
 @dataclass
@@ -121,6 +148,9 @@ class StudentConfig:
     pad_id: int = 0
     blank_id: int = 0  # the one token of a text that has none
     temperature: float = 1.0  # calibration: predict divides logits by it
+    thresholds: list | None = None  # of the probability of each label, where a text has several
+    mean: float | None = None  # of the scores that it was trained on: the head gives standardised ones
+    deviation: float | None = None
 
     def __post_init__(self):
         for names, kinds, least, most in (
@@ -130,6 +160,14 @@ class StudentConfig:
             for name in names.split():
                 if type(value := getattr(self, name)) not in kinds or not least <= value <= most:
                     raise StudentError(f"{name} is {reprlib.repr(value)}, must be in [{least}, {most}]")
+        if (cuts := self.thresholds) is not None and not (
+                type(cuts) is list and len(cuts) == self.num_labels
+                and all(type(value) is float and 0 <= value <= 1 for value in cuts)):
+            raise StudentError(f"thresholds are {reprlib.repr(cuts)}, must be one number in [0, 1] per label")
+        if (unit := [self.mean, self.deviation]) != [None, None] and not (
+                all(type(value) is float and abs(value) < 1e39 for value in unit) and self.deviation > 0):
+            raise StudentError(f"mean and deviation are {reprlib.repr(unit)}, must be finite, the second "
+                               f"positive")
         for name, choices in (("pooling", POOLINGS), ("head", HEADS)):
             if (value := getattr(self, name)) not in choices:
                 raise StudentError(f"{name} is {reprlib.repr(value)}, must be one of {', '.join(choices)}")
@@ -381,7 +419,10 @@ class Student(nn.Module):
             pooled = torch.cat([ahead[-1], behind[-1]], 1)  # (B, 2H)
         else:
             pooled = torch.cat([take(ahead, last), take(behind, last)], 2)[0]
-        return self.head(self.dropout(pooled))
+        logits = self.head(self.dropout(pooled))
+        if self.config.deviation is None:
+            return logits
+        return logits.float() * self.config.deviation + self.config.mean  # bf16 has few digits
 
     def pool(self, states, padding):
         """states (T, B, 2H), padding (T, B or 1, 1) -> (B, 2H)."""
@@ -395,7 +436,8 @@ class Student(nn.Module):
 
     def predict(self, texts: list[str], texts2: list[str] | None = None, max_tokens: int = 8192,
                 precision: str = "fp32") -> torch.Tensor:
-        """Probabilities (N, C) on the CPU, float32, of `texts` (of pairs, if texts2 is given), in order.
+        """Probabilities (N, C) on the CPU, float32, of `texts` (of pairs, if texts2 is given), in order. Of a
+        student of scores, these (N, 1).
 
         Rows run in batches of similar length, at most max_tokens tokens each; on the CPU in as many threads
         as PyTorch is set to, fewer than SHARE texts per thread in one. Precision "bf16" suits processors that
@@ -408,6 +450,12 @@ class Student(nn.Module):
                precision: str = "fp32") -> torch.Tensor:
         """Logits (N, C), divided by the temperature, of which predict gives the probabilities."""
         return self._predict(texts, texts2, max_tokens, precision, lambda logits: logits)
+
+    def answers(self, texts: list[str], texts2: list[str] | None = None, max_tokens: int = 8192,
+                precision: str = "fp32") -> list:
+        """Of each text, or pair: its label, a string; its labels, a list of them; or its score, a float."""
+        found = self.predict(texts, texts2, max_tokens, precision)
+        return chosen(found, self.label_names, self.task, self.config.thresholds)
 
     def _predict(self, texts, texts2, max_tokens: int, precision: str, finish) -> torch.Tensor:
         """finish(logits (B, C) of a batch) of all rows."""
@@ -492,7 +540,8 @@ class Student(nn.Module):
         if not all(tensor.isfinite().all() for tensor in [*weights.values(), *scales.values()]):
             raise StudentError(f"weights exceed the range of {precision}; nothing was written")
         packed = torch.frombuffer(bytearray(pack_tokenizer(self.tokenizer)), dtype=torch.uint8)
-        torch.save({"kind": "student", "format": FORMAT, "config": asdict(self.config),
+        config = {name: value for name, value in asdict(self.config).items() if value is not None}
+        torch.save({"kind": "student", "format": FORMAT, "config": config,
                     "precision": precision, "weights": weights, "scales": scales, "tokenizer": packed,
                     "label_names": self.label_names, "task": self.task, **extra}, content := io.BytesIO())
         return content.getvalue()
@@ -619,9 +668,9 @@ def main(args):
             end = "Ctrl-Z and Enter end" if os.name == "nt" else "Ctrl-D ends"
             print(f"one text per line; {end} the input", file=sys.stderr)
     for texts in [args.text] if args.text else incoming(sys.stdin.buffer):
-        answers = decode(student.predict(texts), names, student.task)
+        answers = decode(student.predict(texts), names, student.task, student.config.thresholds)
         for text, (answer, confidence) in zip(texts, answers, strict=True):
-            print(f"{answer}\t{confidence:.4f}\t{one_field(text)}")
+            print(answer, *([] if confidence is None else [f"{confidence:.4f}"]), one_field(text), sep="\t")
         sys.stdout.flush()
 
 

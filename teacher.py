@@ -14,6 +14,7 @@ import hashlib
 import math
 import os
 import re
+from collections import defaultdict
 from dataclasses import asdict, dataclass
 from functools import partial
 from pathlib import Path
@@ -37,6 +38,11 @@ REQUIRED = ("vocab_size", "hidden_size", "num_layers", "num_heads", "intermediat
 # pooler and classifier, ElectraClassificationHead, RobertaClassificationHead, DistilBERT's pre_classifier.
 HEADS = {"bert": ("tanh", False), "electra": ("gelu", True), "roberta": ("tanh", True),
          "distilbert": ("relu", False)}
+# student.py, which must work alone, has the same; a task that is not here has those of a classification.
+PROBABILITIES = defaultdict(lambda: lambda logits: logits.softmax(-1), multilabel=torch.sigmoid,
+                            regression=lambda logits: logits)
+PROBLEMS = {"multi_label_classification": "multilabel", "regression": "regression",
+            "single_label_classification": "classification"}  # problem_type in config.json -> task
 WEIGHTS = ("pytorch_model.bin", "model.safetensors")  # the first that a folder has is read
 
 
@@ -62,6 +68,9 @@ class TeacherConfig:
     initializer_range: float = 0.02
     pad_id: int = 0
     position_offset: int = 0  # index of the first token's position embedding
+    thresholds: list | None = None  # of the probability of each label, where a text has several
+    mean: float | None = None  # of the scores that it was trained on: the head gives standardised ones
+    deviation: float | None = None
 
     def __post_init__(self):
         for name, allowed in (("family", HEADS), ("activation", ACTIVATIONS)):
@@ -76,6 +85,13 @@ class TeacherConfig:
             for name in names.split():
                 if not isinstance(value := getattr(self, name), kinds) or not least <= value <= most:
                     raise ValueError(f"{name} is {value!r}, must be a number in [{least}, {most}]")
+        if (cuts := self.thresholds) is not None and not (
+                isinstance(cuts, list) and len(cuts) == self.num_labels
+                and all(isinstance(value, float) and 0 <= value <= 1 for value in cuts)):
+            raise ValueError("thresholds must be one number in [0, 1] per label")
+        if (unit := [self.mean, self.deviation]) != [None, None] and not (
+                all(isinstance(value, float) and math.isfinite(value) for value in unit) and unit[1] > 0):
+            raise ValueError("mean and deviation must be finite, the second positive")
         if self.pad_id >= self.vocab_size or self.position_offset >= self.max_positions:
             raise ValueError(f"pad_id {self.pad_id} or position_offset {self.position_offset} is too large")
         if self.hidden_size % self.num_heads:
@@ -206,7 +222,10 @@ class Teacher(nn.Module):
         """The head: first tokens x (B, D) -> logits (B, C)."""
         activation, dropout_first = HEADS[self.config.family]
         x = self.head_dense(self.dropout(x) if dropout_first else x)
-        return self.head_out(self.dropout(ACTIVATIONS[activation](x)))
+        logits = self.head_out(self.dropout(ACTIVATIONS[activation](x)))
+        if self.config.deviation is None:
+            return logits
+        return logits.float() * self.config.deviation + self.config.mean  # bf16 has few digits
 
     def names(self) -> dict[str, list[str]]:
         """The name of each parameter -> its names in a published checkpoint."""
@@ -230,8 +249,8 @@ class Teacher(nn.Module):
         return logits_in_order(self, encoded.to(self.head_out.weight.device), max_tokens, precision)
 
     def predict(self, texts, texts2=None, max_tokens: int = 16384, precision: str = "fp32") -> torch.Tensor:
-        """Class probabilities (N, C) of a classification teacher; the same call as Student.predict."""
-        return self.logits(texts, texts2, max_tokens, precision).softmax(1)
+        """Probabilities (N, C), or scores (N, 1); the same call as Student.predict."""
+        return PROBABILITIES[self.task](self.logits(texts, texts2, max_tokens, precision))
 
     def embeddings_of(self, tokens: list[str]) -> torch.Tensor:
         """(N, E) word embeddings for the tokens of another tokenizer.
@@ -250,7 +269,8 @@ class Teacher(nn.Module):
         """Write teacher.pt; `extra` are further plain values such as scores."""
         self.tokenizer.no_truncation()
         runtime.save({
-            "kind": "teacher", "format": FORMAT, "task": self.task, "config": asdict(self.config),
+            "kind": "teacher", "format": FORMAT, "task": self.task,
+            "config": {name: value for name, value in asdict(self.config).items() if value is not None},
             "weights": {name: tensor.detach().cpu() for name, tensor in self.state_dict().items()},
             "tokenizer": self.tokenizer.to_str(), "label_names": self.label_names,
             "max_length": self.max_length, **extra}, path)
@@ -332,14 +352,16 @@ def setting_names(family: str) -> dict[str, str]:
 
 
 def load_checkpoint(source: str, label_names: list[str], max_length: int, kind: type = Teacher,
-                    task: str = "classification") -> tuple[Teacher, list[str]]:
+                    task: str = "classification", mean: float | None = None,
+                    deviation: float | None = None) -> tuple[Teacher, list[str]]:
     """A Teacher (or a subclass, `kind`) with the weights of a published checkpoint; a report of each tensor.
 
     `source` is a folder, or a model id on the Hugging Face hub. A published head whose id2label lists the
     label names keeps its order of them, whatever their case, spaces and Unicode form; any other (LABEL_0, …)
     is taken to have label_names in their order, and the report says so. A missing head, or one of another
     number of classes or another task, starts from random weights (normal, std = initializer_range); the line
-    of the report that says why begins with "the checkpoint's head". Raises UserError if files do not fit.
+    of the report that says why begins with "the checkpoint's head". A published head of scores is kept, and
+    gives them in units of `deviation` from `mean` inside. Raises UserError if files do not fit.
     """
     folder = Path(source) if os.path.isdir(source) else _from_hub(source)
     if (folder / "adapter_config.json").exists() and not (folder / "config.json").exists():
@@ -350,6 +372,7 @@ def load_checkpoint(source: str, label_names: list[str], max_length: int, kind: 
     if None not in order and sorted(order) == sorted(label_names):
         label_names = order
     config = _config(settings, len(label_names) or 1, folder / "config.json")
+    config.mean, config.deviation = mean, deviation
     tokenizer = load_tokenizer(folder, config.family)
     file, tensors = _read_weights(folder)
     tensors, outside, prefix = _without_prefix(tensors, config.family)
@@ -368,13 +391,22 @@ def load_checkpoint(source: str, label_names: list[str], max_length: int, kind: 
         outside |= {name: tensors.pop(name) for name in [*tensors]
                     if name.startswith(head.removesuffix("weight"))}
     weights, used, fresh = _match(teacher, tensors, file)
+    if deviation is not None and "head_out.weight" not in fresh:
+        unit = settings.get("target_deviation", 1.0), settings.get("target_mean", 0.0)
+        if not all(isinstance(value, float) and math.isfinite(value) for value in unit):
+            raise UserError(f"{folder / 'config.json'}: target_deviation and target_mean are {unit}, must be "
+                            f"finite numbers")
+        scale, shift = unit
+        weights["head_out.weight"] *= scale / deviation
+        weights["head_out.bias"] = (weights["head_out.bias"] * scale + shift - mean) / deviation
     teacher.load_state_dict(weights, assign=True)
     unused = sorted({*tensors, *outside} - used)
     report = [f"{file}: {len(used)} tensors read, {len(unused)} not used, {len(fresh)} started fresh",
               prefix and f"the prefix {prefix} of the tensors' names is left out", contradiction, unfit,
               unused and f"not used: {', '.join(unused)}", fresh and f"starts fresh: {', '.join(fresh)}"]
     report = [line for line in report if line]
-    if published != label_names and label_names and not any(name.startswith("head_") for name in fresh):
+    if published != label_names and label_names and deviation is None \
+            and not any(name.startswith("head_") for name in fresh):
         report.append(f"the head's classes {published or '(no names)'} are taken to be {label_names}, "
                       f"in this order")
     return teacher, report + shortened(teacher, max_length)
@@ -433,13 +465,14 @@ def _head_labels(settings: dict) -> tuple[list[str], str]:
 def _unfit_head(settings: dict, published: list[str], out: torch.Tensor, label_names: list[str],
                 task: str) -> str:
     """Why the published head, whose last layer is `out` (C, D), cannot be used; empty if it can."""
-    kinds = {"multi_label_classification": "multilabel", "regression": "regression"}
     kind = settings.get("problem_type")
-    theirs = kinds.get(kind) or ("regression" if len(out) == 1 else "classification")
-    wanted = "regression" if len(label_names) == 1 else task  # one number, as in pretrain_teacher.py
-    if theirs != wanted:
-        found = f"problem_type {kind} in config.json" if kind in kinds else "it has one output"
-        return f"the checkpoint's head is for {theirs} ({found}), and the task is {wanted}: it is not used"
+    theirs = PROBLEMS.get(kind)
+    if theirs is None:  # as transformers decides, which leaves open what several outputs are
+        theirs = "regression" if len(out) == 1 else "classification" if task == "regression" else task
+    if theirs != task:
+        found = f"problem_type {kind} in config.json" if kind in PROBLEMS else \
+            "it has one output" if len(out) == 1 else f"it has {len(out)} outputs"
+        return f"the checkpoint's head is for {theirs} ({found}), and the task is {task}: it is not used"
     if len(out) != len(label_names):
         return (f"the checkpoint's head has {len(out)} classes {published or '(no names)'}, and the file has "
                 f"{len(label_names)} labels {label_names}: it is not used")

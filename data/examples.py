@@ -1,8 +1,9 @@
 """Read a file of texts, with answers or without: name its rows, fingerprint its texts.
 
 One format in every script: a header and the columns `text` (or `document`), `text2` (the second sentence of
-a pair), `label` and `id`; only the text is required. The ending tells the format: .tsv or .txt (tabs;
-quotation marks have no special meaning), .csv (RFC 4180), .jsonl (one object per line), each also with .gz.
+a pair), `id`, and for the answers `label`, `labels` or `score`; only the text is required. The ending tells
+the format: .tsv or .txt (tabs; quotation marks have no special meaning), .csv (RFC 4180), .jsonl (one object
+per line), each also with .gz.
 UTF-8, with or without BOM, LF or CRLF. Row i of the data (from 0, header not counted) is example i everywhere
 in the kit.
 """
@@ -155,7 +156,8 @@ class Survey:
     def add(self, part: Examples) -> None:
         """Count the next rows."""
         self.answers.update(filter(None, part.answers or ()))
-        self.cells = self.cells | part.cells() | self.cells
+        for cell, place in part.cells().items():
+            self.cells.setdefault(cell, place)
         lines_alone = len(part.header) == 1 and not self.path.lower().removesuffix(".gz").endswith(".csv")
         for row, (text, text2, line) in enumerate(
                 zip(part.texts, part.texts2 or part.texts, part.lines, strict=True), self.rows):
@@ -227,9 +229,11 @@ def fingerprint_of_first(rows: int, path, *columns) -> str:
 
 
 def read_examples(path, text_column=None, text2_column=None, label_column=None) -> Examples:
-    """Read one file whole. Columns are text/document, text2, label by default; one that is named must exist.
+    """Read one file whole. Columns are text/document, text2, label, labels or score by default; one that is
+    named must exist.
 
-    With label_column False there are no answers. Raises UserError `FILE:LINE: what is wrong; what to do`.
+    label_column may also be a tuple of names, of which none need exist; with False there are no answers.
+    Raises UserError `FILE:LINE: what is wrong; what to do`.
     """
     parts = stream_examples(path, text_column, text2_column, label_column)
     whole = next(parts)
@@ -298,11 +302,11 @@ def _table_records(path, name, wanted):
 
 def _columns(where, header, text_column, text2_column, label_column) -> dict:
     """{role: position in the header} of the columns that are there."""
+    named = isinstance(label_column, str)
     wanted = {
         "text": ("--text-column", (text_column,) if text_column else TEXT_COLUMNS, True),
         "text2": ("--text2-column", (text2_column or "text2",), text2_column is not None),
-        "answer": ("--label-column", (label_column,) if label_column else ANSWER_COLUMNS,
-                   label_column is not None),
+        "answer": ("--label-column", (label_column,) if named else label_column or ANSWER_COLUMNS, named),
         "id": (None, ("id",), False),
     }
     if label_column is False:
@@ -313,8 +317,9 @@ def _columns(where, header, text_column, text2_column, label_column) -> dict:
         if len(found) > 1:
             raise UserError(f"{where}: column {' or '.join(names)} occurs {len(found)} times; keep one, "
                             f"or name another with {flag}")
-        if not found and key != "id":
-            refuse_near_columns(where, header, names, flag)
+        if not found and key != "id":  # with --task, the column of another task is not a near one
+            others = () if key != "answer" or named else ANSWER_COLUMNS
+            refuse_near_columns(where, [name for name in header if name not in others], names, flag)
         if required and not found and len(header) == 1 and re.search("[,;\t|]", header[0]):
             raise UserError(f"{where}: the only column is {header[0]!r}; columns are separated by tabs in "
                             f".tsv, by commas in .csv")
@@ -395,7 +400,7 @@ def _json_records(path, wanted):
             new = _columns(f"{path}:{number}", [*columns.values(), *late], *wanted)
             if new.keys() - columns:
                 raise UserError(f"{path}:{number}: has {late[0]!r}, which the first object has not; give "
-                                f"every object the same keys (null: no label)")
+                                f"every object the same keys (null: no answer)")
             seen.update(late)
         yield number, *[_json_field(f"{path}:{number}", record, key, name) for key, name in columns.items()]
     if columns is None:
@@ -408,6 +413,10 @@ def _json_field(where, record, key, name) -> str:
         if not value.isascii() and any("\ud800" <= character <= "\udfff" for character in value):
             raise UserError(f"{where}: {name!r} holds half of a surrogate pair, which is not text")
         return value
+    if key == "answer" and name != "label" and isinstance(value, list) \
+            and all(isinstance(each, (str, int)) for each in value):
+        return json.dumps([each if isinstance(each, str) else str(int(each)) for each in value],
+                          ensure_ascii=False)
     if key in ("answer", "id"):
         if value is None:
             return ""

@@ -4,6 +4,7 @@ A reader takes `0` and `0 ` for the same label, and 긍정 composed (NFC) and de
 not. What is surely a mistake is refused, what may be one is a warning, each with its line.
 """
 
+import json
 import re
 import unicodedata
 
@@ -44,6 +45,37 @@ def alike(name: str, names) -> str | None:
     """The one of `names` that a reader could take `name` for."""
     return next((other for other in names if same(other) == same(name)), None) or next(
         (other for other in names if visible(other).casefold() == visible(name).casefold()), None)
+
+
+def in_order(names) -> list[str]:
+    """Whole numbers in numeric order, other labels alphabetically."""
+    if all(re.fullmatch(r"-?\d{1,18}", name) for name in names):
+        return sorted(names, key=lambda name: (int(name), name))
+    return sorted(names)
+
+
+def split(cell: str) -> list[str]:
+    """The labels in a cell that has several: names with commas between, a JSON list, or "-" for none.
+
+    Raises ValueError.
+    """
+    names = [name.strip() for name in cell.split(",")]
+    if cell[:1] == "[":
+        try:
+            names = json.loads(cell)
+        except (ValueError, RecursionError):
+            names = None
+        if not isinstance(names, list) or not all(isinstance(name, str) for name in names):
+            raise ValueError(f"{cell} is not a list in JSON; write names with commas between")
+    if names in (["-"], []):
+        return []
+    if not all(names):
+        raise ValueError(f"labels {cell!r}: a name is empty; write names with commas between, - for none")
+    if "-" in names:
+        raise ValueError(f"labels {cell!r}: - means none of them and stands alone; correct it")
+    if twice := [name for i, name in enumerate(names) if name in names[:i]]:
+        raise ValueError(f"labels {cell!r}: {twice[0]!r} occurs twice; remove one")
+    return names
 
 
 def judge(cells: dict[str, str]) -> None:

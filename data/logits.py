@@ -18,6 +18,7 @@ from statistics import NormalDist
 import torch
 
 import runtime
+from data import labels
 from data.examples import Examples, fingerprint_of_first, stem
 from runtime import UserError
 
@@ -46,7 +47,7 @@ class Logits:
 
 def bare_order(task) -> list[str]:
     """What the columns of a bare tensor are: the names of the outputs in the order of the sorted labels."""
-    return type(task).survey(task.names, "").names
+    return labels.in_order(task.names)
 
 
 def read_logits(path, rows: int | None = None) -> Logits:
@@ -67,7 +68,7 @@ def read_logits(path, rows: int | None = None) -> Logits:
         raise UserError(f"{path}: holds {what} where a float tensor (rows, classes) is needed; make it one: "
                         f"{conversion(path, code, *load)}")
     if torch.is_tensor(artifact):
-        found = Logits(artifact.detach())
+        found = Logits(artifact.detach().unsqueeze(1) if artifact.dim() == 1 else artifact.detach())
     else:
         runtime.check(artifact, path, "logits", FORMAT, ("logits", "label_names", "texts", "teachers"))
         files = artifact.get("teacher_files")
@@ -127,13 +128,11 @@ def foreign_value(value, rows: int | None) -> tuple[str, str] | None:
     value. `rows`: how many there should be."""
     if torch.is_tensor(value):
         what, x = f"{list(value.shape)} {value.dtype}", "x.float()"
-        if value.dim() == 1:
-            return f"{what}, one number per row (of a sigmoid, for two labels?)", two_columns(value)
         if value.dim() == 3 and 1 in value.shape[:2]:
             return what, f"x.squeeze({0 if value.size(0) == 1 else 1}).float()"
         if value.dim() == 2 and value.size(1) == rows != value.size(0):
             return what, "x.T.float().contiguous()"
-        return (what, x) if value.dim() == 2 and not value.is_floating_point() else None
+        return (what, x) if value.dim() in (1, 2) and not value.is_floating_point() else None
     if isinstance(value, dict) and value and "kind" not in value:
         if "logits" in value:
             return "a dict with 'logits'", "torch.as_tensor(x['logits']).float()"
@@ -154,10 +153,10 @@ def two_columns(values) -> str:
     return f"torch.stack([0 * x.flatten(), {x}], 1).float()"
 
 
-def refuse_other_columns(logits: Logits, names: list[str]) -> None:
-    """A UserError unless there is one column per output."""
-    count = logits.values.size(1)
-    if count == 1 and len(names) == 2:
+def refuse_other_columns(logits: Logits, task) -> None:
+    """A UserError unless there is one column per output of the task."""
+    count, names = logits.values.size(1), task.names
+    if count == 1 and len(names) == 2 and task.column == "label":
         raise UserError(f"{logits.path}: 1 column, but two labels {names} need two; if it is of a sigmoid "
                         f"for {names[1]!r}: {conversion(logits.path, two_columns(logits.values))}")
     if count != len(names):
@@ -216,6 +215,11 @@ def compare_with_labels(logits: Logits, examples: Examples, task) -> None:
 
     task: with its outputs in the order of the columns.
     """
+    if logits.bare and task.column == "labels":
+        values = logits.values[: len(examples)].float()
+        if ((values >= 0) & (values <= 1)).all():
+            runtime.warn(f"{logits.path}: these look like probabilities (all are between 0 and 1), and "
+                         f"logits are needed: {conversion(logits.path, 'torch.logit(x.float(), 1e-6)')}")
     target, known = examples.targets(task)
     rows = known.nonzero()[:, 0]
     words, order = doubt(task, logits.values, rows, target[rows])
@@ -237,7 +241,7 @@ def doubt(task, logits, rows, target) -> tuple[str, list[int]]:
     N, C = logits.shape
     rows = rows[: 2**20 // C]
     n, target = len(rows), target[: len(rows)]
-    if n < 2 or C < 2:
+    if n < 2:
         return "", []
     values, random = logits[rows].float(), torch.Generator().manual_seed(0)
     given = task.statistics(values, target)
@@ -293,8 +297,8 @@ def dump_command(data: str, logits: Logits, args) -> str:
     teachers = getattr(args, "teacher", None) or logits.teacher_files or ["TEACHER.pt"]
     words = ["--teacher", *teachers, "--data", data, "--output-dir", str(written.parent)]
     words += ["--dtype", "float16"] if logits.values.dtype == torch.float16 else []
-    for name in ("text_column", "text2_column", "label_column"):
-        if getattr(args, name) is not None:
+    for name in ("text_column", "text2_column", "label_column", "task"):
+        if getattr(args, name, None) is not None:
             words += [f"--{name.replace('_', '-')}", getattr(args, name)]
     command = f"python dump_logits.py {shlex.join(words)}"
     if written == Path(logits.path):
@@ -305,7 +309,8 @@ def dump_command(data: str, logits: Logits, args) -> str:
 def fingerprints(model) -> dict:
     """All that decides the logits of a text: SHA-256 of config and weights and of the tokenizer, and the
     maximum length."""
-    digest = hashlib.sha256(json.dumps(asdict(model.config), sort_keys=True).encode())
+    config = {name: value for name, value in asdict(model.config).items() if value is not None}
+    digest = hashlib.sha256(json.dumps(config, sort_keys=True).encode())
     for name, tensor in sorted(model.state_dict().items()):
         digest.update(name.encode())
         digest.update(tensor.detach().cpu().contiguous().numpy().data)

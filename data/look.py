@@ -1,10 +1,12 @@
 """A look at files before the work: what a user wants to know before waiting for hours, in a few lines."""
 
 from collections import Counter
+from contextlib import suppress
 from itertools import chain, islice
 
 import numpy as np
 
+from data import labels
 from data.batches import encode
 from data.examples import CHUNK, Survey, stream_examples
 from runtime import warn
@@ -16,17 +18,13 @@ SHOWN = 10  # labels
 def files(found: list[Survey], columns: tuple, task=None) -> list[str]:
     """One or two lines on the rows, the answers and the texts of files, read with these columns.
 
-    The answers are in the order of the task's outputs, or the commonest first.
+    Labels are in the order of the task's outputs, or the commonest first.
     """
     names, counts = ", ".join(file.path for file in found), sum((file.answers for file in found), Counter())
     lines = [f"{names}: {sum(file.rows for file in found):,} rows, {counts.total():,} labelled"]
     if counts:
-        order = {name: i for i, name in enumerate(task.names)} if task else {}
-        shown = sorted(counts.most_common(), key=lambda item: order.get(item[0], len(order)))
-        rest = f", and {len(shown) - SHOWN:,} other labels" if len(shown) > SHOWN else ""
-        lines[0] += ": " + ", ".join(
-            f"{name if name.isprintable() and name == name.strip() else repr(name)}: {count:,}"
-            for name, count in shown[:SHOWN]) + rest
+        column = task.column if task else found[0].column
+        lines[0] += f": {answers(counts, column, getattr(task, 'names', []))}"
     elif other := dict.fromkeys(name for file in found for name in file.head.header):
         lines[0] += f"; the columns are {', '.join(other)}"
     parts = []
@@ -43,6 +41,24 @@ def files(found: list[Survey], columns: tuple, task=None) -> list[str]:
             warn(f"{file.quoted}: a quotation mark opens here and closes in a later row; if the texts have "
                  f"line breaks, save the file as .csv: in .tsv quotation marks have no special meaning")
     return lines
+
+
+def answers(counts: Counter, column: str, names: list[str]) -> str:
+    """What the cells of a column are, {cell: rows}: how often each label occurs, or the range of scores."""
+    with suppress(ValueError):  # a bad cell is refused elsewhere, with its line
+        if column == "score":
+            mean = sum(float(cell) * rows for cell, rows in counts.items()) / counts.total()
+            return f"{min(map(float, counts)):g} to {max(map(float, counts)):g}, mean {mean:.4g}"
+        if column == "labels":
+            cells, counts = counts, Counter()
+            for cell, rows in cells.items():
+                counts.update(dict.fromkeys(labels.split(cell) or ["-"], rows))
+    order = {name: i for i, name in enumerate(names)}
+    shown = sorted(counts.most_common(), key=lambda item: order.get(item[0], len(order)))
+    return ", ".join(
+        f"{name if name.isprintable() and name == name.strip() else repr(name)}: {count:,}"
+        for name, count in shown[:SHOWN]) + (
+        f", and {len(shown) - SHOWN:,} other labels" if len(shown) > SHOWN else "")
 
 
 def duplicates(found: list[Survey], columns: tuple) -> tuple[int, str]:

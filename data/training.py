@@ -76,13 +76,13 @@ class TrainingSet:
         raise IndexError(number)
 
 
-def read_training_set(args, make_task, load) -> TrainingSet:
+def read_training_set(args, tasks, load) -> TrainingSet:
     """Read --train, --valid and --logits, and print what they hold. Raises UserError for everything that can
     be wrong with them.
 
-    make_task(column, cells, where, stored) is tasks.make; load(path) gives a model, to compare teachers.
+    `tasks` is the module; load(path) gives a model, to compare teachers.
     """
-    columns = args.text_column, args.text2_column, args.label_column
+    columns = tasks.columns(args)
     files = [survey(file, *columns) for file in args.train]
     valid = read_examples(args.valid, *columns)
     pairs = {args.valid: valid.texts2 is not None} | {file.path: file.pairs for file in files}
@@ -98,9 +98,9 @@ def read_training_set(args, make_task, load) -> TrainingSet:
     if logits and stored is None:  # bare tensors can teach texts without answers
         cells, where = cells | valid.cells() | cells, f"{where}, {args.valid}"
     column = next((file.column for file in [*files, valid] if file.column), None)
-    task = make_task(column, cells, where, stored)
+    task = tasks.make(column, cells, where, stored, args.task)
     for item, file in zip(logits, files, strict=False):
-        refuse_other_columns(item, task.names)
+        refuse_other_columns(item, task)
         if item.bare:  # dump_logits.py has compared its own
             compare_with_labels(item, file.head, type(task)(bare_order(task)))
         if item.bare and (order := bare_order(task)) != task.names:  # a copy in memory: only if it must be
@@ -111,6 +111,7 @@ def read_training_set(args, make_task, load) -> TrainingSet:
         file.refuse_other_answers(task, *columns)
         if file.fingerprint == surveyed.fingerprint:
             runtime.warn(f"{args.valid} has the texts of {file.path}: it cannot tell which epoch is best")
+    task.fit(sum((file.answers for file in files), Counter()), surveyed.answers)
     read = {
         "the texts of --train": " ".join(file.fingerprint for file in files),
         "the texts of --valid": surveyed.fingerprint,

@@ -4,9 +4,9 @@
     python extra/cascade.py escalate students/base/student.pt --data valid.tsv --logits logits/valid.pt
     python extra/cascade.py escalate a/student.pt b/student.pt … --accuracy 89
 
-disagreements  writes the labelled rows whose label the teacher contradicts, those of the largest loss first:
-               wrong labels are among them. Use logits of a teacher that was not trained on these rows; one
-               that was has learnt their labels.
+disagreements  writes the labelled rows whose label the teacher contradicts, those of the largest loss first
+               (of scores all rows, the largest difference first): wrong labels are among them. Use logits of
+               a teacher that was not trained on these rows; one that was has learnt their labels.
 escalate       prints how accurate a student is together with the teacher, who answers wherever the student is
                less sure than a threshold; with --accuracy also the threshold that suffices for so many
                percent. The threshold is of the probability that Student.predict gives its answer.
@@ -34,7 +34,7 @@ def parse_args(argv=None):
             arg("students", nargs="+", metavar="STUDENT.pt")
         arg("--data", required=True, metavar="FILE", help="texts with answers (.tsv .csv .jsonl, also .gz)")
         arg("--logits", required=True, metavar="FILE", help="the teacher's logits of --data")
-        flags.add_columns(arg, "label")
+        flags.add_columns(arg, "label, labels or score", task=True)
         if name == "disagreements":
             arg("--out", required=True, metavar="FILE.tsv", help="the table to write; an old one is replaced")
         else:
@@ -55,27 +55,20 @@ import torch
 import runtime
 import tasks
 from data.examples import Examples, read_examples
-from data.logits import Logits, bare_order, read_logits_of
+from data.logits import Logits, bare_order, read_logits_of, refuse_other_columns
 from runtime import UserError
-from student import Student, StudentError, decode, probabilities
+from student import Student, StudentError
 
 CHUNK = 8192  # texts between two steps of the progress line
 
 
-def answers_of(logits: torch.Tensor, task) -> list[tuple[str, float]]:
-    """Logits (N, C) -> for each row the answer as a file would have it, and its probability."""
-    name = tasks.name_of(task)
-    return decode(probabilities(logits, name), task.names, name)
-
-
-def task_of(cached: Logits, examples: Examples, student=None):
+def task_of(args, cached: Logits, examples: Examples, student=None):
     """The task of the logits; of a bare tensor that of `student`, (task, names, path), or of the answers."""
-    task = tasks.make(examples.column, examples.cells(), examples.path,
-                      student if cached.bare else (cached.task, cached.names, cached.path))
+    stored = student if cached.bare else (cached.task, cached.names, cached.path)
+    task = tasks.make(examples.column, examples.cells(), examples.path, stored, args.task)
     if cached.bare:
         task = type(task)(bare_order(task))
-    if cached.values.size(1) != len(task.names):
-        raise UserError(f"{cached.path}: {cached.values.size(1)} columns, but the labels are {task.names}")
+    refuse_other_columns(cached, task)
     return task
 
 
@@ -84,19 +77,20 @@ def task_of(cached: Logits, examples: Examples, student=None):
 
 def disagreements(args, examples: Examples, cached: Logits) -> None:
     """Write the rows, ranked as in Northcutt et al. (2021, arXiv 1911.00068) by the label's probability."""
-    task = task_of(cached, examples)
+    task = task_of(args, cached, examples)
     runtime.refuse_to_overwrite_inputs([args.data, args.logits], [Path(args.out)])
     runtime.refuse_device(Path(args.out))
     target, known = examples.targets(task)
     if not known.any():
         raise UserError(f"{args.data}: no row has a {task.column} that the teacher could contradict")
     logits = cached.values.float()
-    losses, rows = task.hard(logits, target).tolist(), []
-    for i, (answer, confidence) in enumerate(answers_of(logits, task)):
-        if known[i] and answer != examples.answers[i]:
+    losses, targets, rows = task.hard(logits, target).tolist(), target.tolist(), []
+    for i, (answer, confidence) in enumerate(tasks.answers(task, logits)):
+        if known[i] and (confidence is None or task.read(answer, "") != targets[i]):
             texts = [column[i] for column in (examples.texts, examples.texts2) if column is not None]
             rows.append((losses[i], [str(i), examples.ids[i] if examples.ids else "", examples.answers[i],
-                                     answer, f"{confidence:.4f}", f"{losses[i]:.4f}", *texts]))
+                                     answer, "" if confidence is None else f"{confidence:.4f}",
+                                     f"{losses[i]:.4f}", *texts]))
     rows.sort(key=lambda row: -row[0])
     header = ["row", "id", task.column, "teacher", "confidence", "loss", "text",
               *([] if examples.texts2 is None else ["text2"])]
@@ -158,26 +152,30 @@ def show(path: str, teacher: str, found: dict, accuracy: float | None) -> None:
 def escalate(args, examples: Examples, cached: Logits) -> None:
     device = runtime.pick_device(args.device)
     students = [Student.load(path, device) for path in args.students]
-    tasks_of = [tasks.of_name(student.task, student.label_names, path)  # outputs in the student's own order
+    tasks_of = [tasks.of_model(student, path)  # outputs in the student's own order
                 for student, path in zip(students, args.students, strict=True)]
-    task = task_of(cached, examples, (students[0].task, students[0].label_names, args.students[0]))
+    task = task_of(args, cached, examples, (students[0].task, students[0].label_names, args.students[0]))
     for path, own in zip(args.students, tasks_of, strict=True):
         if type(own) is not type(task) or sorted(own.names) != sorted(task.names):
             raise UserError(f"{path}: {tasks.name_of(own)}, labels {own.names}, but {args.logits}: "
                             f"{tasks.name_of(task)}, labels {task.names}")
-    examples.targets(task, every_row=True)  # every cell can be read
+    targets = examples.targets(task, every_row=True)[0].tolist()
     texts, texts2 = examples.texts, examples.texts2
 
     def right(found):
-        return torch.tensor([answer == cell for (answer, _), cell in
-                             zip(found, examples.answers, strict=True)])
+        return torch.tensor([task.read(answer, "") == target for (answer, _), target in
+                             zip(found, targets, strict=True)])
 
-    teacher_right, results = right(answers_of(cached.values.float(), task)), []
+    of_teacher, results = tasks.answers(task, cached.values.float()), []
+    if of_teacher[0][1] is None:
+        raise UserError(f"{args.data}: a {task.column} has no probability, so nothing tells which rows to "
+                        f"leave to the teacher")
+    teacher_right = right(of_teacher)
     for path, student, own in zip(args.students, students, tasks_of, strict=True):
         found, progress = [], runtime.Progress(path, len(texts), "texts")
         for i in range(0, len(texts), CHUNK):
             logits = student.logits(texts[i : i + CHUNK], texts2 and texts2[i : i + CHUNK])
-            found += answers_of(logits, own)
+            found += tasks.answers(own, logits)
             progress.add(len(logits))
         progress.close()
         confidence = torch.tensor([value for _, value in found], dtype=torch.double)
@@ -191,7 +189,7 @@ def escalate(args, examples: Examples, cached: Logits) -> None:
 
 
 def main(args):
-    columns = args.text_column, args.text2_column, args.label_column
+    columns = tasks.columns(args)
     examples = read_examples(args.data, *columns)
     cached = read_logits_of(args.logits, examples, columns, args)
     (disagreements if args.command == "disagreements" else escalate)(args, examples, cached)

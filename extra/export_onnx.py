@@ -4,7 +4,8 @@
 
 reads   student.pt; needs one more package: pip install onnx
 writes  base.onnx: input_ids (B, T) and lengths (B,), int64 -> probabilities (B, C), as Student.predict's to
-        1e-5; an empty text has length 0; its metadata hold label_names (JSON), task and blank_id
+        1e-5 (of scores: the scores, (B, 1)); an empty text has length 0; its metadata hold label_names
+        (JSON), task, blank_id, and for several labels per text their thresholds (JSON)
         base.onnx.tokenizer.json: the tokenizer, set to cut and pad texts as the graph needs them
 again   finished files are left alone; different ones are replaced only with --overwrite
 
@@ -34,7 +35,7 @@ import json
 import torch
 
 import runtime
-from student import Student, StudentError, probabilities, write_whole
+from student import Student, StudentError, write_whole
 
 try:
     from onnx import checker, helper, numpy_helper, parser
@@ -81,6 +82,16 @@ HEAD = {
     hidden = Gemm <transB = 1> (pooled, head_0_weight, head_0_bias)
     active = Relu (hidden)
     z = Gemm <transB = 1> (active, head_3_weight, head_3_bias)"""}
+PROBABILITIES = {  # as in student.py
+    "classification": """
+    logits = Div (z, temperature)
+    probabilities = Softmax <axis = -1> (logits)""",
+    "multilabel": """
+    logits = Div (z, temperature)
+    probabilities = Sigmoid (logits)""",
+    "regression": """
+    spread = Mul (z, deviation)
+    probabilities = Add (spread, mean)"""}
 NUMBERS = {"join": [0, 0, -1], "flat": [0, -1], "zero": 0, "one": 1, "axes12": [1, 2], "axes02": [0, 2],
            "time": [0], "one_step": [0, 0, 1, 0], "low": float("-inf")}
 
@@ -95,7 +106,8 @@ def onnx_bytes(student: Student) -> bytes:
     """The ONNX file of a student."""
     config, layers = student.config, ""
     constants = NUMBERS | {name.replace(".", "_"): value for name, value in student.state_dict().items()}
-    constants |= {"temperature": float(config.temperature), "blank": config.blank_id}
+    constants |= {"temperature": float(config.temperature), "blank": config.blank_id,
+                  "mean": config.mean or 0.0, "deviation": config.deviation or 1.0}
     for i, layer in enumerate(student.layers):
         constants |= {f"w{i}": gates(layer, "weight_ih_l0"), f"r{i}": gates(layer, "weight_hh_l0"),
                       f"b{i}": torch.cat([gates(layer, "bias_ih_l0"), gates(layer, "bias_hh_l0")], 1)}
@@ -112,14 +124,14 @@ student (int64[B, T] input_ids, int64[B] lengths) => (float[B, {config.num_label
     tokens = Where (none, blank, longer)
     x0 = Gather (embedding_weight, tokens)
     {layers} {POOLING[config.pooling].format(i=i, next=i + 1)} {HEAD[config.head]}
-    logits = Div (z, temperature)
-    probabilities = Softmax <axis = -1> (logits)
+    {PROBABILITIES[student.task]}
 }}""")
     needed = {name for node in model.graph.node for name in node.input}
     model.graph.initializer.extend(numpy_helper.from_array(torch.as_tensor(value).numpy(force=True), name)
                                    for name, value in constants.items() if name in needed)
+    known = {"thresholds": json.dumps(config.thresholds)} if config.thresholds else {}
     helper.set_model_props(model, {"label_names": json.dumps(student.label_names, ensure_ascii=False),
-                                   "task": student.task, "blank_id": str(config.blank_id)})
+                                   "task": student.task, "blank_id": str(config.blank_id), **known})
     checker.check_model(model, full_check=True)
     return model.SerializeToString(deterministic=True)
 
@@ -127,10 +139,9 @@ student (int64[B, T] input_ids, int64[B] lengths) => (float[B, {config.num_label
 def main(args):
     if parser is None:
         raise runtime.UserError("the package onnx is not installed; run: pip install onnx")
-    student, sample = Student.load(args.student), torch.linspace(-2, 2, 5)
-    if not torch.equal(probabilities(sample, student.task), sample.softmax(-1)):
-        raise runtime.UserError(f"{args.student}: the probabilities of {student.task} are not a softmax, and "
-                                f"the graph knows no other; use Student.predict")
+    student = Student.load(args.student)
+    if student.task not in PROBABILITIES:
+        raise runtime.UserError(f"{args.student}: there is no graph for {student.task}; use Student.predict")
     tokenizer, pad = student.tokenizer, student.config.pad_id
     tokenizer.enable_truncation(student.config.max_length)
     tokenizer.enable_padding(pad_id=pad, pad_token=tokenizer.id_to_token(pad))

@@ -263,7 +263,8 @@ class MaskedLM(Teacher):
             settings["id2label"] = dict(enumerate(self.label_names))
             settings["label2id"] = {name: i for i, name in enumerate(self.label_names)}
         if self.numeric:
-            settings |= {"target_mean": self.mean, "target_deviation": self.deviation}
+            settings |= {"problem_type": "regression", "target_mean": self.mean,
+                         "target_deviation": self.deviation}
         files = {"tokenizer.json": tokenizer.to_str(pretty=True),
                  "tokenizer_config.json": json.dumps(tokenizer_settings(self), ensure_ascii=False, indent=1),
                  "config.json": json.dumps(settings, ensure_ascii=False, indent=1)}
@@ -311,7 +312,8 @@ def read_model(args, names: list[str]) -> MaskedLM:
         raise UserError(f"--output-dir {args.output_dir}: the checkpoint or tokenizer is read there; choose "
                         f"another folder")
     if args.checkpoint:
-        model, report = load_checkpoint(args.checkpoint, names, args.max_length, MaskedLM)
+        task = "regression" if len(names) == 1 else "classification"  # one name is that of a number
+        model, report = load_checkpoint(args.checkpoint, names, args.max_length, MaskedLM, task)
         print("\n".join(report))
     else:
         model = new_model(args, names)

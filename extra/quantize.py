@@ -26,7 +26,7 @@ def parse_args(argv=None):
     arg("--out", metavar="FILE", help="default: student.int8.pt or student.float16.pt, beside STUDENT.pt")
     arg("--overwrite", action="store_true", help="replace an existing file")
     arg("--data", metavar="FILE", help="labelled texts: print the scores before and after")
-    flags.add_columns(arg)
+    flags.add_columns(arg, task=True)
     return p.parse_args(argv)
 
 
@@ -37,15 +37,16 @@ import runtime
 from data.batches import encode, logits_in_order
 from data.examples import read_examples
 from student import Student, StudentError, write_whole
-from tasks import judge, of_name
+from tasks import columns, judge, make, of_model
 
 OWN = {"kind", "format", "config", "precision", "label_names", "task"}  # what Student.to_bytes writes itself
 MAX_TOKENS = 8192  # of a batch, padding included
 
 
-def scores(student: Student, path, data) -> dict[str, float]:
+def scores(student: Student, path, data, args) -> dict[str, float]:
     """The scores of a student with its calibration on the labelled rows of `data`, Examples."""
-    task = of_name(student.task, student.label_names, path)
+    make(data.column, {}, data.path, (student.task, student.label_names, path), args.task)  # refuses others
+    task = of_model(student, path)
     targets, known = data.targets(task)
     if not known.any():
         raise runtime.UserError(f"{data.path}: no row has a {task.column}, so there is nothing to score")
@@ -64,8 +65,8 @@ def main(args):
     now = student.artifact.get("precision", "float32")  # format 1 did not say
     if now != "float32":
         raise runtime.UserError(f"{source}: the weights are {now} already; give the float32 student")
-    data = args.data and read_examples(args.data, args.text_column, args.text2_column, args.label_column)
-    before = scores(student, source, data) if data else {}
+    data = args.data and read_examples(args.data, *columns(args))
+    before = scores(student, source, data, args) if data else {}
     kept = {key: value for key, value in student.artifact.items() if key not in OWN}
     content = student.to_bytes(args.precision, **kept)
     there = out.is_file() and out.read_bytes()
@@ -73,7 +74,7 @@ def main(args):
         raise runtime.UserError(f"{out}: exists and differs; choose another --out, or pass --overwrite")
     if there != content:
         write_whole(out, content)
-    after = scores(Student.load(out), out, data) if data else {}
+    after = scores(Student.load(out), out, data, args) if data else {}
     print(f"{out}: {'left alone, it is the same' if there == content else 'written'}")
     print(f"{'':12}{'float32':>12}{args.precision:>12}")
     print(f"{'bytes':12}{source.stat().st_size:12,}{len(content):12,}")

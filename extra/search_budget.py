@@ -58,7 +58,7 @@ def parse_args(argv=None):
     for flag in SEVERAL:
         arg(flag, nargs="+", required=flag == "--train", metavar="FILE")
     arg("--valid", required=True, metavar="FILE")
-    flags.add_columns(arg)
+    flags.add_columns(arg, task=True)
     arg("--num-layers", type=flags.count, default=1)
     arg("--pooling", default="last")
     arg("--head", default="linear")
@@ -91,7 +91,7 @@ def candidates(args, tokenizers: dict, data) -> list[tuple]:
     that fits for its vocabulary and embedding width, unless another is wider in both."""
     def file_size(H, E, tokenizer) -> int:
         config = StudentConfig(tokenizer.get_vocab_size(), len(data.task.names), E, H, args.num_layers,
-                               pooling=args.pooling, head=args.head)
+                               pooling=args.pooling, head=args.head, **data.task.config)
         student = Student(config, tokenizer, data.task.names, tasks.name_of(data.task))
         return len(student.to_bytes("int8", made_by=data.what_was_read())) + RESERVE
 
@@ -146,7 +146,7 @@ def train(args, candidate: tuple, epochs: int, folder: Path) -> tuple[Path, dict
 
 
 def main(args):
-    data = read_training_set(args, tasks.make, load)
+    data = read_training_set(args, tasks, load)
     tasks.apply_flags(data.task, args, data.answers, data.valid.answers)
     tokenizers = {path: read_tokenizer(path) for path in args.tokenizer}
     output, score, short = Path(args.output_dir), f"valid_{data.task.best}", max(1, args.epochs // 8)

@@ -35,7 +35,7 @@ DUMP = "--teacher teacher/teacher.pt --device cpu"
 
 def arguments(**flags):
     return argparse.Namespace(**{"teacher": None, "text_column": None, "text2_column": None,
-                                 "label_column": None} | flags)
+                                 "label_column": None, "task": None} | flags)
 
 
 def read_for(path, data="train.tsv", others=None, **flags):
@@ -208,11 +208,12 @@ def test_int_tensors_are_refused_and_floats_of_any_size_taken(here):
 def test_the_one_output_of_a_sigmoid_becomes_the_logits_of_two_labels(here, shape, share):
     x = LOGITS[:, 0].sigmoid() if share else LOGITS[:, 0]
     torch.save(x.view(shape), "x.pt")
-    convert(refused(lambda: refuse_other_columns(read_for("x.pt"), ["a", "b"]), "sigmoid"), "x.pt")
+    two, three = tasks.Classification(["a", "b"]), tasks.Classification(["a", "b", "c"])
+    convert(refused(lambda: refuse_other_columns(read_for("x.pt"), two), "sigmoid"), "x.pt")
     found = read_for("x.pt")
-    refuse_other_columns(found, ["a", "b"])
+    refuse_other_columns(found, two)
     torch.testing.assert_close(found.values.softmax(1)[:, 1], LOGITS[:, 0].sigmoid())
-    assert "python -c" not in refused(lambda: refuse_other_columns(found, ["a", "b", "c"]), "2 columns")
+    assert "python -c" not in refused(lambda: refuse_other_columns(found, three), "2 columns")
 
 
 @pytest.mark.parametrize("dtype", [torch.float32, torch.float16, torch.bfloat16])

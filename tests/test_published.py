@@ -9,7 +9,7 @@ from pathlib import Path
 import numpy as np
 import pytest
 import torch
-from helpers import LABELLED, publish, read, refused, run
+from helpers import LABELLED, publish, read, refused, run, write_rows
 from tokenizers import (
     AddedToken,
     ByteLevelBPETokenizer,
@@ -21,6 +21,7 @@ from tokenizers import (
     processors,
 )
 
+from data.examples import read_examples
 from data.published import bert_template, load_tokenizer, read_json
 from data.sentencepiece import read_sentencepiece
 from teacher import Teacher, load_checkpoint
@@ -578,6 +579,57 @@ def test_a_head_for_something_else_is_not_used_and_epochs_0_says_why(here, class
     publish(teacher, "it")
     configure(Path("it"), problem_type="single_label_classification")
     run("finetune_teacher", f"{flags} --epochs 0 --overwrite")
+
+
+def test_a_head_of_several_labels_is_kept_in_its_own_order(here):
+    """What config.json calls multi_label_classification, or leaves open."""
+    teacher = Teacher.load("teacher/teacher.pt")
+    texts = read_examples("train.tsv").texts
+    for name, (first, rest) in {"train": ("나", "가,나"), "valid": ("가", "-")}.items():
+        write_rows(Path(f"{name}-labels.tsv"), [(text, rest if i else first) for i, text in enumerate(texts)],
+                   "text\tlabels")
+    flags = ("--train train-labels.tsv --valid valid-labels.tsv --checkpoint it --epochs 0 --device cpu "
+             "--max-length 20 --overwrite --output-dir out")
+    for problem in ("multi_label_classification", None):
+        publish(teacher, "it", problem_type=problem, id2label=by_id(["나", "가"]))
+        run("finetune_teacher", flags)
+        found = Teacher.load("out/teacher.pt")
+        assert (found.task, found.label_names) == ("multilabel", ["나", "가"])
+        torch.testing.assert_close(found.logits(texts), teacher.logits(texts), rtol=0, atol=1e-5)
+        assert len(found.config.thresholds) == 2
+    configure(Path("it"), problem_type="single_label_classification")
+    refused(lambda: run("finetune_teacher", flags), "for classification .*single_label.*multilabel")
+
+
+@pytest.mark.parametrize("unit", [{}, {"target_mean": 2.5, "target_deviation": 0.5}])
+@pytest.mark.parametrize("problem", ["regression", None])
+def test_a_head_of_scores_is_kept_in_the_units_of_the_file(here, unit, problem):
+    """transformers' are scores; what extra/pretrain_teacher.py wrote are standardised, and it says how."""
+    teacher = Teacher.load("teacher/teacher.pt")
+    publish(teacher, "it", problem_type=problem, id2label={"0": "LABEL_0"}, **unit)
+    tensors = read("it/pytorch_model.bin")
+    tensors |= {"classifier.weight": torch.linspace(-1, 1, 16)[None], "classifier.bias": torch.tensor([7.0])}
+    torch.save(tensors, "it/pytorch_model.bin")
+    with torch.no_grad():
+        teacher.head_out.weight[:], teacher.head_out.bias[:] = tensors["classifier.weight"], 7.0
+        texts = read_examples("train.tsv").texts
+        expected = teacher.logits(texts)[:, :1] * unit.get("target_deviation", 1) + unit.get("target_mean", 0)
+    for name, scale in (("train", 40), ("valid", 20)):
+        rows = [(text, f"{scale + len(text)}") for text in read_examples(f"{name}.tsv").texts]
+        write_rows(Path(f"{name}-scores.tsv"), rows, "text\tscore")
+    flags = "--train train-scores.tsv --valid valid-scores.tsv --checkpoint it --device cpu --max-length 20"
+    run("finetune_teacher", f"{flags} --epochs 0 --output-dir kept")
+    found = Teacher.load("kept/teacher.pt")
+    assert (found.task, found.label_names) == ("regression", ["score"]) and found.config.mean > 40
+    torch.testing.assert_close(found.logits(texts), expected, rtol=1e-5, atol=1e-4)
+    assert torch.equal(found.predict(texts), found.logits(texts))
+    # Training goes on from this head.
+    run("finetune_teacher", f"{flags} --epochs 1 --lr 1e-9 --output-dir more")
+    torch.testing.assert_close(Teacher.load("more/teacher.pt").logits(texts), expected, rtol=1e-3, atol=1e-2)
+    configure(Path("it"), target_deviation="wide")
+    refused(lambda: run("finetune_teacher", f"{flags} --output-dir bad"), "config.json: target_deviation")
+    configure(Path("it"), target_deviation=None, problem_type="multi_label_classification")
+    refused(lambda: run("finetune_teacher", f"{flags} --epochs 0 --output-dir bad"), "multilabel.*regression")
 
 
 def test_the_report_of_a_head_that_is_not_used_names_its_tensors(classifier):

@@ -1,4 +1,4 @@
-"""tasks.py by hand; two toy tasks, spans and several labels, show that its interface carries them."""
+"""tasks.py by hand; two toy tasks, spans and grades, show that its interface carries others."""
 
 import json
 import math
@@ -14,16 +14,15 @@ import pytest
 import torch
 import torch.nn.functional as F
 from helpers import refused, run, write_rows
-from tokenizers import Tokenizer
 
 import data.examples
-import evaluate
+import flags
 import student
 import tasks
-from data.examples import Examples, read_examples
-from extra import cascade
+from data.examples import Examples
+from runtime import UserError
 from student import Student
-from tasks import Classification, apply_flags, bootstrap, distill_loss, judge
+from tasks import Classification, MultiLabel, Regression, apply_flags, bootstrap, distill_loss, judge
 from teacher import Teacher
 
 TWO, THREE = Classification(["neg", "pos"]), Classification(["a", "b", "c"])
@@ -337,6 +336,283 @@ def test_intervals_are_seeded_and_disturb_no_other_draw():
         assert low <= value <= high or name == "ece", name  # resampled calibration errors are larger
 
 
+# ---- several labels ----------------------------------------------------------------------------------------
+
+ABC = MultiLabel(["a", "b", "c"])
+
+
+@pytest.mark.parametrize(("cell", "target"), [
+    ("a,c", [1, 0, 1]), ("c,a", [1, 0, 1]), ("b", [0, 1, 0]), ("-", [0, 0, 0]), ("", [0, 0, 0]),
+    (" a , b ", [1, 1, 0]), ('["c", "b"]', [0, 1, 1]), ("[]", [0, 0, 0]), ('["-"]', [0, 0, 0]),
+])  # fmt: skip
+def test_a_cell_names_any_number_of_labels(cell, target):
+    assert ABC.read(cell, "text") == target
+
+
+@pytest.mark.parametrize(("cell", "words"), [
+    ("a,b,a", "'a' occurs twice"), ('["a", "a"]', "'a' occurs twice"), ("a, a", "'a' occurs twice"),
+    ("a,-", "stands alone"), ("-,-", "stands alone"), ('["-", "b"]', "stands alone"),
+    ("a,,b", "empty"), (",", "empty"), ("a,", "empty"), ('["a", ""]', "empty"), ("  ", "empty"),
+    ("a,d", "'d' is none of .*'a', 'b', 'c'"), ("A", "'A' .*from 'a'.*case"), ("[]]", "JSON"),
+    ("[1, 2]", "JSON"),
+    ("['a']", "JSON"), ("[" * 20000, "JSON"), ('{"a": 1}', "none of"), ("[b", "JSON"),
+])  # fmt: skip
+def test_a_cell_that_cannot_be_is_refused(cell, words):
+    with pytest.raises(ValueError, match=words):
+        ABC.read(cell, "text")
+
+
+def test_labels_are_surveyed_across_cells_and_judged_where_they_stand():
+    cells = {"b,10": "t.tsv:2", "-": "t.tsv:3", '["x,y", "b"]': "t.tsv:4", "a,a": "t.tsv:5", "": "t.tsv:6"}
+    assert tasks.make("labels", cells, "t.tsv").names == ["10", "b", "x,y"]
+    assert MultiLabel.survey(["10,9", "9,8"], "t").names == ["8", "9", "10"]
+    assert MultiLabel.survey(["욕"], "t").names == ["욕"]  # one label is a task, too
+    for cells in ({}, {"-": "t.tsv:2"}, {"": "t.tsv:2"}):
+        refused(lambda cells=cells: tasks.make("labels", cells, "t.tsv"), "^t.tsv: no row")
+    alike = {"a,b": "t.tsv:2", "c, b\u200b": "t.tsv:3"}
+    refused(lambda: tasks.make("labels", alike, "t.tsv"), r"^t\.tsv:3: .*t\.tsv:2.*invisible")
+
+
+def test_both_halves_of_the_loss_of_labels_by_hand():
+    logits, target = torch.tensor([[2.0, 0.0, -1.0]]), torch.tensor([[1.0, 0.0, 0.0]])
+    expected = math.log(1 + math.exp(-2)) + math.log(2) + math.log(1 + math.exp(-1))
+    assert ABC.hard(logits, target).item() == pytest.approx(expected, rel=1e-6)
+    teacher = torch.tensor([[1.0, 2.0, -1.0]])
+    assert ABC.soft(logits, teacher).tolist() == [1 + 4 + 0]
+    T, kl = 3.0, 0.0
+    for z, v in zip(logits[0].tolist(), teacher[0].tolist(), strict=True):
+        p, q = 1 / (1 + math.exp(-v / T)), 1 / (1 + math.exp(-z / T))
+        kl += p * math.log(p / q) + (1 - p) * math.log((1 - p) / (1 - q))
+    assert ABC.soft(logits, teacher, None, "kl", T).item() == pytest.approx(T * T * kl, rel=1e-4)
+    batch = {"target": target, "known": torch.tensor([False]), "teacher_logits": teacher}
+    assert distill_loss(ABC, logits, batch, 0.3).item() == 5  # of an unknown row the soft part alone
+
+
+GUESSED = [[1, 1, 0], [0, 1, 0], [1, 0, 0], [0, 0, 0]]
+TRUE = [[1, 0, 0], [0, 1, 0], [0, 1, 0], [0, 0, 0]]
+
+
+def test_scores_of_labels_by_hand():
+    found = scores_of(ABC, 6 * torch.tensor(GUESSED).float() - 3, torch.tensor(TRUE).float())
+    # a: 1 hit, given twice, true once; b: 1, 2, 2; c: never
+    assert found["macro_f1"] == pytest.approx((2 / 3 + 2 / 4 + 0) / 3)
+    assert found["micro_f1"] == pytest.approx(2 * 2 / (4 + 3)) and found["exact"] == 0.5
+    wrong, right = math.log(1 + math.exp(3)), math.log(1 + math.exp(-3))
+    assert found["log_loss"] == pytest.approx((3 * wrong + 9 * right) / 12)
+    p, q = 1 / (1 + math.exp(-3)), 1 / (1 + math.exp(3))  # 4 given, 2 rightly; 8 not given, 1 wrongly
+    assert found["ece"] == pytest.approx((abs(2 - 4 * p) + abs(1 - 8 * q)) / 12)
+    each = ABC.each(ABC.statistics(6 * torch.tensor(GUESSED).float() - 3, torch.tensor(TRUE).float()).mean(0))
+    assert {name: values.tolist() for name, values in each.items()} == {
+        "support": [0.25, 0.5, 0], "precision": [0.5, 0.5, 0], "recall": [1, 0.5, 0],
+        "f1": [pytest.approx(2 / 3), 0.5, 0]}
+
+
+@pytest.mark.optional
+@pytest.mark.parametrize("seed", range(3))
+def test_scores_of_labels_are_those_of_scikit_learn(seed):
+    metrics = pytest.importorskip("sklearn.metrics")
+    random = torch.Generator().manual_seed(seed)
+    logits, target = torch.randn(40, 6, generator=random), torch.rand(40, 6, generator=random) < 0.3
+    logits[:, 4], target[:, 4:] = -3, False  # neither true nor given; given, never true
+    task = MultiLabel(list("abcdef"))
+    task.thresholds = [0.2, 0.5, 0.5, 0.7, 0.9, 0.5]
+    given = (logits.sigmoid() > torch.tensor(task.thresholds)).numpy()
+    found, truth = scores_of(task, logits, target.float()), target.numpy()
+    for name in ("macro", "micro"):
+        expected = metrics.f1_score(truth, given, average=name, zero_division=0)
+        assert found[f"{name}_f1"] == pytest.approx(expected, abs=1e-12)
+    assert found["exact"] == pytest.approx(metrics.accuracy_score(truth, given), abs=1e-12)
+    each = task.each(task.statistics(logits, target.float()).mean(0))
+    expected = metrics.precision_recall_fscore_support(truth, given, zero_division=0)
+    for values, name in zip(expected[:3], ("precision", "recall", "f1"), strict=True):
+        assert each[name].tolist() == pytest.approx(values.tolist(), abs=1e-12)
+
+
+def f1_at(p, truth, threshold):
+    given = p > threshold
+    return 2 * (given & truth).sum().item() / max(1, (given.sum() + truth.sum()).item())
+
+
+def test_thresholds_have_the_highest_f1_of_their_label():
+    random = torch.Generator().manual_seed(0)
+    target = torch.rand(60, 4, generator=random) < torch.tensor([0.5, 0.1, 0.03, 0.0])
+    logits = (torch.randn(60, 4, generator=random) + 2 * target - 3).mul(4).round() / 4  # many are equal
+    task = MultiLabel(list("abcd"))
+    found = task.fit_thresholds(logits, target.float())
+    p = logits.sigmoid()
+    for i in range(3):
+        best = max(f1_at(p[:, i], target[:, i], t) for t in [0, *p[:, i].tolist()])
+        assert f1_at(p[:, i], target[:, i], found[i]) == pytest.approx(best) and best > 0
+        assert (p[:, i] - found[i]).abs().min() > 1e-3  # rounding decides nothing
+    assert found[3] == 0.5  # no row has it
+    midway, = MultiLabel(["a"]).fit_thresholds(torch.tensor([[2.0], [-1.0]]), torch.tensor([[1.0], [0.0]]))
+    assert midway == pytest.approx((1 / (1 + math.exp(-2)) + 1 / (1 + math.e)) / 2)
+    same = task.fit_thresholds(torch.full((3, 4), 30.0), torch.eye(4)[:3])  # float32's sigmoid is 1
+    assert min(same) >= 0 and max(same) < 1
+
+
+def test_calibration_of_labels_is_the_temperature_then_the_thresholds():
+    """The task scores logits as they are, a student those divided by its temperature: the same answers."""
+    random = torch.Generator().manual_seed(1)
+    target = (torch.rand(200, 3, generator=random) < 0.3).float()
+    logits = 3 * (torch.randn(200, 3, generator=random) + 2 * target - 1.5)
+    task = MultiLabel(["a", "b", "c"])
+    found = task.calibrate(logits, target)
+    raw = judge(task, logits, target)
+    assert found.keys() == {"temperature", "thresholds"}
+    assert raw["macro_f1"] > judge(ABC, logits, target)["macro_f1"]
+    losses = [ABC.hard(logits / found["temperature"] / factor, target).mean().item()
+              for factor in (0.9, 1, 1.1)]
+    assert min(losses) == losses[1]
+    task.thresholds = found["thresholds"]
+    after = judge(task, logits / found["temperature"], target)
+    assert {name: after[name] for name in ("macro_f1", "micro_f1", "exact")} == {
+        name: raw[name] for name in ("macro_f1", "micro_f1", "exact")}
+    assert judge(task, logits, target)["loss"] == raw["loss"] and ABC.thresholds is None
+
+
+@pytest.mark.parametrize(("right", "rows"), [(70, 100), (100, 100)])
+def test_the_temperature_of_one_logit_is_known(right, rows):
+    """Logit 2 where a share of rows has the label: sigmoid(2 / T) is that share, smoothed by 1 / (N + 2)."""
+    s = 1 / (rows + 2)
+    share = (1 - s) * right / rows + s / 2
+    target = (torch.arange(rows) < right).float()[:, None]
+    found = MultiLabel(["a"]).fit_temperature(torch.full((rows, 1), 2.0), target)
+    assert found == pytest.approx(2 / math.log(share / (1 - share)), rel=1e-6)
+
+
+# ---- scores, numbers ---------------------------------------------------------------------------------------
+
+
+@pytest.mark.parametrize(("cell", "value"), [
+    ("3.8", 3.8), ("-2", -2), ("+.5", 0.5), ("1e3", 1000), ("4.", 4), ("", 0), (" 3 ", 3)])
+def test_a_score_is_read_as_a_number(cell, value):
+    assert Regression(["score"]).read(cell, "text") == value
+
+
+@pytest.mark.parametrize("cell", [
+    "nan", "inf", "-", "3,8", "three", "1_000", "٣", " ", "1e39", "9" * 400, "0x1", "1 2"])
+def test_what_is_not_a_finite_number_is_refused(cell):
+    with pytest.raises(ValueError, match=r"not a number|too large"):
+        Regression(["score"]).read(cell, "text")
+    refused(lambda: Regression.survey(["", ""], "t.tsv"), "^t.tsv: no row has a score")
+
+
+def fitted(answers, valid=()):
+    task = Regression.survey([*answers, *valid], "t.tsv")
+    task.fit(Counter(answers), Counter(valid))
+    return task
+
+
+def test_scores_are_standardised_by_the_training_answers():
+    task = fitted(["1", "5", "5.0", "2"])
+    assert (task.mean, task.deviation) == pytest.approx((3.25, np.std([1, 5, 5, 2])))
+    assert task.config == {"mean": task.mean, "deviation": task.deviation} and Regression.deviation == 1
+    for answers in ([], ["3"], ["3", "3.0"]):  # none that differ: those of --valid
+        assert fitted(answers, ["1", "2"]).config == {"mean": 1.5, "deviation": 0.5}
+    refused(lambda: fitted(["0.1"] * 9, ["0.1", "0.10"]), "same score")
+
+
+def test_both_halves_of_the_loss_of_scores_are_in_deviations():
+    """In raw units, so that a target twice as wide does not change alpha's and the rate's meaning."""
+    for scale in (1, 100):
+        task = fitted([str(scale), str(3 * scale)])  # deviation: scale
+        logits, target = scale * torch.tensor([[2.0], [0.5]]), scale * torch.tensor([3.0, 0.5])
+        teacher = scale * torch.tensor([[4.0], [1.0]])
+        assert task.hard(logits, target).tolist() == [1, 0]
+        assert task.soft(logits, teacher).tolist() == [4, 0.25]
+        assert task.soft(logits, teacher, None, "kl", 7.0).tolist() == [2, 0.125]
+        batch = {"target": target, "known": torch.tensor([True, False]), "teacher_logits": teacher}
+        assert distill_loss(task, logits, batch, 0.5).item() == pytest.approx((0.5 * 1 + 0.5 * 4 + 0.25) / 2)
+
+
+def test_correlations_and_squared_error_by_hand():
+    task = Regression(["score"])
+    found = scores_of(task, [[1.0], [2.0], [2.0], [9.0]], [1.0, 3.0, 2.0, 4.0])
+    x, y = np.array([1, 2, 2, 9]), np.array([1, 3, 2, 4])
+    assert found["pearson"] == pytest.approx(np.corrcoef(x, y)[0, 1])
+    # Ranks 1, 2.5, 2.5, 4 and 1, 3, 2, 4: covariance 4.5, variances 4.5 and 5 (times N)
+    assert found["spearman"] == pytest.approx(4.5 / math.sqrt(4.5 * 5))
+    assert found["mse"] == pytest.approx((0 + 1 + 0 + 25) / 4)
+    far = scores_of(task, [[1e5 + 0.25 * i] for i in range(9)], [float(i) for i in range(9)])
+    assert far["pearson"] == pytest.approx(1, abs=1e-6)
+    for constant in ([[3.1]] * 3, [[1e7]] * 3):
+        found = scores_of(task, constant, [1.0, 2.0, 3.0])
+        assert (found["pearson"], found["spearman"]) == (0, 0)  # neither NaN nor rounding
+
+
+@pytest.mark.optional
+def test_correlations_are_those_of_scipy():
+    stats = pytest.importorskip("scipy.stats")
+    x, y = draw(80), draw(80, seed=1).mul(2).round().double()
+    x = ((x + y).mul(3).round() / 3).double()  # ties in both
+    found = scores_of(Regression(["score"]), x[:, None], y)
+    assert found["pearson"] == pytest.approx(stats.pearsonr(x, y)[0], abs=1e-9)
+    assert found["spearman"] == pytest.approx(stats.spearmanr(x, y)[0], abs=1e-9)
+
+
+def test_the_interval_of_a_correlation_is_a_bootstrap_of_its_rows():
+    x = draw(300)
+    y = 0.6 * x + 0.8 * draw(300, seed=1)
+    task = Regression(["score"])
+    rows = [task.statistics(values[:, None], y) for values in (x, x + draw(300, seed=2))]
+    first, second = bootstrap(task, rows)
+    r = np.corrcoef(x, y)[0, 1]
+    fisher = [math.tanh(math.atanh(r) + side * 1.96 / math.sqrt(297)) for side in (-1, 1)]
+    assert first["pearson"] == pytest.approx(fisher, abs=0.03)
+    assert first["spearman"][0] < first["spearman"][1] < 1 and second["difference"][1] < 0
+
+
+# ---- which task --------------------------------------------------------------------------------------------
+
+
+def test_the_column_or_the_flag_tells_the_task():
+    cells = {"3": "t.tsv:2", "4,5": "t.tsv:3"}
+    for column, name, kind, names in (
+            ("labels", None, MultiLabel, ["3", "4", "5"]), ("label", None, Classification, ["3", "4,5"]),
+            ("stars", None, Classification, ["3", "4,5"]),
+            ("stars", "multilabel", MultiLabel, ["3", "4", "5"]),
+            ("score", None, Regression, ["score"]), ("label", "regression", Regression, ["score"])):
+        task = tasks.make(column, cells, "t.tsv", name=name)
+        assert (type(task), task.names) == (kind, names)
+    lists = {'["a", "b"]': "t.jsonl:1", "c": "t.jsonl:2"}
+    refused(lambda: tasks.make("tags", lists, "t.jsonl"), "^t.jsonl: .*--task multilabel")
+    args = SimpleNamespace(text_column="문장", text2_column=None, label_column=None, task="regression")
+    assert tasks.columns(args) == ("문장", None, ("score",))
+    args.label_column = "stars"
+    assert tasks.columns(args) == ("문장", None, "stars")
+
+
+def test_what_was_made_for_another_task_is_refused():
+    stored = "multilabel", ["a", "b"], "m.pt"
+    assert isinstance(tasks.make("labels", {}, "t.tsv", stored), MultiLabel)
+    for column, name in (("tags", None), ("label", "multilabel"), (None, None)):
+        assert isinstance(tasks.make(column, {}, "t.tsv", stored, name), MultiLabel)
+    for column, name in (("label", None), ("score", None), ("labels", "regression")):
+        refused(lambda column=column, name=name: tasks.make(column, {}, "t.tsv", stored, name),
+                r"^m\.pt: .*multilabel.*--task multilabel")
+
+
+def test_flags_name_every_task():
+    assert set(flags.TASKS) == set(tasks.TASKS)
+    assert [kind.column for kind in tasks.TASKS.values()] == list(data.examples.ANSWER_COLUMNS)
+
+
+@pytest.mark.parametrize("logits", [
+    [[2.0, -1.0, 0.5], [-1.0, -2.0, -3.0]], [[1.5, 0.2, 0.1], [0.0, 3.0, 1.0]]])
+@pytest.mark.parametrize("names", [["a", "b", "c"], ["a", "x,y", "c"], ["[a", "b", "c"]])
+def test_answers_can_be_read_again(names, logits):
+    logits, task = torch.tensor(logits), MultiLabel(names)
+    task.thresholds = [0.6, 0.5, 0.7]
+    found = tasks.answers(task, logits)
+    p = logits.sigmoid()
+    given = p > torch.tensor(task.thresholds)
+    assert [task.read(cell, "") for cell, _ in found] == given.float().tolist()
+    assert [sure for _, sure in found] == pytest.approx(torch.where(given, p, 1 - p).prod(1).tolist())
+    score = Regression(["score"])
+    assert tasks.answers(score, torch.tensor([[3.25], [-1e-7]])) == [("3.25", None), ("-1e-07", None)]
+
+
 # ---- a toy task: spans -------------------------------------------------------------------------------------
 
 
@@ -431,130 +707,103 @@ def test_scores_of_spans_need_the_text():
     assert low < -1 / 6 < high < 0
 
 
-# ---- a toy task: several labels ----------------------------------------------------------------------------
+# ---- a toy task: grades ------------------------------------------------------------------------------------
 
 
-class MultiLabel:
-    """A text has any number of labels: "a,b", or "-" for none."""
+class Ordinal(tasks.Task):
+    """Each text has a grade, 1 to C + 1; output k says whether it is above k (Frank & Hall 2001)."""
 
-    column, per, best, choosers = "labels", "text", "macro_f1", ("macro_f1", "exact")
+    column, best, choosers = "grade", "accuracy", ("accuracy",)
+    soft, fit_temperature = MultiLabel.soft, MultiLabel.fit_temperature
 
-    def __init__(self, names):
-        self.names = names
+    @classmethod
+    def names_in(cls, cell):
+        return []
 
     @classmethod
     def survey(cls, cells, where):
-        return cls(sorted({name for cell in cells if cell not in ("", "-") for name in cell.split(",")}))
+        highest = max((int(cell) for cell in cells if cell.isdecimal()), default=0)
+        if highest < 2:
+            raise UserError(f"{where}: no grade is above 1")
+        return cls([str(k) for k in range(1, highest)])
 
     def read(self, cell, text):
-        chosen = set() if cell in ("", "-") else set(cell.split(","))
-        if chosen - set(self.names):
-            raise ValueError(f"labels {cell!r}: not all known; correct it")
-        return [float(name in chosen) for name in self.names]
+        if cell and not (cell.isdecimal() and 1 <= int(cell) <= len(self.names) + 1):
+            raise ValueError(f"grade {cell!r} is not a number from 1 to {len(self.names) + 1}; correct it")
+        return [float(int(cell or 1) > int(name)) for name in self.names]
 
     def hard(self, logits, target, mask=None):
         return F.binary_cross_entropy_with_logits(logits, target, reduction="none").sum(1)
 
-    def soft(self, logits, teacher, mask=None, kind="mse", temperature=2.0):
-        if kind == "mse":
-            return (teacher - logits).square().sum(1)
-        p = (teacher / temperature).sigmoid()
-        return temperature**2 * (self.hard(logits / temperature, p) - self.hard(teacher / temperature, p))
-
     def statistics(self, logits, target, mask=None, texts=None):
-        guess, truth = logits > 0, target > 0.5
-        exact = (guess == truth).all(1, keepdim=True)
-        return torch.cat([exact, guess & truth, guess, truth], 1).double()
+        distance = ((logits > 0).sum(1) - target.sum(1)).abs().double()
+        return torch.stack([distance == 0, distance], 1)
 
     def scores(self, means):
-        hits, guess, truth = means[..., 1:].chunk(3, -1)
-        return {"macro_f1": (2 * hits / (guess + truth).clamp(min=1e-9)).mean(-1), "exact": means[..., 0]}
-
-    def fit_temperature(self, logits, target):
-        return min((0.5, 1.0, 1.5, 2.0), key=lambda T: self.hard(logits / T, target).sum().item())
+        return {"accuracy": means[..., 0], "distance": means[..., 1]}
 
 
-def decode_labels(probabilities, names, task):
-    return [(",".join(name for name, p in zip(names, row, strict=True) if p > 0.5) or "-",
-             min(max(p, 1 - p) for p in row)) for row in probabilities.tolist()]
+def decode_grades(probabilities, names, task, thresholds=None):
+    grades = (1 + (probabilities > 0.5).sum(-1)).tolist()
+    sure = torch.maximum(probabilities, 1 - probabilities).amin(-1).tolist()
+    return [(str(grade), p) for grade, p in zip(grades, sure, strict=True)]
 
 
 @pytest.fixture
-def several(tmp_path, monkeypatch):
-    """The task is known everywhere; train.tsv, valid.tsv, more.tsv (no labels) and a tokenizer are there."""
-    monkeypatch.setitem(tasks.TASKS, "multilabel", MultiLabel)
-    monkeypatch.setitem(student.PROBABILITIES, "multilabel", torch.sigmoid)
-    monkeypatch.setattr(data.examples, "ANSWER_COLUMNS", ("label", "labels"))
-    for module in (student, evaluate, cascade):
-        monkeypatch.setattr(module, "decode", decode_labels)
+def grades(tmp_path, monkeypatch):
+    """The task is known everywhere; train.tsv, valid.tsv, more.tsv (no grades) and a tokenizer are there."""
+    monkeypatch.setitem(tasks.TASKS, "ordinal", Ordinal)
+    monkeypatch.setitem(student.PROBABILITIES, "ordinal", torch.sigmoid)
+    monkeypatch.setattr(data.examples, "ANSWER_COLUMNS", ("label", "grade"))
+    monkeypatch.setattr(tasks, "decode", decode_grades)
     monkeypatch.chdir(tmp_path)
     random = torch.Generator().manual_seed(0)
     for name, count in (("train", 240), ("valid", 60), ("more", 80)):
         rows = []
-        for i, (bad, good, film) in enumerate((torch.rand(count, 3, generator=random) < 0.5).tolist()):
-            text = " ".join(["바보"] * bad + ["최고"] * good + ["영화"] * film + [str(i % 7)])
-            rows.append((text, ",".join(["욕"] * bad + ["칭찬"] * good) or "-" if i != 5 else ""))
+        for i, good in enumerate(torch.randint(0, 4, (count,), generator=random).tolist()):
+            rows.append((" ".join([*["최고"] * good, "영화", str(i % 7)]), str(1 + good) if i != 5 else ""))
         rows[5] = rows[5] if name == "train" else rows[4]  # there an answer is unknown
-        write_rows(Path(f"{name}.tsv"), rows, "text" if name == "more" else "text\tlabels")
+        write_rows(Path(f"{name}.tsv"), rows, "text" if name == "more" else "text\tgrade")
     run("train_tokenizer", "--data train.tsv --vocab-size 60 --min-frequency 1")
 
 
 CPU = "--device cpu --precision fp32 --max-tokens 48"
 
 
-def test_several_labels_go_through_every_script_unchanged(several, capsys):
+def test_a_task_of_ones_own_goes_through_every_script_unchanged(grades, capsys):
     run("finetune_teacher", "--train train.tsv --valid valid.tsv --scratch 1,32,2 --epochs 4 --lr 1e-2 "
         f"--tokenizer tokenizer/vocab_size_60 {CPU}")
     run("dump_logits", f"--teacher teacher/teacher.pt --data train.tsv more.tsv valid.tsv {CPU}")
-    assert "macro_f1" in capsys.readouterr().out
+    assert "accuracy" in capsys.readouterr().out
     run("distill", "--train train.tsv more.tsv --logits logits/train.pt logits/more.pt --valid valid.tsv "
         f"--tokenizer tokenizer/vocab_size_60 --size tiny --epochs 4 --alpha 0.1 1 {CPU}")
-    assert Teacher.load("teacher/teacher.pt").task == "multilabel"
+    assert Teacher.load("teacher/teacher.pt").task == "ordinal"
     alone = Student.load("students/tiny-v60-alpha1/student.pt")
-    assert (alone.task, alone.label_names) == ("multilabel", ["욕", "칭찬"])
-    p = alone.predict(["바보 최고 1", "영화 1"])
-    assert p[0].min() > 0.5 > p[1].max()  # probabilities of one row are independent
-    assert "valid_macro_f1" in Path("students/summary.tsv").read_text("utf-8")
+    assert (alone.task, alone.label_names) == ("ordinal", ["1", "2", "3"])
+    p = alone.predict(["최고 최고 최고 영화 1", "영화 1"])
+    assert p[0].min() > 0.5 > p[1].max()
+    assert "valid_accuracy" in Path("students/summary.tsv").read_text("utf-8")
 
     capsys.readouterr()
     models = "teacher/teacher.pt students/tiny-v60/student.pt students/tiny-v60-alpha1/student.pt"
     run("evaluate", f"{models} --data valid.tsv --logits logits/valid.pt --errors errors.tsv --json")
     found = json.loads(capsys.readouterr().out)["models"]
-    assert found[0]["macro_f1"] > 0.6 and found[1]["agreement"] > 0.8 and found[2]["macro_f1"] > 0.95
-    assert found[0]["interval"][0] < found[0]["macro_f1"] < found[0]["interval"][1] < 1
-    assert found[3]["macro_f1"] == pytest.approx(found[0]["macro_f1"]) and "ece" not in found[1]
-    assert Path("errors.tsv").read_text("utf-8").startswith("model\trow\tid\tlabels\tpredicted")
+    assert found[1]["agreement"] > 0.5 and found[2]["accuracy"] > 0.9
+    assert found[0]["interval"][0] < found[0]["accuracy"] < found[0]["interval"][1] <= 1
+    assert found[3]["accuracy"] == pytest.approx(found[0]["accuracy"]) and "ece" not in found[1]
+    lines = Path("errors.tsv").read_text("utf-8").splitlines()
+    assert lines[0].startswith("model\trow\tid\tgrade\tpredicted")
+    wrong = [line.split("\t")[3:5] for line in lines[1:] if line.startswith("teacher")]
+    assert len(wrong) == round(60 * (1 - found[0]["accuracy"])) and all(one != other for one, other in wrong)
     run("evaluate", f"{models} --data valid.tsv --all --markdown")
-    assert "exact" in capsys.readouterr().out
+    assert "distance" in capsys.readouterr().out
     run("extra.cascade", "escalate students/tiny-v60/student.pt --data valid.tsv --logits logits/valid.pt")
     assert "100.0%" in capsys.readouterr().out
 
 
-def test_the_flags_of_a_task_are_its_own(several, capsys):
+def test_the_flags_of_a_task_are_its_own(grades):
     flags = "--train train.tsv --valid valid.tsv --alpha 1 --tokenizer tokenizer/vocab_size_60 " \
             f"--size tiny --epochs 2 {CPU}"
-    refused(lambda: run("distill", f"{flags} --class-weights balanced"), "^--class-weights .*multilabel")
-    refused(lambda: run("distill", f"{flags} --best accuracy"), "^--best accuracy: .*macro_f1 or exact")
+    refused(lambda: run("distill", f"{flags} --class-weights balanced"), "^--class-weights .*ordinal")
+    refused(lambda: run("distill", f"{flags} --best macro_f1"), "^--best macro_f1: .*use accuracy$")
     assert not Path("students").exists()
-    run("distill", f"{flags} --best exact --seed 0 1")
-    assert "exact 0." in capsys.readouterr().out
-    assert "valid_exact" in Path("students/summary.tsv").read_text("utf-8")
-
-
-def test_files_of_another_task_are_refused(several):
-    """Though the labels have the same names."""
-    tokenizer = Tokenizer.from_file("tokenizer/vocab_size_60/tokenizer.json")
-    for task in ("classification", "multilabel"):
-        config = student.StudentConfig(tokenizer.get_vocab_size(), 2, 4, 4)
-        Student(config, tokenizer, ["욕", "칭찬"], task).save(f"{task}.pt")
-    run("dump_logits", f"--teacher classification.pt --data more.tsv --output-dir classification {CPU}")
-    write_rows(Path("more.tsv"), [(text, "-") for text in read_examples("more.tsv").texts], "text\tlabels")
-    run("dump_logits", f"--teacher multilabel.pt --data more.tsv --output-dir multilabel {CPU}")
-    for script, flags, words in (
-            ("evaluate", "multilabel.pt classification.pt --data valid.tsv", r"^classification\.pt: "),
-            ("evaluate", "multilabel.pt --data more.tsv --logits classification/more.pt", "^classification/"),
-            ("extra.cascade", "escalate classification.pt --data more.tsv --logits multilabel/more.pt",
-             r"^classification\.pt: ")):
-        refused(lambda script=script, flags=flags: run(script, flags), words)
-    write_rows(Path("valid.tsv"), [("바보", "욕"), ("바보", "욕,욕설")], "text\tlabels")
-    refused(lambda: run("evaluate", "multilabel.pt --data valid.tsv"), "^valid.tsv:3: ")

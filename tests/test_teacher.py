@@ -172,6 +172,24 @@ def test_logits_equal_transformers_from_either_weight_file(tmp_path, name, class
     assert torch.equal(ours(teacher, TEXTS, TEXTS2), results[1])
 
 
+@pytest.mark.parametrize("problem, classes", [("multi_label_classification", 3), ("regression", 1)])
+@pytest.mark.parametrize("name", FAMILIES)
+def test_heads_of_labels_and_of_scores_equal_transformers(tmp_path, name, problem, classes):
+    """Also where scores are standardised inside."""
+    model, tokenizer = publish(tmp_path, name, num_labels=classes, problem_type=problem)
+    task, names, unit = {3: ("multilabel", NAMES[3], {}), 1: ("regression", ["score"], {
+        "mean": 30.0, "deviation": 7.0})}[classes]
+    teacher, report = load_checkpoint(str(tmp_path), names, MAX_LENGTH, task=task, **unit)
+    assert "0 not used, 0 started fresh" in report[0] and (teacher.task, teacher.label_names) == (task, names)
+    for texts2 in (None, TEXTS2):
+        expected = theirs(model, tokenizer, TEXTS, texts2)
+        assert expected.std(0).min() > 0.1
+        close(ours(teacher, TEXTS, texts2), expected, 1e-4)
+        close(teacher.predict(TEXTS, texts2), expected.sigmoid() if classes == 3 else expected, 1e-4)
+    teacher.save(tmp_path / "teacher.pt")
+    close(Teacher.load(tmp_path / "teacher.pt").logits(TEXTS), theirs(model, tokenizer, TEXTS), 1e-4)
+
+
 @pytest.mark.parametrize("name, type_vocab_size", [("bert", 1), ("roberta", 2)])
 def test_segments_follow_the_tokenizer_not_the_size_of_the_table(tmp_path, name, type_vocab_size):
     model, tokenizer = publish(tmp_path, name, type_vocab_size=type_vocab_size)

@@ -16,6 +16,7 @@ from hostile import ROOT, Process
 
 import distill
 import runtime
+from data.examples import read_examples
 from data.published import bert_template, load_tokenizer
 from runtime import UserError
 from teacher import Teacher, TeacherConfig
@@ -127,6 +128,26 @@ def test_two_processes_distill_the_students_that_one_does(monkeypatch):
     assert [line for line in said if line.startswith("epoch")] == ["epoch 2/2", "epoch 1/2", "epoch 2/2"]
     assert "two/tiny-tok: continuing after epoch 1, step 3" in first.lines("out")
     assert said.count("two/summary.tsv") == 1
+
+
+@pytest.mark.parametrize("column", ["labels", "score"])
+def test_two_processes_agree_on_every_task(column):
+    """On what is learnt of the answers, too: thresholds, mean and deviation."""
+    for name in ("train", "valid"):
+        rows = read_examples(f"{name}.tsv")
+        cells = [{"labels": "-" if len(text) % 3 else "길다,셋" if len(text) > 12 else "셋",
+                  "score": str(len(text) / 7)}[column] for text in rows.texts]
+        write_rows(Path(f"{column}-{name}.tsv"), list(zip(rows.texts, cells, strict=True)), f"text\t{column}")
+    flags = (f"--train {column}-train.tsv --valid {column}-valid.tsv --alpha 1 --tokenizer tok --size tiny "
+             f"--epochs 2 --max-tokens 20 {EXACT} --output-dir")
+    run("distill", f"{flags} {column}-one")
+    first, second = two("distill", f"{flags} {column}-two")
+    assert (first.returncode, second.returncode, second.lines("out")) == (0, 0, []), first.lines("err")
+    one, other = (read(f"{column}-{name}/tiny-tok-alpha1/student.pt") for name in ("one", "two"))
+    assert largest_difference(one["weights"], other["weights"]) < TOLERANCE
+    for name, value in one["config"].items():
+        assert other["config"][name] == (value if isinstance(value, str) else pytest.approx(value, rel=1e-3))
+    assert {"labels": "thresholds", "score": "deviation"}[column] in one["config"]
 
 
 def test_two_processes_finetune_the_teacher_that_one_does():

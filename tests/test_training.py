@@ -23,9 +23,9 @@ load = partial(runtime.load_model, loaders={"teacher": Teacher.load, "student": 
 
 
 def read_set(train=("train.tsv",), logits=None, valid="valid.tsv", **flags):
-    args = argparse.Namespace(**{"teacher": None, "text_column": None, "text2_column": None,
+    args = argparse.Namespace(**{"teacher": None, "text_column": None, "text2_column": None, "task": None,
                                  "label_column": None} | flags, train=train, logits=logits, valid=valid)
-    return read_training_set(args, tasks.make, load)
+    return read_training_set(args, tasks, load)
 
 
 def encode_set(data, folder="store"):

@@ -273,7 +273,7 @@ def read_training_set(data):
     flags = DISTIL.replace("logits.pt", str(work(data, "logits.pt")))
     Path("work/logits.pt").with_name("teacher.pt").symlink_to("../teacher.pt")
     args = distill.parse_args([*flags.split(), "unused"])
-    found = training.read_training_set(args, tasks.make, distill.load)
+    found = training.read_training_set(args, tasks, distill.load)
     assert found.logits[0].values.shape == (12, 2) and sorted(found.task.names) == ["0", "1"]
 
 
