@@ -31,7 +31,6 @@ import http.client
 import math
 import os
 import random
-import re
 import shlex
 import shutil
 from collections import Counter
@@ -250,14 +249,15 @@ def parse_args(argv=None):
     arg("--tokenizer", metavar="DIR",
         help="look: also count unknown tokens and cut texts; a folder from train_tokenizer.py")
     arg("--drop-leaks", action="store_true", help="remove train rows whose text is also in valid or test")
-    flags.add_columns(arg, "label")
+    flags.add_columns(arg, "label, labels or score", task=True)
     args = p.parse_intermixed_args(argv)  # FILE may follow a flag
     if args.corpus in ("split", "look"):
         if not args.file:
             p.error(f"{args.corpus} needs a FILE: python -m data.prepare {args.corpus} reviews.csv")
         if args.source_dir:
             p.error(f"--from is for the public corpora; {args.corpus} reads FILE")
-    elif args.file or args.text_column or args.text2_column or args.label_column or args.test_percent != 10:
+    elif (args.file or args.text_column or args.text2_column or args.label_column or args.task
+          or args.test_percent != 10):
         p.error(f"FILE, --test-percent and the column flags are not for {args.corpus}: it has its own files")
     if args.corpus == "look" and (args.out or args.drop_leaks):
         p.error("look writes nothing; leave --out and --drop-leaks out")
@@ -280,6 +280,7 @@ from data.examples import ANSWER_COLUMNS, Examples, decoded_lines, read_examples
 from runtime import UserError, refuse_to_overwrite_inputs, warn
 
 UNFIT = str.maketrans("\t\n\r\0", "    ")  # what a field of an unquoted TSV cannot hold
+TASK_COLUMNS = dict(zip(flags.TASKS, ANSWER_COLUMNS, strict=True))
 DAMAGED = "it is damaged or another version: delete or replace it and run again"
 
 
@@ -355,10 +356,10 @@ def fit(cells) -> tuple[str, ...]:
     return tuple(cell.translate(UNFIT) for cell in cells)
 
 
-def table(examples: Examples) -> tuple[list[str], list[tuple]]:
+def table(examples: Examples, column: str) -> tuple[list[str], list[tuple]]:
     """The names of the columns that are there, and the rows with every field made fit for an unquoted TSV."""
     columns = {"id": examples.ids, "text": examples.texts, "text2": examples.texts2,
-               answer_column(examples.column): examples.answers}
+               column: examples.answers}
     columns = {name: values for name, values in columns.items() if values is not None}
     return list(columns), [fit(row) for row in zip(*columns.values(), strict=True)]
 
@@ -366,16 +367,21 @@ def table(examples: Examples) -> tuple[list[str], list[tuple]]:
 # ---- the answers -------------------------------------------------------------------------------------------
 
 
-def answer_column(name: str | None) -> str:
-    """What a column of answers is called in the files written; one of another name holds labels."""
-    return name if name in ANSWER_COLUMNS else "label"
+def wanted(args):
+    """The column of answers to read, as read_examples takes it."""
+    return args.label_column or (args.task and (TASK_COLUMNS[args.task],))
+
+
+def answer_column(name: str | None, args) -> str:
+    """What the column of answers that was read is called in the files written: the scripts go by that."""
+    return TASK_COLUMNS.get(args.task) or (name if name in ANSWER_COLUMNS else "label")
 
 
 def names_in(cell: str, column: str) -> list[str]:
-    """The labels of a cell of this column; a score has none."""
-    if column == "label":
-        return [cell] if cell else []
-    return cell.split(",") if column == "labels" and cell not in ("", "-") else []
+    """The labels of a cell of this column; a score has none. Raises ValueError."""
+    if column == "labels":
+        return labels.split(cell) if cell else []
+    return [cell] if cell and column == "label" else []
 
 
 def judge(cells: dict[str, str], column: str) -> int:
@@ -383,23 +389,22 @@ def judge(cells: dict[str, str], column: str) -> int:
 
     cells: {answer: where it first stands, as FILE:LINE}. Raises UserError.
     """
-    if column == "score":
-        for cell, place in cells.items():
-            if not _is_number(cell):
-                raise UserError(f"{place}: the score {cell!r} is not a number; correct it, or leave it empty "
-                                f"if it is unknown")
-        return len(cells)
     names = {}
     for cell, place in cells.items():
-        for name in names_in(cell, column):
-            names.setdefault(name, place)
+        if column == "score" and not _is_number(cell):
+            raise UserError(f"{place}: the score {cell!r} is not a number; correct it, or leave it empty if "
+                            f"it is unknown")
+        try:
+            for name in names_in(cell, column):
+                names.setdefault(name, place)
+        except ValueError as error:
+            raise UserError(f"{place}: {error}") from None
     labels.judge(names)
-    return len(names)
+    return len(cells if column == "score" else names)
 
 
-def refuse_too_few_answers(examples: Examples) -> None:
-    cells, column = examples.cells(), answer_column(examples.column)
-    needed = 2 if column == "label" else 1
+def refuse_too_few_answers(examples: Examples, column: str) -> None:
+    cells, needed = examples.cells(), 2 if column == "label" else 1
     if judge(cells, column) < needed:
         have = f"the only label is {min(cells)!r}" if cells else f"no row has a {column.removesuffix('s')}"
         raise UserError(f"{examples.path}: {have}; at least {('one is', 'two are')[needed - 1]} needed "
@@ -478,9 +483,7 @@ def summary(out: Path, splits: dict, column: str) -> None:
     """Print how many rows each file has, and of which answers."""
     found = {split: Counter(name for row in rows for name in names_in(row[-1], column))
              for split, rows in splits.items()}
-    names = {name for counts in found.values() for name in counts}
-    numbers = all(re.fullmatch(r"-?\d{1,18}", name) for name in names)
-    names = sorted(names, key=lambda name: (int(name) if numbers else 0, name))
+    names = labels.in_order({name for counts in found.values() for name in counts})
     titles = ["negative", "positive"] if names == ["0", "1"] else names[:8]
     if column == "score":
         titles = ["lowest", "mean", "highest"]
@@ -498,7 +501,7 @@ def summary(out: Path, splits: dict, column: str) -> None:
 
 def look_at(args) -> None:
     """Print what a file holds. Raises UserError for answers that are surely a mistake."""
-    columns = args.text_column, args.text2_column, args.label_column
+    columns = args.text_column, args.text2_column, wanted(args)
     found = survey(args.file, *columns)
     print(*look.files([found], columns), sep="\n")
     if args.tokenizer:
@@ -506,7 +509,7 @@ def look_at(args) -> None:
         unknown = tokenizer.token_to_id("[UNK]")
         reads = {"max_length": 128, "pad_id": unknown, "blank_id": unknown}  # 128: the scripts' default
         print(look.tokenizers({args.tokenizer: (tokenizer, reads)}, [found]))
-    judge(found.cells, answer_column(found.column))
+    judge(found.cells, answer_column(found.column, args))
 
 
 def main(args) -> None:
@@ -514,10 +517,11 @@ def main(args) -> None:
         look_at(args)
         return
     if args.corpus == "split":
-        examples = read_examples(args.file, args.text_column, args.text2_column, args.label_column)
+        examples = read_examples(args.file, args.text_column, args.text2_column, wanted(args))
+        column = answer_column(examples.column, args)
         refuse_to_overwrite_inputs([args.file], [args.out / f"{s}.tsv" for s in ("train", "valid", "test")])
-        refuse_too_few_answers(examples)
-        header, rows = table(examples)
+        refuse_too_few_answers(examples, column)
+        header, rows = table(examples, column)
         parts = {"train": rows}
     elif args.corpus == "seed-mix":
         header = ["text", "label"]  # only NSMC has an id

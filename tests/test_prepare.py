@@ -495,14 +495,30 @@ def test_split_of_scores_tells_their_range(capsys):
     prepared("look mixed.csv")  # 1 and 1.0 are the same score, and two labels that look alike
 
 
+def test_split_reads_lists_and_columns_of_other_names():
+    lines = [json.dumps({"text": f"글 {i}", "labels": ["배송", "가격, 값"][: i % 3]}) for i in range(30)]
+    Path("lists.jsonl").write_text("\n".join(lines), encoding="utf-8")
+    prepared("split lists.jsonl --out lists")
+    assert {row[1] for row in rows("lists")} == {"[]", '["배송"]', '["배송", "가격, 값"]'}
+    Path("two.csv").write_text("text,label,stars\n" + "".join(f"글 {i},{i % 2},{i % 5}\n" for i in range(30)),
+                               encoding="utf-8")
+    for flag, column, values in (("", "label", 2), ("--task regression --label-column stars", "score", 5),
+                                 ("--label-column stars", "label", 5)):
+        prepared(f"split two.csv --out {column}{values} {flag}")
+        assert header(f"{column}{values}") == f"text\t{column}"
+        assert len({row[1] for row in rows(f"{column}{values}")}) == values
+
+
 @pytest.mark.parametrize("column, cells, pattern", [
     ("score", ["3", "3,5"], r"^bad.tsv:3: the score '3,5' is not a number"),
     ("score", ["nan", "1"], r"^bad.tsv:2: the score 'nan' is not a number"),
     ("score", ["", ""], "no row has a score; at least one is needed"),
     ("labels", ["", ""], "no row has a label; at least one is needed"),
     ("labels", ["-", "-"], "at least one is needed"),
-    ("labels", ["배송,가격", "배송, 가격"], r"^bad.tsv:3: the labels ' 가격' and '가격' \(bad.tsv:2\)"),
-    ("labels", ["배송", "배송,,가격"], "^bad.tsv:3: the label has only invisible"),
+    ("labels", ["1", "1.0,배송"], r"^bad.tsv:3: the labels '1.0' and '1' \(bad.tsv:2\)"),
+    ("labels", ["배송", "배송,,가격"], "^bad.tsv:3: .*a name is empty"),
+    ("labels", ["배송", "가격,-"], "^bad.tsv:3: .*stands alone"),
+    ("labels", ["배송,가격,배송", "가격"], "^bad.tsv:2: '?.*'배송' occurs twice"),
 ])
 def test_answers_that_are_surely_a_mistake_are_refused(column, cells, pattern):
     write_tsv("bad.tsv", zip(("하나", "둘"), cells, strict=True), column)
@@ -641,7 +657,8 @@ def test_a_failed_rename_leaves_no_part_of_a_first_set(server):
 @pytest.mark.parametrize("flags, word", [
     ("", "corpus"), ("imdb", "imdb"), ("split", "FILE"), ("split a.csv --from x", "--from"),
     ("nsmc a.csv", "column flags"), ("steam --text-column x", "column flags"),
-    ("nsmc --test-percent 20", "column flags"), ("steam --seed x", "--seed"),
+    ("nsmc --test-percent 20", "column flags"), ("kote --task multilabel", "column flags"),
+    ("steam --seed x", "--seed"),
     ("split a.csv --test-percent 90", "--test-percent"), ("split a.csv --test-percent -1", "--test-percent"),
 ])
 def test_misuse(capsys, flags, word):
