@@ -17,10 +17,10 @@ for TASK in several scores; do
     T=$S/$TASK OUT=$D/$TASK
     printf '\n2  finetune_teacher.py   %s: models/encoder on 130 reviews\n' $TASK
     run finetune_teacher.py --train $T/train.tsv --valid $T/valid.tsv --output-dir $OUT/teacher \
-        --lr 5e-4 --layer-decay 0.9 --epochs 15 --max-tokens 256
+        --lr 5e-4 --layer-decay 0.9 --epochs 12 --max-tokens 256
     tail -n 1 $D/log
     printf '\n3  dump_logits.py        its logits of them, of 735 reviews without answers, and of variants of all\n'
-    run -m data.augment --data $T/train.tsv $S/unlabeled.tsv --times 4 --out $OUT/augmented.tsv
+    run -m data.augment --data $T/train.tsv $S/unlabeled.tsv --times 2 --out $OUT/augmented.tsv
     run dump_logits.py --teacher $OUT/teacher/teacher.pt --data $T/train.tsv $S/unlabeled.tsv $OUT/augmented.tsv \
         --output-dir $OUT/logits
     printf '\n4  distill.py            small BiLSTMs: three seeds on those logits, three on the 130 answers alone\n'
@@ -33,7 +33,7 @@ for TASK in several scores; do
         --output-dir $OUT
     printf '\n5  evaluate.py           40 reviews that none of them has seen\n\n'
     $PY evaluate.py $OUT/small-alpha1*/student.pt $OUT/small/student.pt $OUT/small-seed*/student.pt \
-        $OUT/teacher/teacher.pt --data $T/test.tsv --all
+        $OUT/teacher/teacher.pt --data $T/test.tsv
 done
 printf '\n6  student.py            what an application calls\n'
 $PY student.py $D/several/small/student.pt "배송은 빠른데 상자가 다 찌그러졌어요" "싸고 튼튼해요"
