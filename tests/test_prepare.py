@@ -620,6 +620,22 @@ def test_a_split_neither_guesses_an_existing_folder_nor_leaves_a_stale_test(caps
     assert bytes_of("data/sample") == before
 
 
+def test_the_samples_are_what_their_page_says():
+    """No text twice in any of them, and every label and half star in train, valid and test."""
+    sample = ROOT / "data/sample"
+    files = {str(path.relative_to(sample)): rows(path.parent, path.stem) for path in sample.rglob("*.tsv")}
+    texts = [row[1] if len(row) == 3 or name == "unlabeled.tsv" else row[0]
+             for name, found in files.items() for row in found]
+    assert len({*texts}) == len(texts) == 3_335 + 400
+    for split, size in (("train", 130), ("valid", 30), ("test", 40)):
+        several, scores = files[f"several/{split}.tsv"], files[f"scores/{split}.tsv"]
+        assert len(several) == len(scores) == size
+        cells = [row[1].split(",") for row in several]
+        assert {name for names in cells for name in names} == {"배송", "가격", "품질", "포장", "친절", "-"}
+        assert all(len({*names}) == len(names) and (names == ["-"] or "-" not in names) for names in cells)
+        assert {float(row[1]) for row in scores} == {half / 2 for half in range(2, 11)}
+
+
 # ---- a set replaces the earlier one, or nothing changes ----------------------------------------------------
 
 
