@@ -5,14 +5,15 @@
     python evaluate.py students/*/student.pt --data test.tsv --all                # every score
     python evaluate.py students/*/student.pt --data test.tsv --markdown           # or --json
 
-reads   any number of student.pt and teacher.pt, a file with the columns text and label; with --logits what
-        dump_logits.py wrote for this file: its teacher is judged without being run
+reads   any number of student.pt and teacher.pt, a file with texts and a label, labels or a score for each;
+        with --logits what dump_logits.py wrote for this file: its teacher is judged without being run
 writes  the table to standard output; with --errors the mistakes of each model, the worst first
 
-The columns: the score that chooses the epoch (accuracy) with its 95 % interval, and its difference to that of
-the first model, both by bootstrap over the same rows; parameters, bytes on disk, texts per second in bulk
-(text in, probabilities out) and median milliseconds for one text. With --all: the task's other scores, the
-calibration error without a student's temperature, and the share of rows that get the first model's answer.
+The columns: the score that chooses the epoch, such as accuracy, with its 95 % interval, and its difference to
+that of the first model, both by bootstrap over the same rows; parameters, bytes on disk, texts per second in
+bulk (text in, probabilities out) and median milliseconds for one text. With --all: the task's other scores,
+the calibration error without a student's temperature, the share of rows that get the first model's answer,
+and a second table with precision, recall and F1 of each label.
 """
 
 import argparse
@@ -32,7 +33,7 @@ def parse_args(argv=None):
         help="training files: texts of --data that occur there too are counted, and scored without")
     arg("--errors", metavar="FILE", help="write the mistakes to this TSV")
     # output
-    arg("--all", action="store_true", help="every score, not only the one that chooses the epoch")
+    arg("--all", action="store_true", help="every score, and a table of the labels")
     form = p.add_mutually_exclusive_group()
     form.add_argument("--markdown", action="store_true", help="print a Markdown table")
     form.add_argument("--json", action="store_true", help="print JSON: every score, every number in full")

@@ -222,12 +222,30 @@ def compare_with_labels(logits: Logits, examples: Examples, task) -> None:
                          f"logits are needed: {conversion(logits.path, 'torch.logit(x.float(), 1e-6)')}")
     target, known = examples.targets(task)
     rows = known.nonzero()[:, 0]
+    code = other_units(logits.values[rows], target[rows]) if task.column == "score" and logits.bare else ""
+    if code:
+        runtime.warn(f"{logits.path}: these scores are in other units than those of {examples.path}; convert "
+                     f"them: {conversion(logits.path, code)}")
     words, order = doubt(task, logits.values, rows, target[rows])
     if order:
         words += f"; reorder them: {conversion(logits.path, f'x[:, {order}]')}" if logits.bare else \
             "; the classes of the teacher are mixed up: correct id2label in its checkpoint's config.json"
     if words:
         runtime.warn(f"{logits.path} and {examples.path}: {words}")
+
+
+def other_units(logits, target) -> str:
+    """Python that makes of x scores with the mean and deviation of the answers; empty where x is near them.
+
+    logits (n, 1), target (n,). Scores in other units, such as standardised ones, rank the rows well, and are
+    further from the answers than these are from their mean.
+    """
+    x, y = logits[:, 0].double(), target.double()
+    if len(x) < 20 or not (x.std() > 0 and y.std() > 0) or torch.corrcoef(torch.stack([x, y]))[0, 1] < 0.5 \
+            or (x - y).square().mean() < y.var(correction=0):
+        return ""
+    slope = (y.std() / x.std()).item()
+    return f"x.float() * {slope:.6g} + {(y.mean() - slope * x.mean()).item():.6g}"
 
 
 def doubt(task, logits, rows, target) -> tuple[str, list[int]]:

@@ -280,7 +280,7 @@ from data.examples import ANSWER_COLUMNS, Examples, decoded_lines, read_examples
 from runtime import UserError, refuse_to_overwrite_inputs, warn
 
 UNFIT = str.maketrans("\t\n\r\0", "    ")  # what a field of an unquoted TSV cannot hold
-TASK_COLUMNS = dict(zip(flags.TASKS, ANSWER_COLUMNS, strict=True))
+TASK_COLUMNS = dict(zip(flags.TASKS, ANSWER_COLUMNS, strict=False))
 DAMAGED = "it is damaged or another version: delete or replace it and run again"
 
 
@@ -379,9 +379,9 @@ def answer_column(name: str | None, args) -> str:
 
 def names_in(cell: str, column: str) -> list[str]:
     """The labels of a cell of this column; a score has none. Raises ValueError."""
-    if column == "labels":
-        return labels.split(cell) if cell else []
-    return [cell] if cell and column == "label" else []
+    if not cell or column == "score":
+        return []
+    return labels.split(cell) if column == "labels" else [cell]
 
 
 def judge(cells: dict[str, str], column: str) -> int:
@@ -404,7 +404,7 @@ def judge(cells: dict[str, str], column: str) -> int:
 
 
 def refuse_too_few_answers(examples: Examples, column: str) -> None:
-    cells, needed = examples.cells(), 2 if column == "label" else 1
+    cells, needed = examples.cells(), 1 if column in ("labels", "score") else 2
     if judge(cells, column) < needed:
         have = f"the only label is {min(cells)!r}" if cells else f"no row has a {column.removesuffix('s')}"
         raise UserError(f"{examples.path}: {have}; at least {('one is', 'two are')[needed - 1]} needed "

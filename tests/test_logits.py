@@ -2,6 +2,8 @@
 refused, and the command that the refusal prints makes the right ones."""
 
 import argparse
+import hashlib
+import json
 import os
 import re
 import shlex
@@ -362,6 +364,19 @@ def test_fingerprints_are_of_all_that_decides_and_of_nothing_else(kit):
     assert fingerprints(teacher)["weights"] != before
 
 
+def test_settings_that_a_task_does_not_have_change_no_fingerprint(kit):
+    """Logits that were made before there were such settings belong to their teachers still."""
+    for load, path in ((Teacher.load, "teacher/teacher.pt"), (Student.load, "students/tiny/student.pt")):
+        model, artifact = load(kit / path), read(kit / path)
+        assert not {"thresholds", "mean", "deviation"} & artifact["config"].keys()
+        digest = hashlib.sha256(json.dumps(artifact["config"], sort_keys=True).encode())
+        for name, tensor in sorted(model.state_dict().items()):
+            digest.update(name.encode() + tensor.numpy().tobytes())
+        assert fingerprints(model)["weights"] == digest.hexdigest()
+        model.config.mean, model.config.deviation = 1.0, 2.0
+        assert fingerprints(model)["weights"] != digest.hexdigest()
+
+
 # ---- logits against labels ---------------------------------------------------------------------------------
 
 
@@ -511,6 +526,30 @@ def test_a_doubt_is_of_any_task():
     assert doubt(Numbers(["score"]), logits[:, :1], rows, target[:, 0]) == ("", [])
     for few in (0, 1, 2):
         assert doubt(task, logits[:, [1, 2, 0]], rows[:few], target[:few]) == ("", [])
+
+
+def test_scores_in_other_units_are_told_with_the_command_that_converts_them(here, capsys):
+    y = torch.linspace(1, 5, 120)[torch.randperm(120, generator=torch.Generator().manual_seed(0))]
+    cells = [(f"글 {i}", f"{value:.3f}") for i, value in enumerate(y.tolist())]
+    write_rows(Path("rows.tsv"), cells, "text\tscore")
+    noisy = y + 0.5 * torch.randn(120, generator=torch.Generator().manual_seed(1))
+    task = tasks.Regression(["score"])
+
+    def warned(values):
+        torch.save(values, "x.pt")
+        compare_with_labels(read_logits("x.pt"), read_examples("rows.tsv"), task)
+        return capsys.readouterr().err
+
+    for near in (y, noisy, noisy + 0.5, noisy[:, None], 0.5 * noisy + 1.5, y.mean().expand(120)):
+        assert warned(near.clone()) == ""
+    for other in ((noisy - y.mean()) / y.std(), 20 * noisy, noisy - 3):
+        message = warned(other.clone())
+        assert message.startswith("warning: x.pt: ") and "units" in message and "rows.tsv" in message
+        convert(message, "x.pt")
+        found = read_logits("x.pt").values[:, 0]
+        assert found.mean().item() == pytest.approx(y.mean().item(), rel=1e-3)
+        assert found.std().item() == pytest.approx(y.std().item(), rel=1e-3)
+        assert warned(found.clone()) == ""
 
 
 def test_a_warning_names_both_files_and_its_command_reorders_the_columns(here, capsys):

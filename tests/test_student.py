@@ -37,6 +37,7 @@ from student import (
     StudentConfig,
     StudentError,
     check_archive,
+    chosen,
     decode,
     pack_tokenizer,
     probabilities,
@@ -254,6 +255,47 @@ def test_outputs_become_probabilities_and_answers_by_hand():
     assert [answer for answer, _ in answers] == ["긍정", "부정"]
     assert [confidence for _, confidence in answers] == pytest.approx([0.75, 0.8])
     assert decode(torch.empty(0, 2), ["부정", "긍정"], "classification") == []
+
+
+def test_answers_of_several_labels_by_hand():
+    p, names = torch.tensor([[0.9, 0.4, 0.6], [0.1, 0.2, 0.3]]), ["가", "나", "다"]
+    torch.testing.assert_close(probabilities(torch.logit(p), "multilabel"), p)
+    assert chosen(p, names, "multilabel") == [["가", "다"], []]
+    assert chosen(p, names, "multilabel", [0.95, 0.3, 0.25]) == [["나", "다"], ["다"]]
+    found = decode(p, names, "multilabel", [0.95, 0.3, 0.25])
+    assert [answer for answer, _ in found] == ["나,다", "다"]
+    assert [sure for _, sure in found] == pytest.approx([0.1 * 0.4 * 0.6, 0.9 * 0.8 * 0.3])
+    assert decode(p, ["가", "나, 라", "다"], "multilabel")[0][0] == '["가", "다"]'  # as JSON
+    assert [answer for answer, _ in decode(p, names, "multilabel")] == ["가,다", "-"]
+
+
+def test_scores_are_given_in_their_units(tmp_path):
+    """Also in bf16, which has no digits for differences of 1 near 1,000."""
+    student = Student(StudentConfig(40, 1, 8, 16, mean=1000.0, deviation=0.5), word_tokenizer(40), ["점수"],
+                      "regression").eval()
+    student.save(tmp_path / "s.pt")
+    plain = Student(StudentConfig(40, 1, 8, 16), word_tokenizer(40), ["점수"], "regression").eval()
+    plain.load_state_dict(student.state_dict())
+    texts = ["단어3", "단어4 단어5", ""]
+    found = Student.load(tmp_path / "s.pt").answers(texts)
+    assert found == pytest.approx([1000 + 0.5 * score for score in plain.answers(texts)], abs=1e-3)
+    assert student.answers(texts, precision="bf16") == pytest.approx(found, abs=0.01)
+    assert student.predict(texts).shape == (3, 1) and student.answers([]) == []
+    assert decode(torch.tensor([[1000.25]]), ["점수"], "regression") == [("1000.25", None)]
+
+
+def test_a_label_is_the_answer_of_a_classification():
+    student = new_student()
+    texts = ["단어3", "단어4 단어5", ""]
+    expected = [student.label_names[i] for i in student.predict(texts).argmax(1)]
+    assert student.answers(texts) == expected and student.answers([]) == []
+
+
+def test_a_file_says_no_more_than_its_task_needs(tmp_path):
+    """So that a classifier is read by the student.py of an application that has an older one."""
+    new_student().save(tmp_path / "s.pt")
+    config = torch.load(tmp_path / "s.pt", weights_only=True)["config"]
+    assert not {"thresholds", "mean", "deviation"} & config.keys() and len(config) == 12
 
 
 def test_a_student_says_how_it_reads_and_for_which_task(tmp_path, monkeypatch):
@@ -667,6 +709,10 @@ def test_a_file_that_cannot_be_used_is_refused_in_one_line(tmp_path, content):
     {"max_length": 2**40}, {"pad_id": 40}, {"blank_id": -1}, {"blank_id": 40}, {"dropout": 1.0},
     {"dropout": -0.1}, {"pooling": "sum"}, {"head": "gelu"},
     *({"temperature": wrong} for wrong in (0.0, -1.0, 1e-320, 10**400, math.inf, math.nan, "1", None)),
+    *({"thresholds": wrong} for wrong in ([], [0.5] * 2, [0.5, 0.5, 1.5], [0.5, 0.5, math.nan], [1, 0, 0],
+                                          (0.5,) * 3, 0.5)),
+    *({"mean": mean, "deviation": wrong} for mean, wrong in (
+        (0.0, None), (None, 1.0), (0.0, 0.0), (0.0, -1.0), (math.inf, 1.0), (0.0, math.nan), (0, 1.0))),
 ])
 def test_impossible_settings_are_refused(options):
     with pytest.raises(StudentError, match=next(iter(options))):

@@ -208,7 +208,8 @@ def claims() -> dict:
         STUDENT: {
             **{f"{key} {value}": changed(STUDENT, config={key: value}) for key, value in (
                 ("vocab_size", 10**12), ("embedding_dim", 2**24), ("hidden_dim", 2**24),
-                ("hidden_dim", 2**40), ("num_layers", 10**9), ("num_labels", 10**9), ("pad_id", 10**9))},
+                ("hidden_dim", 2**40), ("num_layers", 10**9), ("num_labels", 10**9), ("pad_id", 10**9),
+                ("thresholds", [0.5] * 9), ("deviation", 1.0))},
             **{f"weights {name}": changed(STUDENT, weights={"embedding.weight": value}) for name, value in {
                 "expanded": torch.zeros(1).expand(10**6, 10**6), "sparse": weights.to_sparse(),
                 "meta": weights.to("meta"), "meta, huge": torch.empty(10**6, 10**6, device="meta"),
@@ -222,10 +223,12 @@ def claims() -> dict:
             "Tensor(…)": with_pickle(STUDENT, {"kind": "student", "x": Bomb(torch.Tensor, 10**5, 10**4)}),
             "a doubled text": with_pickle(STUDENT, {"kind": "student", "x": doubled(19)}),
             "lists of lists": changed(STUDENT, config={"hidden_dim": nested(60)}),
+            "thresholds of lists": changed(STUDENT, config={"thresholds": nested(60)}),
             "labels of lists": changed(STUDENT, label_names=nested(60))},
         "teacher.pt": {f"{key} {value}": changed("teacher.pt", config={key: value}) for key, value in (
             ("vocab_size", 10**12), ("hidden_size", 2**24), ("num_layers", 10**9), ("num_labels", 2**24),
-            ("intermediate_size", 2**40), ("max_positions", 2**24))},
+            ("intermediate_size", 2**40), ("max_positions", 2**24), ("thresholds", [0.5] * 9),
+            ("deviation", 1.0))},
         "logits.pt": {
             "a tensor expanded": saved(wide), "logits expanded": changed("logits.pt", logits=wide),
             "a tensor sparse": saved(torch.eye(12, 2).to_sparse()),
