@@ -1,4 +1,5 @@
 # make demo           all five scripts on the embedded sample, a table at the end: under a minute
+# make demo-tasks     the same for several labels per text, and for scores: two tables, under two minutes
 # make test           the test suite
 # make test-optional  the tests that need optional packages (transformers, onnx, …), which it installs
 # make test-lowest    the test suite with the oldest packages that requirements.txt allows, in .venv-lowest
@@ -9,7 +10,7 @@
 PYTHON ?= python3
 PY = .venv/bin/python
 
-.PHONY: demo test test-optional test-lowest torture bench clean
+.PHONY: demo demo-tasks test test-optional test-lowest torture bench clean
 
 .venv/installed: requirements.txt
 	$(PYTHON) -m venv .venv
@@ -22,6 +23,9 @@ PY = .venv/bin/python
 
 demo: .venv/installed
 	PYTHON=$(PY) sh recipes/demo.sh
+
+demo-tasks: .venv/installed
+	PYTHON=$(PY) sh recipes/demo-tasks.sh
 
 test: .venv/installed-test
 	$(PY) -m ruff check .
@@ -48,4 +52,4 @@ bench: .venv/installed-bench
 	$(PY) -m bench.table
 
 clean:
-	rm -rf demo .pytest_cache .ruff_cache
+	rm -rf demo demo-tasks .pytest_cache .ruff_cache

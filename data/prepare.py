@@ -1,76 +1,241 @@
-"""Make train.tsv, valid.tsv and test.tsv from a public Korean corpus, or from a labelled file of your own.
+"""Make train.tsv, valid.tsv and test.tsv from a public Korean corpus, or from an answered file of your own.
 
-    python -m data.prepare nsmc                                # 200,000 film reviews, the published test set
-    python -m data.prepare shopping                            # 200,000 Naver shopping reviews
-    python -m data.prepare steam                               # 100,000 Steam game reviews
-    python -m data.prepare seed-mix --drop-leaks               # the three together, 500,000 reviews
+    python -m data.prepare nsmc                                # film reviews, positive or negative
+    python -m data.prepare unsmile                             # comments with several labels each
     python -m data.prepare nsmc --from ~/corpora               # files already downloaded, no network
     python -m data.prepare split reviews.csv --out data/mine   # your own .tsv, .txt, .csv or .jsonl
     python -m data.prepare split train.csv --test-percent 0    # if you already have a test file
     python -m data.prepare look reviews.csv                    # what is in a file, and what looks wrong
 
-Label 1 is positive, 0 negative; in shopping, 4 and 5 stars are positive, 1 and 2 negative. nsmc keeps the
-published test set and takes 5 % of the published training set as valid. The others are shuffled: 10 % become
-test, 5 % of the rest valid (rounded up). The same seed gives the same files.
+corpora   nsmc, shopping, steam             reviews, 1 is positive and 0 negative
+          seed-mix                          these three together, 500,000 reviews
+          hate-speech, hate-speech-bias, hate-speech-gender   three answers to the same comments
+          unsmile, kmhas                    comments, kinds of hate: several labels
+          kote                              comments, 44 emotions: several labels
+          3i4k                              utterances, 7 intents
 
-reads   ratings_train.txt, ratings_test.txt (github.com/e9t/nsmc, CC0), naver_shopping.txt, steam.txt
-        (github.com/bab2min/corpus, public domain), downloaded into data/downloads unless they are there.
-        Row counts and label balance must match the published ones. Or FILE.
-writes  OUT/train.tsv, valid.tsv, test.tsv, all or none: columns id (if any), text, text2 (if any), label;
-        UTF-8, tabs, no quoting. Blank texts are kept; rows without a label go to train.
+A published test set stays the test set, a dev set becomes it where there is no other; neither ever goes to
+train. What the publisher does not have is cut from train after a shuffle: 10 % for test, 5 % of the rest for
+valid (rounded up). The same seed gives the same files.
+
+reads   the publisher's files, downloaded into data/downloads unless they are there. Row counts, and counts of
+        labels where they are published, must match. Or FILE.
+writes  OUT/train.tsv, valid.tsv, test.tsv, all or none: columns id (if any), text, text2 (if any), and label,
+        labels or score; UTF-8, tabs, no quoting. Blank texts are kept; rows without an answer go to train.
 next    python train_tokenizer.py --data OUT/train.tsv
 """
 
 import argparse
 import contextlib
 import http.client
+import math
 import os
 import random
-import re
 import shlex
 import shutil
-from array import array
-from dataclasses import dataclass
-from itertools import chain
+from collections import Counter
+from dataclasses import dataclass, field
 from pathlib import Path
 from urllib.error import URLError
 from urllib.request import urlopen
 
 import flags
 
+# ---- the corpora -------------------------------------------------------------------------------------------
+
 
 @dataclass
-class Source:
-    """One published file: where it is, and what its README says about it."""
+class File:
+    """One published file, and what its publisher states about it."""
 
-    url: str
-    header: bool  # id, document, label under a header; otherwise label, text and no header
-    labels: dict[str, str]  # label in the file -> label written
+    split: str  # train, valid or test
+    name: str
     rows: int
-    positives: int
-    slack: int  # by how many rows the positives may differ: 0 if the exact count is published
+    counts: dict[str, int] = field(default_factory=dict)  # {label as it is written here: rows that have it}
+    slack: int = 0  # by how many rows a count may differ
 
 
-NSMC = "https://raw.githubusercontent.com/e9t/nsmc/master/"
-BAB2MIN = "https://raw.githubusercontent.com/bab2min/corpus/master/sentiment/"
-BINARY = {"0": "0", "1": "1"}
-STARS = {"1": "0", "2": "0", "4": "1", "5": "1"}  # the publisher left 3 stars out
-SOURCES = {  # NSMC only states that a "random guess yields 50% accuracy": its files may differ by 1 % of rows
-    "ratings_train.txt": Source(NSMC + "ratings_train.txt", True, BINARY, 150_000, 75_000, 1_500),
-    "ratings_test.txt": Source(NSMC + "ratings_test.txt", True, BINARY, 50_000, 25_000, 500),
-    "naver_shopping.txt": Source(BAB2MIN + "naver_shopping.txt", False, STARS, 200_000, 99_963, 0),
-    "steam.txt": Source(BAB2MIN + "steam.txt", False, BINARY, 100_000, 49_996, 0),
-}
-CORPORA = {"nsmc": ["ratings_train.txt", "ratings_test.txt"], "shopping": ["naver_shopping.txt"],
-           "steam": ["steam.txt"],
-           "seed-mix": ["ratings_train.txt", "ratings_test.txt", "naver_shopping.txt", "steam.txt"]}
+class Corpus:
+    """The files of a publisher, tables with tabs, and what one line of them says."""
+
+    home: str  # address of the files, without their names
+    folder: str = ""  # in --downloads, where the names are as common as train.tsv
+    files: tuple[File, ...]
+    columns: tuple[str, ...]  # of a line; the last one keeps tabs
+    header: bool = True  # the first line names them
+    quoted: bool = False  # a text that has quotation marks is written as in CSV
+
+    def read(self, *cells: str) -> dict[str, str]:
+        """The row that a line becomes. Raises KeyError for an answer that is not one of the published."""
+        raise NotImplementedError
+
+
+def by_number(*names: str) -> dict[str, str]:
+    """{"0": the first name, "1": the second, …}"""
+    return {str(i): name for i, name in enumerate(names)}
+
+
+def joined(names) -> str:
+    """A cell of the column `labels`; "-" is none of them."""
+    return ",".join(names) or "-"
+
+
+RAW = "https://raw.githubusercontent.com/"
+BINARY = by_number("0", "1")
+STARS = {"1": "0", "2": "0", "4": "1", "5": "1"}
+
+
+class Nsmc(Corpus):
+    """Film reviews: github.com/e9t/nsmc, CC0. It only states that a "random guess yields 50% accuracy"."""
+
+    home = RAW + "e9t/nsmc/master/"
+    files = (File("train", "ratings_train.txt", 150_000, {"1": 75_000}, slack=1_500),
+             File("test", "ratings_test.txt", 50_000, {"1": 25_000}, slack=500))
+    columns = ("id", "document", "label")
+
+    def read(self, number, document, label):
+        return {"id": number, "text": document, "label": BINARY[label]}
+
+
+class Shopping(Corpus):
+    """Naver shopping reviews with 1, 2, 4 or 5 stars: github.com/bab2min/corpus, public domain."""
+
+    home = RAW + "bab2min/corpus/master/sentiment/"
+    files = (File("train", "naver_shopping.txt", 200_000, {"1": 99_963}),)
+    columns, header = ("label", "text"), False
+    labels = STARS
+
+    def read(self, label, text):
+        return {"text": text, "label": self.labels[label]}
+
+
+class Steam(Shopping):
+    """Reviews of games, from the same place."""
+
+    files = (File("train", "steam.txt", 100_000, {"1": 49_996}),)
+    labels = BINARY
+
+
+class HateSpeech(Corpus):
+    """Comments on entertainment news: Moon et al. (2020, arXiv 2005.12503), CC BY-SA 4.0.
+
+    The labels of the test set are not published, so dev is the test set.
+    """
+
+    home, folder = RAW + "kocohub/korean-hate-speech/master/labeled/", "hate-speech"
+    files = (File("train", "train.tsv", 7_896), File("test", "dev.tsv", 471))
+    columns, quoted = ("comments", "contain_gender_bias", "bias", "hate"), True
+    answer, labels = "hate", {"none", "offensive", "hate"}
+
+    def read(self, *cells):
+        row = dict(zip(self.columns, cells, strict=True))
+        if row[self.answer] not in self.labels:
+            raise KeyError(row[self.answer])
+        return {"text": row["comments"], "label": row[self.answer]}
+
+
+class HateSpeechBias(HateSpeech):
+    answer, labels = "bias", {"none", "gender", "others"}
+
+
+class HateSpeechGender(HateSpeech):
+    answer, labels = "contain_gender_bias", {"True", "False"}
+
+
+class UnSmile(Corpus):
+    """Comments with ten labels: github.com/smilegate-ai/korean_unsmile_dataset, CC BY-NC-ND 4.0.
+
+    A column of 0 and 1 for each label. The counts are those of the README, which differ from the files by up
+    to 3 rows. `clean` is a label, as in the published figures; 개인지칭 (a certain person is meant) is not.
+    """
+
+    home = RAW + "smilegate-ai/korean_unsmile_dataset/main/"
+    labels = ("여성/가족", "남성", "성소수자", "인종/국적", "연령", "지역", "종교", "기타 혐오", "악플/욕설",
+              "clean")
+    files = (File("train", "unsmile_train_v1.0.tsv", 15_005, dict(zip(labels, (
+                 1_599, 1_347, 1_138, 1_728, 603, 1_052, 1_181, 569, 3_146, 3_739), strict=True)), slack=3),
+             File("test", "unsmile_valid_v1.0.tsv", 3_737, dict(zip(labels, (
+                 394, 334, 280, 426, 146, 260, 290, 134, 786, 935), strict=True))))
+    columns = ("문장", *labels, "개인지칭")
+
+    def read(self, text, *cells):
+        chosen = [name for name, cell in zip(self.columns[1:], cells, strict=True) if BINARY[cell] == "1"]
+        return {"text": text, "labels": joined(name for name in chosen if name in self.labels)}
+
+
+class KMHaS(Corpus):
+    """News comments with nine labels: Lee et al. (2022, arXiv 2208.10684), CC BY-SA 4.0.
+
+    A cell lists numbers, such as 0,3. 해당사항없음, no hate, is a label, as in the published figures.
+    """
+
+    home = RAW + "adlnlp/K-MHaS/main/data/"
+    files = (File("train", "kmhas_train.txt", 78_977), File("valid", "kmhas_valid.txt", 8_776),
+             File("test", "kmhas_test.txt", 21_939))
+    columns, quoted = ("document", "label"), True
+    labels = by_number("출신차별", "외모차별", "정치성향차별", "혐오욕설", "연령차별", "성차별", "인종차별",
+                       "종교차별", "해당사항없음")
+
+    def read(self, document, label):
+        return {"text": document, "labels": joined(self.labels[number] for number in label.split(","))}
+
+
+class Kote(Corpus):
+    """Comments with 44 labels, any of five readers' emotions: Jeon et al. (2022, arXiv 2205.05300), MIT.
+
+    No header; a cell lists numbers. 없음, no emotion, is a label, and stands beside others.
+    """
+
+    home, folder = RAW + "searle-j/KOTE/main/", "kote"
+    files = (File("train", "train.tsv", 40_000), File("valid", "val.tsv", 5_000),
+             File("test", "test.tsv", 5_000))
+    columns, header, quoted = ("ID", "text", "labels"), False, True
+    labels = by_number(
+        "불평/불만", "환영/호의", "감동/감탄", "지긋지긋", "고마움", "슬픔", "화남/분노", "존경", "기대감",
+        "우쭐댐/무시함", "안타까움/실망", "비장함", "의심/불신", "뿌듯함", "편안/쾌적", "신기함/관심",
+        "아껴주는", "부끄러움", "공포/무서움", "절망", "한심함", "역겨움/징그러움", "짜증", "어이없음",
+        "없음", "패배/자기혐오", "귀찮음", "힘듦/지침", "즐거움/신남", "깨달음", "죄책감", "증오/혐오",
+        "흐뭇함(귀여움/예쁨)", "당황/난처", "경악", "부담/안_내킴", "서러움", "재미없음",
+        "불쌍함/연민", "놀람", "행복", "불안/걱정", "기쁨", "안심/신뢰")
+
+    def read(self, number, text, labels):
+        return {"id": number, "text": text, "labels": joined(self.labels[i] for i in labels.split(","))}
+
+
+class Intents(Corpus):
+    """3i4K, utterances with one of seven intents: Cho et al. (2018, arXiv 1811.04231), CC BY-SA 4.0.
+
+    No header, label<TAB>text. The counts are published of both files together, split 9 to 1.
+    """
+
+    home = RAW + "warnikchow/3i4k/master/data/train_val_test/"
+    labels = by_number("fragment", "statement", "question", "command", "rhetorical question",
+                       "rhetorical command", "intonation-dependent utterance")
+    files = (File("train", "fci_train_val.txt", 55_134, dict(zip(labels.values(), (
+                 5_409, 16_470, 16_083, 11_672, 1_571, 979, 2_950), strict=True))),
+             File("test", "fci_test.txt", 6_121, dict(zip(labels.values(), (
+                 600, 1_830, 1_786, 1_296, 174, 108, 327), strict=True))))
+    columns, header = ("label", "text"), False
+
+    def read(self, label, text):
+        return {"text": text, "label": self.labels[label]}
+
+
+CORPORA = {"nsmc": Nsmc(), "shopping": Shopping(), "steam": Steam(), "hate-speech": HateSpeech(),
+           "hate-speech-bias": HateSpeechBias(), "hate-speech-gender": HateSpeechGender(),
+           "unsmile": UnSmile(), "kmhas": KMHaS(), "kote": Kote(), "3i4k": Intents()}
+SEED_MIX = ("nsmc", "shopping", "steam")  # the original kit's mixture
+
+
+# ---- the command -------------------------------------------------------------------------------------------
 
 
 def parse_args(argv=None):
     p = argparse.ArgumentParser(prog="python -m data.prepare", description=__doc__,
                                 formatter_class=argparse.RawDescriptionHelpFormatter)
     arg = p.add_argument
-    arg("corpus", choices=[*CORPORA, "split", "look"], help="a public corpus, or what to do with a FILE")
+    arg("corpus", choices=[*CORPORA, "seed-mix", "split", "look"],
+        help="a public corpus, or what to do with a FILE")
     arg("file", nargs="?", metavar="FILE", help="the file to split, or to look at")
     # artifacts
     arg("--out", type=Path, metavar="DIR", help="output folder (default: data/CORPUS or data/FILE)")
@@ -84,14 +249,15 @@ def parse_args(argv=None):
     arg("--tokenizer", metavar="DIR",
         help="look: also count unknown tokens and cut texts; a folder from train_tokenizer.py")
     arg("--drop-leaks", action="store_true", help="remove train rows whose text is also in valid or test")
-    flags.add_columns(arg, "label")
+    flags.add_columns(arg, "label, labels or score", task=True)
     args = p.parse_intermixed_args(argv)  # FILE may follow a flag
     if args.corpus in ("split", "look"):
         if not args.file:
             p.error(f"{args.corpus} needs a FILE: python -m data.prepare {args.corpus} reviews.csv")
         if args.source_dir:
             p.error(f"--from is for the public corpora; {args.corpus} reads FILE")
-    elif args.file or args.text_column or args.text2_column or args.label_column or args.test_percent != 10:
+    elif (args.file or args.text_column or args.text2_column or args.label_column or args.task
+          or args.test_percent != 10):
         p.error(f"FILE, --test-percent and the column flags are not for {args.corpus}: it has its own files")
     if args.corpus == "look" and (args.out or args.drop_leaks):
         p.error("look writes nothing; leave --out and --drop-leaks out")
@@ -110,10 +276,12 @@ if __name__ == "__main__":
 import runtime
 from data import labels, look
 from data.batches import read_tokenizer
-from data.examples import Examples, decoded_lines, read_examples, survey
+from data.examples import ANSWER_COLUMNS, Examples, decoded_lines, read_examples, survey
 from runtime import UserError, refuse_to_overwrite_inputs, warn
 
 UNFIT = str.maketrans("\t\n\r\0", "    ")  # what a field of an unquoted TSV cannot hold
+TASK_COLUMNS = dict(zip(flags.TASKS, ANSWER_COLUMNS, strict=False))
+DAMAGED = "it is damaged or another version: delete or replace it and run again"
 
 
 def download(url: str, path: Path) -> None:
@@ -136,51 +304,122 @@ def download(url: str, path: Path) -> None:
                         f"--from DIR") from None
 
 
-def load(name: str, args) -> Examples:
-    """One published file with labels 0 and 1, downloaded if need be and checked against its README."""
-    source, path = SOURCES[name], (args.source_dir or args.downloads) / name
-    if not path.exists():
-        if args.source_dir:
-            raise UserError(f"{path}: not found; --from needs {' and '.join(CORPORA[args.corpus])} in DIR")
-        print(f"downloading {source.url}")
-        download(source.url, path)
-    examples = read_examples(path, label_column="label") if source.header else _read_headerless(path)
-    hint = "it is damaged or another version: delete or replace it and run again"
-    if len(examples) != source.rows:
-        raise UserError(f"{path}: has {len(examples):,} rows, the published file {source.rows:,}; {hint}")
-    for line, label in zip(examples.lines, examples.answers, strict=True):
-        if label not in source.labels:
-            raise UserError(f"{path}:{line}: label {label!r} is none of {' '.join(source.labels)}; {hint}")
-    examples.answers = [source.labels[label] for label in examples.answers]
-    positives = examples.answers.count("1")
-    if abs(positives - source.positives) > source.slack:
-        raise UserError(f"{path}: has {positives:,} positive rows, the published file {source.positives:,} "
-                        f"± {source.slack:,}; {hint}")
-    if args.corpus == "seed-mix":
-        examples.ids = None  # only NSMC has them
-    return examples
+def published(corpus: Corpus, args) -> tuple[list[str], dict[str, list]]:
+    """(Names of the columns, {split: rows}) of a corpus, downloaded if need be and checked."""
+    found = {}
+    for file in corpus.files:
+        path = (args.source_dir or args.downloads / corpus.folder) / file.name
+        if not path.exists():
+            if args.source_dir:
+                names = " and ".join(file.name for file in corpus.files)
+                raise UserError(f"{path}: not found; --from needs {names} in DIR")
+            print(f"downloading {corpus.home}{file.name}")
+            download(corpus.home + file.name, path)
+        header, rows = rows_of(corpus, path)
+        if len(rows) != file.rows:
+            raise UserError(f"{path}: has {len(rows):,} rows, the published file {file.rows:,}; {DAMAGED}")
+        counts = Counter(name for row in rows for name in names_in(row[-1], header[-1]))
+        for name, count in file.counts.items():
+            if abs(counts[name] - count) > file.slack:
+                raise UserError(f"{path}: has {counts[name]:,} rows of label {name!r}, the published file "
+                                f"{count:,} ± {file.slack:,}; {DAMAGED}")
+        found[file.split] = rows
+    return header, found
 
 
-def _read_headerless(path: Path) -> Examples:
-    """label<TAB>text. Only LF ends a line; the text is everything after the first tab."""
-    examples = Examples(str(path), [], None, [], None, array("Q"))
+def rows_of(corpus: Corpus, path: Path) -> tuple[list[str], list[tuple]]:
+    """The names of the columns, and the rows of one published file. Only LF ends a line."""
+    header, rows = [], []
     for number, line in decoded_lines(str(path)):
-        label, tab, text = line.removesuffix("\n").removesuffix("\r").partition("\t")
-        if not tab:
-            raise UserError(f"{path}:{number}: no tab; each line must be label<TAB>text")
-        examples.answers.append(label)
-        examples.texts.append(text)
-        examples.lines.append(number)
-    return examples
+        cells = line.removesuffix("\n").removesuffix("\r").split("\t", len(corpus.columns) - 1)
+        heads = corpus.header and number == 1
+        if len(cells) != len(corpus.columns) or (heads and tuple(cells) != corpus.columns):
+            raise UserError(f"{path}:{number}: is not {'<TAB>'.join(corpus.columns)}; {DAMAGED}")
+        if heads:
+            continue
+        try:
+            row = corpus.read(*map(unquoted, cells) if corpus.quoted else cells)
+        except KeyError as error:
+            raise UserError(f"{path}:{number}: label {error.args[0]!r} is none of the published; {DAMAGED}"
+                            ) from None
+        header = list(row)
+        rows.append(fit(row.values()))
+    return header, rows
 
 
-def table(examples: Examples) -> tuple[list[str], list[tuple]]:
+def unquoted(cell: str) -> str:
+    """What a cell says that may be quoted as in CSV, where two quotation marks inside stand for one."""
+    return cell[1:-1].replace('""', '"') if len(cell) > 1 and cell[0] == cell[-1] == '"' else cell
+
+
+def fit(cells) -> tuple[str, ...]:
+    return tuple(cell.translate(UNFIT) for cell in cells)
+
+
+def table(examples: Examples, column: str) -> tuple[list[str], list[tuple]]:
     """The names of the columns that are there, and the rows with every field made fit for an unquoted TSV."""
     columns = {"id": examples.ids, "text": examples.texts, "text2": examples.texts2,
-               "label": examples.answers}
+               column: examples.answers}
     columns = {name: values for name, values in columns.items() if values is not None}
-    fit = ([value.translate(UNFIT) for value in values] for values in columns.values())
-    return list(columns), list(zip(*fit, strict=True))
+    return list(columns), [fit(row) for row in zip(*columns.values(), strict=True)]
+
+
+# ---- the answers -------------------------------------------------------------------------------------------
+
+
+def wanted(args):
+    """The column of answers to read, as read_examples takes it."""
+    return args.label_column or (args.task and (TASK_COLUMNS[args.task],))
+
+
+def answer_column(name: str | None, args) -> str:
+    """What the column of answers that was read is called in the files written: the scripts go by that."""
+    return TASK_COLUMNS.get(args.task) or (name if name in ANSWER_COLUMNS else "label")
+
+
+def names_in(cell: str, column: str) -> list[str]:
+    """The labels of a cell of this column; a score has none. Raises ValueError."""
+    if not cell or column == "score":
+        return []
+    return labels.split(cell) if column == "labels" else [cell]
+
+
+def judge(cells: dict[str, str], column: str) -> int:
+    """How many labels (or scores) there are. Refuses those that are surely a mistake.
+
+    cells: {answer: where it first stands, as FILE:LINE}. Raises UserError.
+    """
+    names = {}
+    for cell, place in cells.items():
+        if column == "score" and not _is_number(cell):
+            raise UserError(f"{place}: the score {cell!r} is not a number; correct it, or leave it empty if "
+                            f"it is unknown")
+        try:
+            for name in names_in(cell, column):
+                names.setdefault(name, place)
+        except ValueError as error:
+            raise UserError(f"{place}: {error}") from None
+    labels.judge(names)
+    return len(cells if column == "score" else names)
+
+
+def refuse_too_few_answers(examples: Examples, column: str) -> None:
+    cells, needed = examples.cells(), 1 if column in ("labels", "score") else 2
+    if judge(cells, column) < needed:
+        have = f"the only label is {min(cells)!r}" if cells else f"no row has a {column.removesuffix('s')}"
+        raise UserError(f"{examples.path}: {have}; at least {('one is', 'two are')[needed - 1]} needed "
+                        f"(column {', '.join(ANSWER_COLUMNS)}, or --label-column; its columns are "
+                        f"{', '.join(examples.header)})")
+
+
+def _is_number(cell: str) -> bool:
+    try:
+        return math.isfinite(float(cell))
+    except ValueError:
+        return False
+
+
+# ---- the split ---------------------------------------------------------------------------------------------
 
 
 def shuffle(rows: list, seed: int) -> list:
@@ -240,20 +479,29 @@ def write(out: Path, header: list[str], splits: dict) -> None:
             aside.unlink()
 
 
-def summary(out: Path, splits: dict, labels: list[str]) -> None:
-    titles = ["negative", "positive"] if labels == ["0", "1"] else labels[:8]
+def summary(out: Path, splits: dict, column: str) -> None:
+    """Print how many rows each file has, and of which answers."""
+    found = {split: Counter(name for row in rows for name in names_in(row[-1], column))
+             for split, rows in splits.items()}
+    names = labels.in_order({name for counts in found.values() for name in counts})
+    titles = ["negative", "positive"] if names == ["0", "1"] else names[:8]
+    if column == "score":
+        titles = ["lowest", "mean", "highest"]
     print(f"{'split':5} {'rows':>10}", *(f"{title:>10}" for title in titles), " file")
     for split, rows in splits.items():
-        counts = [sum(row[-1] == label for row in rows) for label in labels[:8]]  # the last column
-        print(f"{split:5} {len(rows):>10,}", *(f"{count:>10,}" for count in counts), f" {out / split}.tsv")
-        if absent := sorted(set(labels) - {row[-1] for row in rows}):
+        shown = [f"{found[split][name]:,}" for name in names[:8]]
+        if column == "score":
+            scores = [float(row[-1]) for row in rows if row[-1]]
+            shown = [f"{value:.4g}" for value in (min(scores), sum(scores) / len(scores), max(scores))]
+        print(f"{split:5} {len(rows):>10,}", *(f"{value:>10}" for value in shown), f" {out / split}.tsv")
+        if absent := [name for name in names if not found[split][name]]:
             warn(f"{out / split}.tsv has no row of {', '.join(absent[:8])}; a larger file would have some")
     print(f"next: python train_tokenizer.py --data {shlex.quote(str(out / 'train.tsv'))}")
 
 
 def look_at(args) -> None:
-    """Print what a file holds. Raises UserError for labels that are surely a mistake."""
-    columns = args.text_column, args.text2_column, args.label_column
+    """Print what a file holds. Raises UserError for answers that are surely a mistake."""
+    columns = args.text_column, args.text2_column, wanted(args)
     found = survey(args.file, *columns)
     print(*look.files([found], columns), sep="\n")
     if args.tokenizer:
@@ -261,7 +509,7 @@ def look_at(args) -> None:
         unknown = tokenizer.token_to_id("[UNK]")
         reads = {"max_length": 128, "pad_id": unknown, "blank_id": unknown}  # 128: the scripts' default
         print(look.tokenizers({args.tokenizer: (tokenizer, reads)}, [found]))
-    labels.judge(found.cells)
+    judge(found.cells, answer_column(found.column, args))
 
 
 def main(args) -> None:
@@ -269,25 +517,22 @@ def main(args) -> None:
         look_at(args)
         return
     if args.corpus == "split":
-        parts = [read_examples(args.file, args.text_column, args.text2_column, args.label_column)]
+        examples = read_examples(args.file, args.text_column, args.text2_column, wanted(args))
+        column = answer_column(examples.column, args)
         refuse_to_overwrite_inputs([args.file], [args.out / f"{s}.tsv" for s in ("train", "valid", "test")])
+        refuse_too_few_answers(examples, column)
+        header, rows = table(examples, column)
+        parts = {"train": rows}
+    elif args.corpus == "seed-mix":
+        header = ["text", "label"]  # only NSMC has an id
+        files = [rows for name in SEED_MIX for rows in published(CORPORA[name], args)[1].values()]
+        parts = {"train": [row[-2:] for rows in files for row in rows]}
     else:
-        parts = [load(name, args) for name in CORPORA[args.corpus]]
-    names = {label for part in parts for label in part.answers or () if label}
-    if len(names) < 2:
-        have = f"the only label is {min(names)!r}" if names else "no row has a label"
-        raise UserError(f"{args.file}: {have}; at least two are needed (column `label`, or --label-column; "
-                        f"its columns are {', '.join(parts[0].header)})")
-    if args.corpus == "split":
-        labels.judge(parts[0].cells())
-    numbers = all(re.fullmatch(r"-?\d{1,18}", label) for label in names)
-    names = sorted(names, key=lambda label: (int(label) if numbers else 0, label))
-    headers, tables = zip(*map(table, parts), strict=True)
-    rows = tables[0] if args.corpus == "nsmc" else list(chain(*tables))
-    labelled = shuffle([row for row in rows if row[-1]], args.seed)
-    unlabelled = [row for row in rows if not row[-1]]  # they can teach, but neither choose the epoch nor test
-    test, rest = (tables[1], labelled) if args.corpus == "nsmc" else cut(labelled, args.test_percent)
-    valid, train = cut(rest, 5)
+        header, parts = published(CORPORA[args.corpus], args)
+    labelled = shuffle([row for row in parts["train"] if row[-1]], args.seed)
+    unlabelled = [row for row in parts["train"] if not row[-1]]  # can teach, not choose the epoch nor test
+    test, rest = (parts["test"], labelled) if "test" in parts else cut(labelled, args.test_percent)
+    valid, train = (parts["valid"], rest) if "valid" in parts else cut(rest, 5)
     if not train:  # of a file to split
         raise UserError(f"{args.file}: {len(labelled)} labelled rows leave none to train on; give more, or "
                         f"a lower --test-percent")
@@ -295,9 +540,9 @@ def main(args) -> None:
     if not test and (args.out / "test.tsv").exists():
         raise UserError(f"{args.out / 'test.tsv'}: comes from an earlier split, and train would now contain "
                         f"rows of it; remove it or give another --out")
-    report_leaks(splits, headers[0], args.drop_leaks)
-    write(args.out, headers[0], splits)
-    summary(args.out, splits, names)
+    report_leaks(splits, header, args.drop_leaks)
+    write(args.out, header, splits)
+    summary(args.out, splits, header[-1])
 
 
 if __name__ == "__main__":

@@ -8,11 +8,12 @@ import sys
 from pathlib import Path
 from types import SimpleNamespace
 
+import numpy as np
 import pytest
 import torch
 
 import bench
-from bench import common, dumping, finetuning, scaling, table
+from bench import common, dumping, finetuning, scaling, table, tfidf
 from runtime import UserError
 from student import SIZES, Student, StudentConfig
 from teacher import Teacher, TeacherConfig
@@ -374,3 +375,43 @@ def test_tiny_prediction_against_fasttext(made, tmp_path):
     tiny(prediction, made, tmp_path, lambda args, made: prediction.against_fasttext(
         args, made, prediction.new_student(made, "tiny")))
     check(tmp_path, "predict-tiny")
+
+
+@pytest.mark.optional
+@pytest.mark.parametrize("column", ["label", "labels", "score"])
+def test_tfidf_learns_which_words_decide(tmp_path, capsys, column):
+    """The words of a text decide its answer, and every sixth row says otherwise: only those can be wrong."""
+    pytest.importorskip("sklearn")
+    words = ["배송", "가격", "품질"]
+
+    def write(name, first, count, empty=0):
+        """The file, and of each row (words in the text, words in the answer), as 0 and 1."""
+        pairs = []
+        for i in range(first, first + count):
+            text = [i >> j & 1 for j in range(3)]
+            pairs.append((text, [1, 0, 0] if i % 6 == 0 else text))
+        lines = [f"text\t{column}"] + ["모르는 글\t"] * empty
+        for text, answer in pairs:
+            said = [word for word, given in zip(words, answer, strict=True) if given]
+            cell = {"label": f"{len(said)} 개", "labels": ",".join(said) or "-", "score": str(len(said) / 2)}
+            shown = " ".join(word for word, given in zip(words, text, strict=True) if given)
+            lines.append(f"이번에 산 {shown} 이야기\t{cell[column]}")
+        (tmp_path / name).write_text("\n".join(lines) + "\n", encoding="utf-8")
+        return str(tmp_path / name), np.array(pairs)
+
+    files = ["--train", write("train.tsv", 0, 240, 5)[0], "--valid", write("valid.tsv", 240, 48)[0]]
+    path, pairs = write("test.tsv", 301, 50)
+    found = tfidf.compare(tfidf.parse_args([*files, "--test", path]))
+    guess, truth = pairs[:, 0], pairs[:, 1]  # (50, 3)
+    if column == "labels":
+        assert list(found) == ["threshold 0.5", "thresholds of --valid"]
+        hits = (guess * truth).sum(0)
+        for scores in found.values():
+            assert scores["exact"] == pytest.approx((guess == truth).all(1).mean())
+            assert scores["macro_f1"] == pytest.approx((2 * hits / (guess.sum(0) + truth.sum(0))).mean())
+    elif column == "label":
+        assert found["label"]["accuracy"] == pytest.approx((guess.sum(1) == truth.sum(1)).mean())
+    else:
+        expected = np.corrcoef(guess.sum(1), truth.sum(1))[0, 1]
+        assert found["score"]["pearson"] == pytest.approx(expected, abs=0.02)
+    assert f"{path}: 50 rows" in capsys.readouterr().out

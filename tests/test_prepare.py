@@ -9,7 +9,6 @@ import socket
 import subprocess
 import sys
 import threading
-from dataclasses import replace
 from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
 from pathlib import Path
 
@@ -18,6 +17,7 @@ from helpers import refused
 
 from data import prepare
 from data.examples import read_examples
+from data.prepare import File
 
 ROOT = Path(__file__).resolve().parent.parent
 OUTPUTS = ("train", "valid", "test")
@@ -38,12 +38,13 @@ FILES = {
     # one text with a second tab and a CR inside, no line end after the last line
     "steam.txt": "\n".join(f"{i % 2}\t게임 {i}" + ("\t탭\r끝" if i == 7 else "") for i in range(60)).encode(),
 }
-COUNTS = {  # rows, positives, slack
-    "ratings_train.txt": (100, 50, 1),
-    "ratings_test.txt": (30, 15, 0),
-    "naver_shopping.txt": (200, 100, 0),
-    "steam.txt": (60, 30, 0),
+COUNTS = {  # rows, counts of labels, slack
+    "ratings_train.txt": (100, {"1": 50}, 1),
+    "ratings_test.txt": (30, {"1": 15}, 0),
+    "naver_shopping.txt": (200, {"1": 100}, 0),
+    "steam.txt": (60, {"1": 30}, 0),
 }
+REVIEWS = ("nsmc", "shopping", "steam")
 
 
 class Handler(BaseHTTPRequestHandler):
@@ -69,15 +70,16 @@ def folder(monkeypatch, tmp_path):
 
 @pytest.fixture
 def server(monkeypatch):
-    """The loopback server; prepare.SOURCES points at it and at the tiny files' counts."""
+    """The loopback server; the corpora of reviews are there, with the tiny files' counts."""
     server = ThreadingHTTPServer(("127.0.0.1", 0), Handler)
     server.files, server.requests, server.cut = dict(FILES), [], None
     thread = threading.Thread(target=server.serve_forever, kwargs={"poll_interval": 0.01})
     thread.start()
-    for name, (rows, positives, slack) in COUNTS.items():
-        source = replace(prepare.SOURCES[name], url=f"http://127.0.0.1:{server.server_port}/{name}",
-                         rows=rows, positives=positives, slack=slack)
-        monkeypatch.setitem(prepare.SOURCES, name, source)
+    for name in REVIEWS:
+        corpus = prepare.CORPORA[name]
+        monkeypatch.setattr(corpus, "home", f"http://127.0.0.1:{server.server_port}/", raising=False)
+        monkeypatch.setattr(corpus, "files", tuple(File(file.split, file.name, *COUNTS[file.name])
+                                                   for file in corpus.files), raising=False)
     for proxy in ("http_proxy", "HTTP_PROXY", "all_proxy", "ALL_PROXY"):
         monkeypatch.delenv(proxy, raising=False)
     yield server
@@ -118,8 +120,8 @@ def bytes_of(folder):
     return {path.name: path.read_bytes() for path in Path(folder).iterdir()}
 
 
-def write_tsv(name, data):
-    lines = ("\t".join(row) + "\n" for row in [("text", "label"), *data])
+def write_tsv(name, data, column="label"):
+    lines = ("\t".join(row) + "\n" for row in [("text", column), *data])
     Path(name).write_text("".join(lines), encoding="utf-8")
 
 
@@ -130,15 +132,55 @@ def texts_of(count):
 # ---- the corpora -------------------------------------------------------------------------------------------
 
 
+RAW = "https://raw.githubusercontent.com/"
+UNSMILE = ["여성/가족", "남성", "성소수자", "인종/국적", "연령", "지역", "종교", "기타 혐오",
+           "악플/욕설", "clean"]
+INTENTS = ["fragment", "statement", "question", "command", "rhetorical question", "rhetorical command",
+           "intonation-dependent utterance"]
+PUBLISHED = {  # corpus: [(split, address, rows, counts of labels, slack)]
+    # e9t/nsmc README: 150K, 50K, "random guess yields 50% accuracy"
+    "nsmc": [("train", "e9t/nsmc/master/ratings_train.txt", 150_000, {"1": 75_000}, 1_500),
+             ("test", "e9t/nsmc/master/ratings_test.txt", 50_000, {"1": 25_000}, 500)],
+    # bab2min/corpus sentiment/README.md
+    "shopping": [("train", "bab2min/corpus/master/sentiment/naver_shopping.txt", 200_000,
+                  {"1": 81_177 + 18_786}, 0)],
+    "steam": [("train", "bab2min/corpus/master/sentiment/steam.txt", 100_000, {"1": 49_996}, 0)],
+    # README: 7,896 training set, 471 validation set
+    "hate-speech": [("train", "kocohub/korean-hate-speech/master/labeled/train.tsv", 7_896, {}, 0),
+                    ("test", "kocohub/korean-hate-speech/master/labeled/dev.tsv", 471, {}, 0)],
+    # README, 2: rows and a table of labels
+    "unsmile": [("train", "smilegate-ai/korean_unsmile_dataset/main/unsmile_train_v1.0.tsv", 15_005,
+                 dict(zip(UNSMILE, [1599, 1347, 1138, 1728, 603, 1052, 1181, 569, 3146, 3739],
+                          strict=True)), 3),
+                ("test", "smilegate-ai/korean_unsmile_dataset/main/unsmile_valid_v1.0.tsv", 3_737,
+                 dict(zip(UNSMILE, [394, 334, 280, 426, 146, 260, 290, 134, 786, 935], strict=True)), 0)],
+    # README: 78,977(train) / 8,776 (validation) / 21,939 (test)
+    "kmhas": [("train", "adlnlp/K-MHaS/main/data/kmhas_train.txt", 78_977, {}, 0),
+              ("valid", "adlnlp/K-MHaS/main/data/kmhas_valid.txt", 8_776, {}, 0),
+              ("test", "adlnlp/K-MHaS/main/data/kmhas_test.txt", 21_939, {}, 0)],
+    # README: num_rows 40000, 5000, 5000
+    "kote": [("train", "searle-j/KOTE/main/train.tsv", 40_000, {}, 0),
+             ("valid", "searle-j/KOTE/main/val.tsv", 5_000, {}, 0),
+             ("test", "searle-j/KOTE/main/test.tsv", 5_000, {}, 0)],
+}
+
+
 def test_published_counts_and_addresses():
-    """e9t/nsmc README (150K, 50K, 'random guess yields 50% accuracy'); bab2min/corpus sentiment/README.md."""
-    raw = "https://raw.githubusercontent.com"
-    theirs = f"{raw}/bab2min/corpus/master/sentiment"
-    assert [(s.url, s.rows, s.positives, s.slack) for s in prepare.SOURCES.values()] == [
-        (f"{raw}/e9t/nsmc/master/ratings_train.txt", 150_000, 75_000, 1_500),
-        (f"{raw}/e9t/nsmc/master/ratings_test.txt", 50_000, 25_000, 500),
-        (f"{theirs}/naver_shopping.txt", 200_000, 81_177 + 18_786, 0),
-        (f"{theirs}/steam.txt", 100_000, 49_996, 0)]
+    found = {name: [(file.split, corpus.home + file.name, file.rows, file.counts, file.slack)
+                    for file in corpus.files] for name, corpus in prepare.CORPORA.items()}
+    for name, files in PUBLISHED.items():
+        assert found[name] == [(split, RAW + address, *stated) for split, address, *stated in files]
+    assert found["hate-speech-bias"] == found["hate-speech-gender"] == found["hate-speech"]
+    # images/portion.PNG: the intents of both files together; README: "split in train:test with ratio 9:1"
+    train, test = found["3i4k"]
+    assert [file[:2] for file in (train, test)] == [
+        (split, RAW + f"warnikchow/3i4k/master/data/train_val_test/fci_{name}.txt")
+        for split, name in (("train", "train_val"), ("test", "test"))]
+    both = [train[3][name] + test[3][name] for name in INTENTS]
+    assert both == [6_009, 18_300, 17_869, 12_968, 1_745, 1_087, 3_277]
+    assert [file[2] for file in (train, test)] == [sum(file[3].values()) for file in (train, test)]
+    assert sum(both) == 61_255
+    assert all(abs(test[3][name] - n / 10) < 1 for name, n in zip(INTENTS, both, strict=True))
 
 
 def test_nsmc_keeps_the_published_test_and_takes_valid_from_train(server, capsys):
@@ -202,6 +244,133 @@ def test_seed_mix_is_all_three_shuffled(server):
         assert {row[0][:2] for row in rows("data/seed-mix", split)} >= {"영화", "별 ", "게임"}
 
 
+# ---- corpora of other forms: files written here as their publishers write theirs ---------------------------
+
+
+@pytest.fixture
+def given(monkeypatch):
+    """A function that writes a corpus's files into the folder `given`, and states of each its rows, or
+    (rows, counts of labels, slack).
+    """
+    def write(name, contents, stated):
+        Path("given").mkdir(exist_ok=True)
+        corpus = prepare.CORPORA[name]
+        assert [file.name for file in corpus.files] == list(contents)
+        for file, text in contents.items():
+            Path("given", file).write_bytes(text.encode())
+        stated = [numbers if isinstance(numbers, tuple) else (numbers,) for numbers in stated]
+        monkeypatch.setattr(corpus, "files", tuple(
+            File(file.split, file.name, *numbers) for file, numbers in zip(corpus.files, stated, strict=True)
+        ), raising=False)
+    return write
+
+
+def parts(folder):
+    return [rows(folder, split) for split in OUTPUTS]
+
+
+def test_hate_speech_is_three_answers_to_the_same_comments(given):
+    """Quoted as CSV where a text has quotation marks; valid comes from train, dev is the test set."""
+    biases = [("True", "gender", "hate"), ("False", "others", "offensive"), ("False", "none", "none")]
+    head = "comments\tcontain_gender_bias\tbias\thate\n"
+    train = head + "".join("\t".join([f"댓글 {i}", *biases[i % 3]]) + "\n" for i in range(39))
+    train += '"그는 ""예""라고"\tTrue\tgender\tnone\n'
+    dev = head + '말만 "끝"\tFalse\tnone\toffensive\n둘째\tTrue\tgender\thate\n'
+    for name, column in (("hate-speech", 3), ("hate-speech-bias", 2), ("hate-speech-gender", 1)):
+        given(name, {"train.tsv": train, "dev.tsv": dev}, [40, 2])
+        prepared(f"{name} --from given --out {name}")
+        assert header(name) == "text\tlabel" and sizes(name) == (38, 2, 2)
+        answer = [line.split("\t")[column] for line in dev.splitlines()[1:]]
+        assert rows(name, "test") == [('말만 "끝"', answer[0]), ("둘째", answer[1])]
+        assert dict(rows(name, "train", "valid")) == {
+            **{f"댓글 {i}": biases[i % 3][column - 1] for i in range(39)},
+            '그는 "예"라고': ("True", "gender", "none")[column - 1]}
+    texts = [[row[0] for row in rows(name)] for name in ("hate-speech", "hate-speech-bias")]
+    assert texts[0] == texts[1]  # one split, whichever answer
+    given("hate-speech", {"train.tsv": train.replace("\toffensive", "\tOffensive"), "dev.tsv": dev}, [40, 2])
+    not_prepared("hate-speech --from given", "^given/train.tsv:3: label 'Offensive'")
+
+
+def unsmile(*marked):
+    """A file of UnSmile: of each text, the columns that are 1. No line end after the last row."""
+    columns = [*UNSMILE, "개인지칭"]
+    lines = ["\t".join(["문장", *columns])]
+    lines += ["\t".join([text, *(str(int(name in chosen)) for name in columns)]) for text, chosen in marked]
+    return "\n".join(lines)
+
+
+def test_unsmile_columns_of_0_and_1_become_names(given):
+    clean = [(f"글 {i}", ["clean"]) for i in range(18)]
+    train = unsmile(("둘", ["악플/욕설", "지역"]), ("지칭", ["남성", "개인지칭"]), *clean)
+    valid = unsmile(("없음", []), ("기타", ["기타 혐오", "clean"]))
+    files = {"unsmile_train_v1.0.tsv": train, "unsmile_valid_v1.0.tsv": valid}
+    given("unsmile", files, [(20, {"clean": 21, "지역": 1}, 3), (2, {"기타 혐오": 1})])
+    prepared("unsmile --from given --out out")
+    assert header("out") == "text\tlabels" and sizes("out") == (19, 1, 2)
+    assert dict(rows("out", "train", "valid")) == {
+        "둘": "지역,악플/욕설", "지칭": "남성", **{text: "clean" for text, _ in clean}}
+    assert rows("out", "test") == [("없음", "-"), ("기타", "기타 혐오,clean")]
+    before = bytes_of("out")
+    given("unsmile", files, [(20, {"clean": 22}, 3), 2])
+    not_prepared("unsmile --from given --out out", "train_v1.0.tsv: has 18 rows of label 'clean'.* 22 ± 3")
+    given("unsmile", {**files, "unsmile_valid_v1.0.tsv": valid.replace("없음\t0", "없음\t2")}, [20, 2])
+    not_prepared("unsmile --from given --out out", "^given/unsmile_valid_v1.0.tsv:2: label '2'")
+    assert bytes_of("out") == before
+
+
+def test_kmhas_numbers_become_names_and_the_publishers_three_parts_stay(given):
+    head = "document\tlabel\n"
+    files = {"kmhas_train.txt": head + "".join(f"글 {i}\t{i % 9}\n" for i in range(18)),
+             "kmhas_valid.txt": head + "셋\t1,3,8\n",
+             "kmhas_test.txt": head + '"따옴표 ""속"""\t0,2\n"\t8\n'}
+    given("kmhas", files, [18, 1, 2])
+    prepared("kmhas --from given --out out")
+    names = ["출신차별", "외모차별", "정치성향차별", "혐오욕설", "연령차별", "성차별", "인종차별", "종교차별",
+             "해당사항없음"]
+    train, valid, test = parts("out")
+    assert header("out") == "text\tlabels"
+    assert train != sorted(train) and dict(train) == {f"글 {i}": names[i % 9] for i in range(18)}
+    assert valid == [("셋", "외모차별,혐오욕설,해당사항없음")]
+    assert test == [('따옴표 "속"', "출신차별,정치성향차별"), ('"', "해당사항없음")]
+    for bad in ("9", "", "0,", "-1", " 1"):
+        given("kmhas", {**files, "kmhas_valid.txt": head + f"셋\t{bad}\n"}, [18, 1, 2])
+        not_prepared("kmhas --from given --out out", "^given/kmhas_valid.txt:2: label")
+
+
+def test_kote_has_no_header_ids_and_44_labels(given):
+    files = {"train.tsv": "".join(f"{100 + i}\t글 {i}\t{i}\n" for i in range(44)),
+             "val.tsv": '7\t"그 ""말"" 참"\t0,24,43\n', "test.tsv": "9\t시험\t32,35\n"}
+    given("kote", files, [44, 1, 1])
+    prepared("kote --from given --out out")
+    train, valid, test = parts("out")
+    assert header("out") == "id\ttext\tlabels" and len({row[2] for row in train}) == 44
+    assert ("112", "글 12", "의심/불신") in train
+    assert valid == [("7", '그 "말" 참', "불평/불만,없음,안심/신뢰")]
+    assert test == [("9", "시험", "흐뭇함(귀여움/예쁨),부담/안_내킴")]
+
+
+def test_3i4k_intents_get_their_names(given):
+    """CRLF, no line end after the last row."""
+    files = {"fci_train_val.txt": "\r\n".join(f"{i % 7}\t말 {i}" for i in range(35)),
+             "fci_test.txt": "6\t뭐\r\n3\t해"}
+    given("3i4k", files, [(35, {"question": 5}), 2])
+    prepared("3i4k --from given --out out")
+    assert header("out") == "text\tlabel" and sizes("out") == (33, 2, 2)
+    assert dict(rows("out", "train", "valid")) == {f"말 {i}": INTENTS[i % 7] for i in range(35)}
+    assert rows("out", "test") == [("뭐", "intonation-dependent utterance"), ("해", "command")]
+    given("3i4k", {**files, "fci_test.txt": "6\t뭐\r\n0,1\t해"}, [35, 2])
+    not_prepared("3i4k --from given --out out", "^given/fci_test.txt:2: label '0,1'")
+
+
+def test_files_of_the_same_name_are_downloaded_into_folders_of_their_own(server, monkeypatch):
+    server.files |= {"train.tsv": "1\t글\t0\n".encode(), "val.tsv": "2\t글\t1\n".encode(),
+                     "test.tsv": "3\t글\t2\n".encode()}
+    kote = prepare.CORPORA["kote"]
+    monkeypatch.setattr(kote, "home", prepare.CORPORA["nsmc"].home, raising=False)
+    not_prepared("kote", "^data/downloads/kote/train.tsv: has 1 rows.* 40,000")
+    assert server.requests == ["train.tsv"] and prepare.CORPORA["hate-speech"].folder not in ("", "kote")
+
+
 # ---- download ----------------------------------------------------------------------------------------------
 
 
@@ -217,13 +386,13 @@ def test_a_download_that_is_cut_is_refused_and_starts_over(server):
 
 def test_404_and_offline_are_one_line(server, monkeypatch):
     del server.files["steam.txt"]
-    not_prepared("steam", f"^{prepare.SOURCES['steam.txt'].url}: cannot download .*404")
+    not_prepared("steam", f"^{prepare.CORPORA['steam'].home}steam.txt: cannot download .*404")
     assert not Path("data/downloads/steam.txt").exists()
     with socket.socket() as unused:
         unused.bind(("127.0.0.1", 0))
-        url = f"http://127.0.0.1:{unused.getsockname()[1]}/steam.txt"  # bound, not listening: refuses
-        monkeypatch.setitem(prepare.SOURCES, "steam.txt", replace(prepare.SOURCES["steam.txt"], url=url))
-        not_prepared("steam", f"^{url}: cannot download .*refused.*--from DIR")
+        home = f"http://127.0.0.1:{unused.getsockname()[1]}/"  # bound, not listening: refuses
+        monkeypatch.setattr(prepare.CORPORA["steam"], "home", home)
+        not_prepared("steam", f"^{home}steam.txt: cannot download .*refused.*--from DIR")
 
 
 # ---- --from and verification -------------------------------------------------------------------------------
@@ -246,11 +415,13 @@ def test_from_uses_the_files_and_downloads_nothing(server):
 DAMAGED = {
     "a row lost": ("steam.txt", lambda b: b[:b.rindex(b"\n")], ": has 59 rows.* 60;"),
     "a row too many": ("ratings_test.txt", lambda b: b + "9\t덤\t1\n".encode(), ": has 31 rows.* 30;"),
-    "unbalanced": ("steam.txt", lambda b: b.replace(b"0\t", b"1\t", 1), ": has 31 positive.* 30 ± 0;"),
+    "unbalanced": ("steam.txt", lambda b: b.replace(b"0\t", b"1\t", 1), ": has 31 rows of label '1'.* 30 ±"),
     "beyond the slack": ("ratings_train.txt", lambda b: b.replace(b"\t0\n", b"\t1\n", 2),
-                         ": has 52 positive.* 50 ± 1;"),
+                         ": has 52 rows of label '1'.* 50 ± 1;"),
     "three stars": ("naver_shopping.txt", lambda b: b.replace(b"2\t", b"3\t", 1), ":2: label '3'"),
-    "no tab": ("steam.txt", lambda b: b.replace(b"1\t", b"1 ", 1), ":2: no tab"),
+    "no tab": ("steam.txt", lambda b: b.replace(b"1\t", b"1 ", 1), ":2: is not label<TAB>text"),
+    "another header": ("ratings_test.txt", lambda b: b.replace(b"document", b"text"),
+                       ":1: is not id<TAB>document"),
     "CP949": ("steam.txt", lambda b: b.replace("게임 3".encode(), "게임 3".encode("cp949")), ":4: not UTF-8"),
 }
 
@@ -258,7 +429,8 @@ DAMAGED = {
 @pytest.mark.parametrize("case", DAMAGED)
 def test_damaged_files_are_refused_and_nothing_is_touched(server, case):
     name, damage, message = DAMAGED[case]
-    corpus = next(corpus for corpus, names in prepare.CORPORA.items() if name in names)
+    corpus = next(corpus for corpus in REVIEWS
+                  if name in [file.name for file in prepare.CORPORA[corpus].files])
     prepared(corpus)
     before, damaged = bytes_of(f"data/{corpus}"), damage(FILES[name])
     assert damaged != FILES[name]
@@ -292,6 +464,66 @@ def test_split_keeps_text2_and_id(capsys):
     counts = " +".join(str(sum(row[3] == label for row in test)) for label in ("-1", "9", "10"))
     out = capsys.readouterr().out
     assert re.search(rf"^split +rows +-1 +9 +10 +file\n(.*\n)*test +10 +{counts} +mine/test.tsv$", out, re.M)
+
+
+def test_split_of_several_labels_counts_each(capsys):
+    cells = ["배송,가격", "배송", "-", ""]
+    write_tsv("several.tsv", [(f"글 {i}", cells[i % 4]) for i in range(40)], "labels")
+    prepared("split several.tsv")
+    assert header("data/several") == "text\tlabels" and sizes("data/several") == (35, 2, 3)  # 30 have one
+    assert sorted(rows("data/several")) == sorted((f"글 {i}", cells[i % 4]) for i in range(40))
+    assert all(row[1] for row in rows("data/several", "valid", "test"))
+    train = [row[1] for row in rows("data/several", "train")]
+    price, delivery = train.count("배송,가격"), train.count("배송,가격") + train.count("배송")
+    out = capsys.readouterr()
+    assert re.search(r"^split +rows +가격 +배송 +file$", out.out, re.M)
+    assert re.search(rf"^train +35 +{price} +{delivery} ", out.out, re.M)
+    valid = "".join(row[1] for row in rows("data/several", "valid"))
+    assert ("valid.tsv has no row of" in out.err) == ("가격" not in valid or "배송" not in valid)
+
+
+def test_split_of_scores_tells_their_range(capsys):
+    write_tsv("scores.tsv", [(f"글 {i}", f"{1 + i % 9 / 2}") for i in range(39)] + [("끝", "")], "score")
+    prepared("split scores.tsv --out out")
+    assert header("out") == "text\tscore" and sizes("out") == (34, 2, 4)
+    values = [float(row[1]) for row in rows("out", "train") if row[1]]
+    low, mean, high = (f"{value:.4g}" for value in (min(values), sum(values) / len(values), max(values)))
+    out = capsys.readouterr().out
+    assert re.search(rf"rows +lowest +mean +highest +file\ntrain +34 +{low} +{mean} +{high} ", out)
+    prepared("look scores.tsv")
+    Path("mixed.csv").write_text("text,score\n하나,1\n둘,1.0\n셋,-3e1\n", encoding="utf-8")
+    prepared("look mixed.csv")  # 1 and 1.0 are the same score, and two labels that look alike
+
+
+def test_split_reads_lists_and_columns_of_other_names():
+    lines = [json.dumps({"text": f"글 {i}", "labels": ["배송", "가격, 값"][: i % 3]}) for i in range(30)]
+    Path("lists.jsonl").write_text("\n".join(lines), encoding="utf-8")
+    prepared("split lists.jsonl --out lists")
+    assert {row[1] for row in rows("lists")} == {"[]", '["배송"]', '["배송", "가격, 값"]'}
+    Path("two.csv").write_text("text,label,stars\n" + "".join(f"글 {i},{i % 2},{i % 5}\n" for i in range(30)),
+                               encoding="utf-8")
+    for flag, column, values in (("", "label", 2), ("--task regression --label-column stars", "score", 5),
+                                 ("--label-column stars", "label", 5)):
+        prepared(f"split two.csv --out {column}{values} {flag}")
+        assert header(f"{column}{values}") == f"text\t{column}"
+        assert len({row[1] for row in rows(f"{column}{values}")}) == values
+
+
+@pytest.mark.parametrize("column, cells, pattern", [
+    ("score", ["3", "3,5"], r"^bad.tsv:3: the score '3,5' is not a number"),
+    ("score", ["nan", "1"], r"^bad.tsv:2: the score 'nan' is not a number"),
+    ("score", ["", ""], "no row has a score; at least one is needed"),
+    ("labels", ["", ""], "no row has a label; at least one is needed"),
+    ("labels", ["-", "-"], "at least one is needed"),
+    ("labels", ["1", "1.0,배송"], r"^bad.tsv:3: the labels '1.0' and '1' \(bad.tsv:2\)"),
+    ("labels", ["배송", "배송,,가격"], "^bad.tsv:3: .*a name is empty"),
+    ("labels", ["배송", "가격,-"], "^bad.tsv:3: .*stands alone"),
+    ("labels", ["배송,가격,배송", "가격"], "^bad.tsv:2: '?.*'배송' occurs twice"),
+])
+def test_answers_that_are_surely_a_mistake_are_refused(column, cells, pattern):
+    write_tsv("bad.tsv", zip(("하나", "둘"), cells, strict=True), column)
+    not_prepared("split bad.tsv --out out", pattern)
+    assert not Path("out").exists()
 
 
 def test_leaks_are_counted_and_dropped_exactly(capsys):
@@ -388,6 +620,22 @@ def test_a_split_neither_guesses_an_existing_folder_nor_leaves_a_stale_test(caps
     assert bytes_of("data/sample") == before
 
 
+def test_the_samples_are_what_their_page_says():
+    """No text twice in any of them, and every label and half star in train, valid and test."""
+    sample = ROOT / "data/sample"
+    files = {str(path.relative_to(sample)): rows(path.parent, path.stem) for path in sample.rglob("*.tsv")}
+    texts = [row[1] if len(row) == 3 or name == "unlabeled.tsv" else row[0]
+             for name, found in files.items() for row in found]
+    assert len({*texts}) == len(texts) == 3_335 + 400
+    for split, size in (("train", 130), ("valid", 30), ("test", 40)):
+        several, scores = files[f"several/{split}.tsv"], files[f"scores/{split}.tsv"]
+        assert len(several) == len(scores) == size
+        cells = [row[1].split(",") for row in several]
+        assert {name for names in cells for name in names} == {"배송", "가격", "품질", "포장", "친절", "-"}
+        assert all(len({*names}) == len(names) and (names == ["-"] or "-" not in names) for names in cells)
+        assert {float(row[1]) for row in scores} == {half / 2 for half in range(2, 11)}
+
+
 # ---- a set replaces the earlier one, or nothing changes ----------------------------------------------------
 
 
@@ -425,7 +673,8 @@ def test_a_failed_rename_leaves_no_part_of_a_first_set(server):
 @pytest.mark.parametrize("flags, word", [
     ("", "corpus"), ("imdb", "imdb"), ("split", "FILE"), ("split a.csv --from x", "--from"),
     ("nsmc a.csv", "column flags"), ("steam --text-column x", "column flags"),
-    ("nsmc --test-percent 20", "column flags"), ("steam --seed x", "--seed"),
+    ("nsmc --test-percent 20", "column flags"), ("kote --task multilabel", "column flags"),
+    ("steam --seed x", "--seed"),
     ("split a.csv --test-percent 90", "--test-percent"), ("split a.csv --test-percent -1", "--test-percent"),
 ])
 def test_misuse(capsys, flags, word):

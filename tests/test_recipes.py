@@ -13,8 +13,10 @@ from pathlib import Path
 import pytest
 
 ROOT = Path(__file__).parent.parent
-RECIPES = {"demo.sh": [], "mine.sh": ["reviews.tsv", "scratch"], "nsmc.sh": ["some/checkpoint"],
-           "shopping.sh": [], "steam.sh": []}
+RECIPES = {"demo.sh": [], "demo-tasks.sh": [], "mine.sh": ["reviews.tsv", "scratch"],
+           "nsmc.sh": ["some/checkpoint"], "shopping.sh": [], "steam.sh": [], "hate-speech.sh": [],
+           "unsmile.sh": ["some/checkpoint"], "kmhas.sh": [], "kote.sh": [], "3i4k.sh": []}
+CORPORA = ["hate-speech", "unsmile", "kmhas", "kote", "3i4k"]
 STUB = """#!{python}
 import json, os, sys
 open({calls!r}, "a").write(json.dumps(sys.argv[1:]) + "\\n")
@@ -46,6 +48,10 @@ def parsed(call: list[str]):
     return importlib.import_module(name).parse_args(call[2 if call[0] == "-m" else 1 :])
 
 
+def parsed_default():
+    return parsed(["finetune_teacher.py", "--train", "a", "--valid", "b"])
+
+
 def test_every_recipe_is_tested():
     assert {file.name for file in (ROOT / "recipes").iterdir()} == set(RECIPES)
 
@@ -65,6 +71,40 @@ def test_the_unlabelled_file_goes_from_the_dump_to_the_students(recipe):
     students = [parsed(call) for call in calls if call[0] == "distill.py"]
     assert [len(args.train) for args in students] == [1, 1, 2, 2]
     assert students[-1].logits == ["runs/nsmc/logits-both/train.pt", "runs/nsmc/logits-both/more.pt"]
+
+
+@pytest.mark.parametrize("name", CORPORA)
+def test_a_corpus_is_prepared_and_taught_with_and_without_logits(recipe, name):
+    """The default checkpoint is that of finetune_teacher.py, and every student is tested on the test file."""
+    _, calls = recipe(f"{name}.sh", SEEDS="0 1")
+    assert calls[0][:2] == ["-m", "data.prepare"] and parsed(calls[0]).corpus == name
+    teacher, dumped = (next(parsed(call) for call in calls if call[0] == script)
+                       for script in ("finetune_teacher.py", "dump_logits.py"))
+    assert teacher.checkpoint == ("some/checkpoint" if RECIPES[f"{name}.sh"] else parsed_default().checkpoint)
+    alone, taught = (parsed(call) for call in calls if call[0] == "distill.py")
+    assert alone.alpha == [1] and alone.logits is None and alone.train == [f"data/{name}/train.tsv"]
+    assert taught.alpha != [1] and taught.train == dumped.data and len(taught.logits) == len(taught.train)
+    assert alone.seed == taught.seed == [0, 1]
+    assert parsed(calls[-1]).data == f"data/{name}/test.tsv"
+
+
+def test_hate_speech_takes_the_other_answers(recipe):
+    _, calls = recipe("hate-speech.sh", CORPUS="hate-speech-bias")
+    assert parsed(calls[0]).corpus == "hate-speech-bias"
+    assert {word for call in calls for word in call if word.startswith("data/")} == {
+        f"data/hate-speech-bias/{split}.tsv" for split in ("train", "valid", "test")}
+
+
+def test_the_demo_of_tasks_reads_files_that_are_there(recipe):
+    _, calls = recipe("demo-tasks.sh")
+    read = {word for call in calls for word in call if word.startswith("data/sample/")}
+    assert read >= {f"data/sample/{task}/{split}.tsv" for task in ("several", "scores")
+                    for split in ("train", "valid", "test")}
+    assert all((ROOT / path).is_file() for path in read)
+    for call in calls:
+        if call[0] == "evaluate.py":
+            assert not {f"{Path(parsed(call).data).parent}/test.tsv"} & {
+                word for other in calls if other[0] != "evaluate.py" for word in other}
 
 
 def test_mine_refuses_another_file_in_the_folder_of_the_first(recipe, tmp_path):
