@@ -227,7 +227,7 @@ def epochs(args) -> None:
     with tempfile.TemporaryDirectory() as folder:
         with quiet:
             flags, device = plan[0][1], runtime.pick_device(args.device)
-            data = read_training_set(flags, tasks.make, distill.load)
+            data = read_training_set(flags, tasks, distill.load)
             tokenizer = read_tokenizer(args.tokenizer)
             store, valid = encode_training_set(data, partial(
                 encode, tokenizer, max_length=flags.max_length, pad_id=tokenizer.token_to_id("[PAD]"),

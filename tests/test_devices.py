@@ -191,8 +191,10 @@ def test_figures_of_the_gpu_are_those_of_the_cpu(made_there, capsys):
             run("evaluate", f"{models} --data valid.tsv --json")
         found.append(json.loads(capsys.readouterr().out)["models"])
     for ours, theirs in zip(*found, strict=True):
-        for name in ours.keys() - {"model", "texts_per_second", "ms_per_text"}:
+        for name in ours.keys() - {"model", "texts_per_second", "ms_per_text", "labels"}:
             assert theirs[name] == pytest.approx(ours[name], abs=1e-4), name
+        for one, other in zip(ours["labels"], theirs["labels"], strict=True):
+            assert other == pytest.approx(one, abs=1e-4)
 
 
 def test_a_watch_reads_the_copy_of_a_gpu_when_it_has_come(monkeypatch):
