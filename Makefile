@@ -29,7 +29,7 @@ demo-tasks: .venv/installed
 
 test: .venv/installed-test
 	$(PY) -m ruff check .
-	$(PY) -m pytest -q -m "not optional"
+	OMP_NUM_THREADS=1 $(PY) -m pytest -q -n auto -m "not optional"
 
 test-optional: .venv/installed-test .venv/installed-test-optional
 	$(PY) -m pytest -q -m optional
@@ -41,7 +41,7 @@ test-optional: .venv/installed-test .venv/installed-test-optional
 	touch $@
 
 test-lowest: .venv-lowest/installed
-	.venv-lowest/bin/python -m pytest -q -m "not optional"
+	OMP_NUM_THREADS=1 .venv-lowest/bin/python -m pytest -q -n auto -m "not optional"
 
 torture: .venv/installed-test .venv/installed-test-optional
 	TORTURE=50 $(PY) -m pytest -q -s tests/torture
