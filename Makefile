@@ -1,4 +1,4 @@
-# make demo           all five scripts on the embedded sample, a table at the end: under a minute
+# make demo           all five scripts on the embedded sample, a table at the end: under two minutes
 # make demo-tasks     the same for several labels per text, and for scores: two tables, under two minutes
 # make test           the test suite
 # make test-optional  the tests that need optional packages (transformers, onnx, …), which it installs
