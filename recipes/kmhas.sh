@@ -5,19 +5,4 @@
 # The baseline: python -m bench.tfidf --train … --valid … --test …
 # Run it again to continue after an interruption.
 set -eu
-cd "$(dirname "$0")/.."
-PY=${PYTHON:-python}
-D=data/kmhas OUT=${OUT:-runs/kmhas}
-SIZES=${SIZES:-base tiny} SEEDS=${SEEDS:-0 1 2}
-
-[ -e $D/train.tsv ] || $PY -m data.prepare kmhas
-$PY train_tokenizer.py --data $D/train.tsv --output-dir "$OUT/tokenizer"
-$PY finetune_teacher.py --train $D/train.tsv --valid $D/valid.tsv ${1:+--checkpoint "$1"} --layer-decay 0.9 \
-    --output-dir "$OUT/teacher"
-$PY dump_logits.py --teacher "$OUT/teacher/teacher.pt" --data $D/train.tsv --output-dir "$OUT/logits"
-STUDENT="--train $D/train.tsv --valid $D/valid.tsv --tokenizer $OUT/tokenizer/vocab_size_3000 \
-    --size $SIZES --seed $SEEDS"
-$PY distill.py $STUDENT --alpha 1 --output-dir "$OUT/labels"
-$PY distill.py $STUDENT --logits "$OUT/logits/train.pt" --output-dir "$OUT/distilled"
-$PY evaluate.py "$OUT"/labels/*/student.pt "$OUT"/distilled/*/student.pt "$OUT/teacher/teacher.pt" \
-    --data $D/test.tsv --seen $D/train.tsv --all
+exec sh "$(dirname "$0")/corpus.sh" kmhas "$@"

@@ -15,7 +15,8 @@ import pytest
 ROOT = Path(__file__).parent.parent
 RECIPES = {"demo.sh": [], "demo-tasks.sh": [], "mine.sh": ["reviews.tsv", "scratch"],
            "nsmc.sh": ["some/checkpoint"], "shopping.sh": [], "steam.sh": [], "hate-speech.sh": [],
-           "unsmile.sh": ["some/checkpoint"], "kmhas.sh": [], "kote.sh": [], "3i4k.sh": []}
+           "unsmile.sh": ["some/checkpoint"], "kmhas.sh": [], "kote.sh": [], "3i4k.sh": [],
+           "corpus.sh": ["kote"]}
 CORPORA = ["hate-speech", "unsmile", "kmhas", "kote", "3i4k"]
 STUB = """#!{python}
 import json, os, sys
