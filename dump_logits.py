@@ -111,17 +111,16 @@ def mean_logits(teachers: list, texts, texts2, precision: str, args, device, pro
 class Dump:
     """The logits of one file: what is there, what is missing, and how to make it."""
 
-    def __init__(self, file: Survey, columns: tuple, teachers: list, made_by: list[dict], path: Path, args,
-                 device):
+    def __init__(self, file: Survey, columns: tuple, teachers: list, made_by: list[dict], task, path: Path,
+                 args, device):
         """Read what is at `path`. Raises UserError where it was made of other texts or in another way.
 
         made_by: fingerprints() of each teacher.
         """
         self.file, self.columns, self.teachers, self.made_by = file, columns, teachers, made_by
-        self.path, self.args, self.device = path, args, device
+        self.task, self.path, self.args, self.device = task, path, args, device
         self.blocks = path.with_name(f".{path.stem}.blocks")
         self.tombstone = self.blocks / "overwrite"  # so that a killed --overwrite does not keep the old file
-        self.task = task_of(teachers, file, args)
         self.settings = settings_of(made_by, args.dtype)
         replaced = args.overwrite or (self.tombstone.exists() and not args.check)
         self.old = read_logits(path) if path.exists() and not replaced else None
@@ -257,7 +256,7 @@ def main(args):
     for path, file in zip(paths, files, strict=True):
         if not args.check:
             runtime.lock(path.with_name(f".{path.stem}.lock"), path.name)
-        dumps.append(Dump(file, columns, teachers, made_by, path, args, device))
+        dumps.append(Dump(file, columns, teachers, made_by, task, path, args, device))
     for dump in dumps:
         if args.overwrite and RANK == 0:
             shutil.rmtree(dump.blocks, ignore_errors=True)

@@ -153,7 +153,8 @@ def add(args) -> None:
     runs = Runs(args, load((args.teacher + args.arm)[0][1]).label_names)
     for name, *paths in args.teacher:
         if len(paths) == 1:
-            model, identity, test = load(paths[0]), digest(paths[0]), partial(runs.run, paths[0])
+            model, identity = load(paths[0]), digest(paths[0])
+            test = partial(runs.run, paths[0], model)
             network = size_of(model.config) if isinstance(model, Student) else model.config.family.upper()
         else:
             network, test = f"{len(paths)}-model ensemble", partial(runs.mean, paths)
