@@ -1,5 +1,5 @@
 #!/bin/sh
-# Several labels per text, and scores: make demo-tasks. From the embedded samples to two tables: 104 seconds of one core.
+# Several labels per text, and scores: make demo-tasks. To two tables in a minute and a half on two cores.
 # The column of answers says what is learned: labels in data/sample/several, score in data/sample/scores.
 set -eu
 cd "$(dirname "$0")/.."
