@@ -512,11 +512,9 @@ def judge(task, logits, target, mask=None, texts=None) -> dict[str, float]:
     return {"loss": loss.item(), **{name: value.item() for name, value in scores.items()}}
 
 
-def bootstrap(task, statistics: list, draws: int = 1000) -> list[dict]:
-    """For each model {score: (low, high)}, 95 % percentile intervals, and "difference" of task.best to the
-    first model's, from rows drawn with replacement (Efron 1979), the same ones for every model.
-
-    statistics: of each model (N, S). The draws are seeded: the same rows give the same intervals.
+def resampled(task, statistics: list, draws: int = 1000) -> list[dict]:
+    """For each model {score: (draws,)} of rows drawn with replacement (Efron 1979), the same ones for every
+    model. statistics: of each model (N, S). The draws are seeded: the same rows give the same scores.
     """
     rows, random = len(statistics[0]), torch.Generator().manual_seed(0)
     means = [[] for _ in statistics]
@@ -525,10 +523,17 @@ def bootstrap(task, statistics: list, draws: int = 1000) -> list[dict]:
         counts = torch.bincount(drawn, minlength=rows).double()  # (N,)
         for found, values in zip(means, statistics, strict=True):
             found.append(counts @ values / rows)  # (S,)
-    samples = [task.scores(torch.stack(found)) for found in means]  # {score: (draws,)} of each model
+    return [task.scores(torch.stack(found)) for found in means]
 
-    def interval(values):
-        return tuple(values.quantile(torch.tensor([0.025, 0.975], dtype=values.dtype)).tolist())
 
+def interval(values) -> tuple[float, float]:
+    """The 95 % percentile interval of draws."""
+    return tuple(values.quantile(torch.tensor([0.025, 0.975], dtype=values.dtype)).tolist())
+
+
+def bootstrap(task, statistics: list, draws: int = 1000) -> list[dict]:
+    """For each model {score: (low, high)}, 95 % intervals, and "difference" of task.best to the first
+    model's; statistics as for resampled()."""
+    samples = resampled(task, statistics, draws)
     return [{name: interval(values) for name, values in sample.items()}
             | {"difference": interval(sample[task.best] - samples[0][task.best])} for sample in samples]
