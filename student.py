@@ -238,6 +238,17 @@ def in_order(ahead, behind, mirror):
     return torch.cat([ahead, take(behind, mirror)], 2)
 
 
+def in_common(input_ids, lengths, input_ids2, lengths2):
+    """(B, T) and (B, T2) bool: does this token also occur in the other text? ESIM has no such feature. With
+    it, accuracy is 2 points higher on 5,888 question pairs, 6 on 8,000 of KLUE-NLI (docs/manual.md)."""
+    same = input_ids[:, :, None] == input_ids2[:, None]  # (B, T, T2)
+    if lengths is not None:
+        same = same & (torch.arange(same.size(1), device=same.device) < lengths[:, None])[:, :, None]
+    if lengths2 is not None:
+        same = same & (torch.arange(same.size(2), device=same.device) < lengths2[:, None])[:, None]
+    return same.any(2), same.any(1)
+
+
 def align(a, padding, b, padding2):
     """Soft alignment, ESIM's eq. 11-13: for each state its mean over the other text, weighted by similarity.
 
@@ -425,6 +436,7 @@ class Student(nn.Module):
         self.layers = nn.ModuleList(BiLSTMLayer(2 * H if i else E, H) for i in range(config.num_layers))
         self.attention = nn.Linear(2 * H, 1, bias=False) if config.pooling == "attention" else None
         if config.pair == "align":
+            self.common = nn.Linear(1, E, bias=False)  # marks a token that is in both texts
             self.projection, self.composition = nn.Linear(8 * H, H), BiLSTMLayer(H, H)
         F = 8 * H if config.pair else 2 * H  # what the head sees
         if config.head == "relu":  # as in the paper
@@ -449,7 +461,9 @@ class Student(nn.Module):
             return self.answer(self.vector(input_ids, lengths))
         if self.config.pair == "siamese":
             return self.compare(self.vector(input_ids, lengths), self.vector(input_ids2, lengths2))
-        (a, *places), (b, *places2) = self.states(input_ids, lengths), self.states(input_ids2, lengths2)
+        common, common2 = in_common(input_ids, lengths, input_ids2, lengths2)
+        a, *places = self.states(input_ids, lengths, common)
+        b, *places2 = self.states(input_ids2, lengths2, common2)
         a2, b2 = align(a, places[-1], b, places2[-1])
         return self.answer(torch.cat([self.compose(a, a2, *places), self.compose(b, b2, *places2)], 1))
 
@@ -464,21 +478,23 @@ class Student(nn.Module):
         """Vectors (B, 2H) of first and of second texts, by a siamese student -> logits (B, C)."""
         return self.answer(torch.cat([u, v, (u - v).abs(), u * v], 1))
 
-    def read(self, input_ids, lengths):
+    def read(self, input_ids, lengths, common=None):
         """-> states (T, B, H) of both directions as BiLSTMLayer gives them, and where things are: the last
-        token (1, B or 1), mirror, padding (T, B or 1, 1)."""
+        token (1, B or 1), mirror, padding (T, B or 1, 1). common (B, T): as of in_common, or None."""
         # Time first, as LSTM kernels have it; batch first would copy every input and output.
         steps = torch.arange(input_ids.size(1), device=input_ids.device)[:, None]  # (T, 1)
         last = steps[-1:] if lengths is None else (lengths - 1)[None]  # (1, B or 1)
         mirror = None if lengths is None else torch.where(steps <= last, last - steps, steps)  # (T, B)
         x = self.embedding(input_ids.T)  # (T, B, E)
+        if common is not None:
+            x = x + self.common(common.T[..., None].to(x.dtype))
         for layer in self.layers[:-1]:
             x = in_order(*layer(self.dropout(x), mirror), mirror)
         return *self.layers[-1](self.dropout(x), mirror), last, mirror, (steps > last)[..., None]
 
-    def states(self, input_ids, lengths=None):
+    def states(self, input_ids, lengths, common):
         """-> states (T, B, 2H), mirror, padding."""
-        ahead, behind, _, mirror, padding = self.read(input_ids, lengths)
+        ahead, behind, _, mirror, padding = self.read(input_ids, lengths, common)
         return in_order(ahead, behind, mirror), mirror, padding
 
     def vector(self, input_ids, lengths=None):

@@ -54,7 +54,7 @@ TEXT = """
     given{t} = Transpose <perm = [1, 0]> (input_ids{t})
     longer{t} = Pad (given{t}, one_step)
     tokens{t} = Where (none{t}, blank, longer{t})
-    x{t}_0 = Gather (embedding_weight, tokens{t})"""
+    {x}{t}_0 = Gather (embedding_weight, tokens{t})"""
 LSTM = """
     y{t}_{i}, h{t}_{i} = LSTM <direction = "bidirectional", hidden_size = {H}> (
         x{t}_{i}, w_{i}, r_{i}, b_{i}, lengths32{t})"""
@@ -88,10 +88,28 @@ POOLING = {  # states x (T, B, 2H), final states h (2, B, H) -> (B, 2H); real (T
     scores{t} = MatMul (squashed{t}, query{t})
     kept{t} = Where (real{t}, scores{t}, low)
     shares{t} = Softmax <axis = 0> (kept{t})""" + WEIGHED}
+COMMON = """
+    columns = Unsqueeze (tokens, axes1)
+    others = Unsqueeze (tokens2, axes0)
+    equal = Equal (columns, others)
+    realc = Transpose <perm = [0, 2, 1]> (real)
+    reals = Transpose <perm = [2, 0, 1]> (real2)
+    both = And (realc, reals)
+    same = And (equal, both)
+    same1 = Cast <to = 1> (same)
+    any = ReduceMax (same1, axes1)
+    any2 = ReduceMax (same1, axes0)
+    common = Transpose <perm = [0, 2, 1]> (any)
+    common2 = Transpose <perm = [1, 2, 0]> (any2)
+    vector = Transpose <perm = [1, 0]> (common_weight)
+    added = Mul (common, vector)
+    added2 = Mul (common2, vector)
+    x_0 = Add (e_0, added)
+    x2_0 = Add (e2_0, added2)"""
 ALIGNED = """
     rows{t} = Transpose <perm = [1, 0, 2]> (x{t}_{next})
-    others{t} = Transpose <perm = [1, 2, 0]> (x{o}_{next})
-    similar{t} = MatMul (rows{t}, others{t})
+    turned{t} = Transpose <perm = [1, 2, 0]> (x{o}_{next})
+    similar{t} = MatMul (rows{t}, turned{t})
     seen{t} = Transpose <perm = [1, 2, 0]> (real{o})
     looked{t} = Where (seen{t}, similar{t}, low)
     weights{t} = Softmax <axis = 2> (looked{t})
@@ -131,8 +149,8 @@ PROBABILITIES = {  # as in student.py
     "regression": """
     spread = Mul (z, deviation)
     probabilities = Add (spread, mean)"""}
-NUMBERS = {"join": [0, 0, -1], "flat": [0, -1], "zero": 0, "one": 1, "axes12": [1, 2], "axes02": [0, 2],
-           "time": [0], "one_step": [0, 0, 1, 0], "low": float("-inf")}
+NUMBERS = {"join": [0, 0, -1], "flat": [0, -1], "zero": 0, "one": 1, "axes0": [0], "axes1": [1],
+           "axes12": [1, 2], "axes02": [0, 2], "time": [0], "one_step": [0, 0, 1, 0], "low": float("-inf")}
 
 
 def gates(layer, name: str):
@@ -143,19 +161,19 @@ def gates(layer, name: str):
 
 def body(config, texts: list[str]) -> str:
     """The part of the graph from the inputs of each text to what FEATURES takes."""
-    n, graph = config.num_layers, ""
+    n, align, graph = config.num_layers, config.pair == "align", ""
+    every = align or config.pooling != "last"  # else the final states suffice
     for t in texts:
-        graph += TEXT.format(t=t)
+        graph += TEXT.format(t=t, x="e" if align else "x") + (REAL.format(t=t) if every else "")
+    graph += COMMON if align else ""
+    for t in texts:
         for i in range(n):
             graph += LSTM.format(t=t, i=i, H=config.hidden_dim)
-            if i + 1 < n or config.pooling != "last" or config.pair == "align":  # else final states suffice
-                graph += STATES.format(t=t, i=i, next=i + 1)
-        if config.pooling != "last" or config.pair == "align":
-            graph += REAL.format(t=t)
-        if config.pair != "align":
-            graph += POOLING[config.pooling].format(t=t, i=n - 1, next=n,
-                                                    out="pooled" if config.pair else "features")
-    for t, other in zip(texts, texts[::-1], strict=True) if config.pair == "align" else ():
+            graph += STATES.format(t=t, i=i, next=i + 1) if every or i + 1 < n else ""
+        if not align:
+            out = "pooled" if config.pair else "features"
+            graph += POOLING[config.pooling].format(t=t, i=n - 1, next=n, out=out)
+    for t, other in zip(texts, texts[::-1], strict=True) if align else ():
         graph += ALIGNED.format(t=t, o=other, next=n)
         graph += LSTM.format(t=t, i="c", H=config.hidden_dim) + STATES.format(t=t, i="c", next="end")
         for pooling, out in (("mean", "average"), ("max", "maximum")):
