@@ -449,7 +449,7 @@ def test_a_student_of_pairs_teaches(copied):
     torch.testing.assert_close(logits, expected, rtol=0, atol=1e-5)
     run("dump_logits", f"{flags} --check 50")
     run("distill", f"--train train.tsv --logits logits/train.pt --valid valid.tsv --tokenizer tok "
-                   f"--size mini --epochs 10 --max-tokens 512 --output-dir taught {CPU}")
+                   f"--size mini --epochs 16 --max-tokens 256 --output-dir taught {CPU}")
     student = Student.load("taught/mini-tok/student.pt")
     assert student.artifact["scores"]["valid_accuracy"] > 0.9
 
