@@ -240,7 +240,7 @@ def in_order(ahead, behind, mirror):
 
 def in_common(input_ids, lengths, input_ids2, lengths2):
     """(B, T) and (B, T2) bool: does this token also occur in the other text? ESIM has no such feature. With
-    it, accuracy is 2 points higher on 5,888 question pairs, 6 on 8,000 of KLUE-NLI (docs/manual.md)."""
+    it accuracy is 1.5 points higher on question pairs, 6 on 8,000 rows of KLUE-NLI (docs/manual.md)."""
     same = input_ids[:, :, None] == input_ids2[:, None]  # (B, T, T2)
     if lengths is not None:
         same = same & (torch.arange(same.size(1), device=same.device) < lengths[:, None])[:, :, None]
