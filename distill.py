@@ -24,12 +24,13 @@ import argparse
 import flags
 
 # Flag, and what it adds to the name of a student's folder when it is not the default.
-GRID = {"tokenizer": "", "size": "", "embedding_dim": "e", "hidden_dim": "h", "num_layers": "l",
+GRID = {"tokenizer": "", "size": "", "pair": "", "embedding_dim": "e", "hidden_dim": "h", "num_layers": "l",
         "dropout": "d", "pooling": "", "head": "", "embeddings": "", "loss": "", "alpha": "alpha",
         "temperature": "T", "lr": "lr", "seed": "seed"}
-DEFAULTS = {"size": "base", "embedding_dim": None, "hidden_dim": None, "num_layers": 1, "dropout": 0.0,
-            "pooling": "last", "head": "linear", "embeddings": "teacher", "loss": "mse", "alpha": 0.1,
-            "temperature": 2.0, "lr": None, "seed": 0}
+DEFAULTS = {"size": "base", "pair": None, "embedding_dim": None, "hidden_dim": None, "num_layers": 1,
+            "dropout": 0.0, "pooling": "last", "head": "linear", "embeddings": "teacher", "loss": "mse",
+            "alpha": 0.1, "temperature": 2.0, "lr": None, "seed": 0}
+OF_PAIRS = DEFAULTS | {"pair": "align", "head": "relu"}
 RATES = {"large": 4e-3, "base": 4e-3, "small": 8e-3, "mini": 16e-3, "tiny": 16e-3}
 
 
@@ -39,8 +40,8 @@ def parse_args(argv=None):
 
     def grid(name, *, help, **options):
         shown = "" if DEFAULTS[name] is None else f" (default: {DEFAULTS[name]})"
-        arg(f"--{name.replace('_', '-')}", nargs="+", default=[DEFAULTS[name]], help=f"+ {help}{shown}",
-            **options)
+        default = DEFAULTS[name] if DEFAULTS[name] == OF_PAIRS[name] else None  # else the files decide
+        arg(f"--{name.replace('_', '-')}", nargs="+", default=[default], help=f"+ {help}{shown}", **options)
 
     # data
     arg("--train", required=True, nargs="+", metavar="FILE", help="texts, with a label column or without")
@@ -54,17 +55,24 @@ def parse_args(argv=None):
     flags.add_run(arg, "students")
     # student
     grid("size", choices=list(RATES),
-         help="embedding/hidden: large 128/256, base 64/128, small 32/64, mini 16/16, tiny 8/16")
+         help="embedding/hidden: large 128/256, base 64/128, small 32/64, mini 16/16, tiny 8/16; of pairs "
+              "hidden is less, for as many parameters")
+    grid("pair", choices=["siamese", "align"],
+         help="how two texts are compared: by their vectors, or token by token (default, where the files "
+              "have text2: align)")
     grid("embedding_dim", type=flags.count, metavar="N", help="instead of the size's")
     grid("hidden_dim", type=flags.count, metavar="N", help="of each direction, instead of the size's")
     grid("num_layers", type=flags.count, metavar="N", help="LSTM layers")
     grid("dropout", type=flags.share, metavar="P", help="on embeddings and before the head")
     grid("pooling", choices=["last", "max", "mean", "attention"], help="states to one vector")
-    grid("head", choices=["linear", "relu"], help="relu: one hidden layer, the paper's")
+    grid("head", choices=["linear", "relu"],
+         help="relu: one hidden layer, the paper's, and the default of pairs")
     grid("embeddings", choices=["teacher", "random"],
          help="where they start; random without teacher.pt, and for labels alone")
     arg("--max-length", type=flags.count, default=128,
-        help="tokens of a row; the rest is cut (default: %(default)s)")
+        help="tokens of a text, of each of a pair; the rest is cut (default: %(default)s)")
+    arg("--start", metavar="STUDENT.pt",
+        help="begin with the layers of this student, of the same tokenizer and shape; the head is new")
     # method
     grid("loss", choices=["mse", "kl"], help="soft part: squared error of logits, or T²·KL")
     grid("alpha", type=flags.weight, metavar="A", help="weight of the labels; 1: labels alone, no logits")
@@ -85,6 +93,8 @@ def parse_args(argv=None):
         p.error("--logits are needed, one for each --train file (or --alpha 1 to train on labels alone)")
     if args.class_weights and min(args.alpha) == 0:
         p.error("--class-weights has no effect with --alpha 0; remove one of them")
+    if args.start and args.embeddings != [DEFAULTS["embeddings"]]:
+        p.error("--start has embeddings of its own; leave out --embeddings")
     if args.logits is not None and len(args.logits) != len(args.train):
         p.error(f"{len(args.train)} --train files but {len(args.logits)} --logits; "
                 f"give one for each, in order")
@@ -106,9 +116,10 @@ import runtime
 import tasks
 from data import look
 from data.batches import encode, inputs, logits_in_order, read_tokenizer, training_batches
+from data.logits import fingerprints
 from data.training import TrainingSet, encode_training_set, read_training_set
 from runtime import RANK, WORLD, UserError
-from student import SIZES, Student, StudentConfig, StudentError
+from student import Student, StudentConfig, StudentError, pack_tokenizer, widths
 from teacher import Teacher
 
 # With the grid's values and the contents of the files these decide the result.
@@ -145,13 +156,14 @@ def principal_components(vectors, dim: int):
 # ---- one student -------------------------------------------------------------------------------------------
 
 
-def new_student(settings: dict, tokenizer: Tokenizer, vectors, task, args, device) -> Student:
-    """A student before its first step. vectors: (V, D) of a teacher, for its embeddings to start from."""
+def new_student(settings: dict, tokenizer: Tokenizer, vectors, task, args, device, start=None) -> Student:
+    """A student before its first step. vectors: (V, D) of a teacher, for its embeddings to start from; start:
+    another Student, whose layers it takes."""
     runtime.seed_everything(device, settings["seed"])
     config = StudentConfig(
         tokenizer.get_vocab_size(), len(task.names), *dimensions(settings), settings["num_layers"],
         settings["dropout"], settings["pooling"], settings["head"], args.max_length,
-        tokenizer.token_to_id("[PAD]"), tokenizer.token_to_id("[UNK]"), **task.config)
+        tokenizer.token_to_id("[PAD]"), tokenizer.token_to_id("[UNK]"), pair=settings["pair"], **task.config)
     student = Student(config, tokenizer, task.names, tasks.name_of(task)).to(device)
     if vectors is not None:
         # All ranks take rank 0's result: the signs of eigenvectors differ between processors.
@@ -160,7 +172,22 @@ def new_student(settings: dict, tokenizer: Tokenizer, vectors, task, args, devic
         with torch.no_grad():
             student.embedding.weight[:, : found.size(1)] = found
             student.embedding.weight[config.pad_id] = 0
+    if start is not None:
+        layers = {name: tensor for name, tensor in start.state_dict().items() if not name.startswith("head.")}
+        student.load_state_dict(layers, strict=False)
     return student
+
+
+def refuse_other_start(start: Student, path: str, settings: dict, tokenizer: Tokenizer) -> None:
+    """A UserError that lists how --start differs, in what its layers depend on, from a student to train."""
+    differing = [] if pack_tokenizer(start.tokenizer) == pack_tokenizer(tokenizer) else ["the tokenizer"]
+    shape = dict(zip(("embedding_dim", "hidden_dim"), dimensions(settings), strict=True))
+    shape |= {name: settings[name] for name in ("num_layers", "pooling", "pair")}
+    for name, value in shape.items():
+        if (found := getattr(start.config, name)) != value:
+            differing.append(f"{name} ({found}, here {value})")
+    if differing:
+        raise UserError(f"--start {path} differs in {', '.join(differing)}; its layers do not fit")
 
 
 def train(run: runtime.Run, student: Student, settings: dict, store, valid, data: TrainingSet, args,
@@ -205,23 +232,28 @@ def train(run: runtime.Run, student: Student, settings: dict, store, valid, data
 # ---- the grid ----------------------------------------------------------------------------------------------
 
 
-def grid_settings(args) -> list[tuple[str, dict]]:
-    """(folder name, settings) of each combination."""
-    grid = []
+def grid_settings(args, pairs: bool = False) -> list[tuple[str, dict]]:
+    """(folder name, settings) of each combination, for files of pairs or of single texts."""
+    if not pairs and any(args.pair):
+        raise UserError("--pair is for files of pairs, but these have no column text2 (--text2-column)")
+    grid, defaults = [], OF_PAIRS if pairs else DEFAULTS
     for values in itertools.product(*(getattr(args, name) for name in GRID)):
         settings = dict(zip(GRID, values, strict=True))
-        grid.append((folder_name(settings), settings | {"lr": settings["lr"] or RATES[settings["size"]]}))
+        settings = {name: defaults.get(name) if value is None else value for name, value in settings.items()}
+        grid.append((folder_name(settings, defaults),
+                     settings | {"lr": settings["lr"] or RATES[settings["size"]]}))
     folders = [name for name, _ in grid]
     for name in folders:
         if folders.count(name) > 1:
             raise UserError(f"two students of the grid would share the folder {name}; give each value once, "
                             f"tokenizers of one name in two runs with different --output-dir")
     for _, settings in grid:  # an invalid value is refused before anything is trained
-        StudentConfig(1, 1, *dimensions(settings), settings["num_layers"], settings["dropout"])
+        StudentConfig(1, 1, *dimensions(settings), settings["num_layers"], settings["dropout"],
+                      settings["pooling"], pair=settings["pair"])
     return grid
 
 
-def folder_name(settings: dict) -> str:
+def folder_name(settings: dict, defaults: dict) -> str:
     """The size and every setting that is not the default, whatever else the grid has: small-alpha1-seed2.
 
     vocab_size_3000, which train_tokenizer.py makes, counts as the default tokenizer.
@@ -229,7 +261,7 @@ def folder_name(settings: dict) -> str:
     parts = [settings["size"]]
     tokenizer = Path(settings["tokenizer"]).resolve().name.replace("vocab_size_", "v")
     parts += [tokenizer] if tokenizer != "v3000" else []
-    for name, default in DEFAULTS.items():
+    for name, default in defaults.items():
         if name != "size" and settings[name] != default:
             value = settings[name]
             parts.append(f"{GRID[name]}{value:g}" if isinstance(value, float) else f"{GRID[name]}{value}")
@@ -238,15 +270,15 @@ def folder_name(settings: dict) -> str:
 
 def dimensions(settings: dict) -> tuple[int, int]:
     """(embedding_dim, hidden_dim): the size's, or the flag's where it is given."""
-    embedding_dim, hidden_dim = SIZES[settings["size"]]
+    embedding_dim, hidden_dim = widths(settings["size"], settings["pair"])
     return settings["embedding_dim"] or embedding_dim, settings["hidden_dim"] or hidden_dim
 
 
 def summary_row(path: Path, state: dict) -> dict:
     """A student's settings and scores, from the last.pt of its finished run."""
     at = state["at"]
-    # A run of an older version has neither of the two.
-    arguments = {"class_weights": None, "best": None} | state["made_by"]["arguments"]
+    # A run of an older version has none of the three.
+    arguments = {"class_weights": None, "best": None, "pair": None} | state["made_by"]["arguments"]
     return {name: arguments[name] for name in (*GRID, *DECISIVE) if name != "tokenizer"} | {
         "parameters": sum(tensor.numel() for tensor in state["weights"].values()),
         "valid_loss": at["best"]["valid_loss"], **{name: float(value) for name, value in at["best"].items()},
@@ -280,7 +312,7 @@ def write_summary(folder: Path, best: str) -> None:
     print(f"{path}: {len(rows)} students")
 
 
-def begin(grid, data: TrainingSet, teacher, tokenizers: dict, args, device) -> dict[str, list]:
+def begin(grid, data: TrainingSet, teacher, start, tokenizers: dict, args, device) -> dict[str, list]:
     """{tokenizer: (run, settings, vectors for the embeddings) of each student that is not finished}.
 
     Every folder is locked, then looked at, before the first student is trained or replaced.
@@ -293,17 +325,20 @@ def begin(grid, data: TrainingSet, teacher, tokenizers: dict, args, device) -> d
         vectors[path] = teacher.embeddings_of(sorted(vocab, key=vocab.get)) if teacher else None
     for folder, settings in grid:
         path = settings["tokenizer"]
-        start = vectors[path] if settings["embeddings"] == "teacher" and settings["alpha"] < 1 else None
+        own = vectors[path] if settings["embeddings"] == "teacher" and settings["alpha"] < 1 else None
+        if start:
+            refuse_other_start(start, args.start, settings, tokenizers[path])
         decisive = {flag: getattr(args, flag) for flag in DECISIVE} | settings
         del decisive["tokenizer"]  # a path; the fingerprint tells
         made_by = runtime.made_by(decisive, data.what_was_read() | {
             "the tokenizer": runtime.fingerprint(tokenizers[path].to_str()),
-            "the teacher's embeddings": "" if start is None else runtime.fingerprint(start)})
+            "the teacher's embeddings": "" if own is None else runtime.fingerprint(own),
+            "--start": fingerprints(start)["weights"] if start else None})
         run = runtime.Run(Path(args.output_dir, folder), "student.pt", made_by, args, device, precision)
         if run.finished:
             run.say_finished(data.task.best)
         else:
-            jobs.setdefault(path, []).append((run, settings, start))
+            jobs.setdefault(path, []).append((run, settings, own))
     return jobs
 
 
@@ -312,30 +347,34 @@ def main(args):
     if args.deterministic:
         runtime.be_deterministic()
     output = Path(args.output_dir)
-    grid = grid_settings(args)
     data = read_training_set(args, tasks, load)
+    grid = grid_settings(args, data.pairs)
+    start = Student.load(args.start) if args.start else None
     tasks.apply_flags(data.task, args, data.answers, data.valid.answers)
     if 1 in args.alpha and not data.labelled:
         raise UserError("--alpha 1 trains on labels alone, but no --train file has any")
     tokenizers = {path: read_tokenizer(path) for path in args.tokenizer}
     reads = {path: {"max_length": args.max_length, "pad_id": tokenizer.token_to_id("[PAD]"),
-                    "blank_id": tokenizer.token_to_id("[UNK]")} for path, tokenizer in tokenizers.items()}
+                    "blank_id": tokenizer.token_to_id("[UNK]"), "apart": data.pairs}
+             for path, tokenizer in tokenizers.items()}
     print(look.tokenizers({path: (tokenizers[path], reads[path]) for path in reads}, data.files))
     runtime.refuse_to_overwrite_inputs(
-        [*args.train, args.valid, *(args.logits or ()), *data.teachers],
+        [*args.train, args.valid, *(args.logits or ()), *data.teachers, args.start],
         [output / name / file for name, _ in grid for file in ("last.pt", "student.pt", "log.jsonl")])
-    jobs = begin(grid, data, embeddings_teacher(data, args), tokenizers, args, device)
+    teacher = None if start else embeddings_teacher(data, args)
+    jobs = begin(grid, data, teacher, start, tokenizers, args, device)
     for path, unfinished in jobs.items():
         tokenizer = tokenizers[path]
         store, valid = encode_training_set(data, partial(encode, tokenizer, **reads[path]), output)
         valid = valid.to(device)
         if path == list(jobs)[-1]:
             data.logits.clear()  # the store has them: the mapped files need not stay in memory
-        for run, settings, start in unfinished:
-            student = new_student(settings, tokenizer, start, data.task, args, device)
+        for run, settings, own in unfinished:
+            student = new_student(settings, tokenizer, own, data.task, args, device, start)
             print(f"{run.folder}: {sum(p.numel() for p in student.parameters()):,} parameters, "
                   + ("labels alone" if settings["alpha"] == 1 else f"alpha {settings['alpha']:g}")
-                  + ("" if start is None else ", embeddings from the teacher"))
+                  + (f", layers from {args.start}" if start else "")
+                  + ("" if own is None else ", embeddings from the teacher"))
             train(run, student, settings, store, valid, data, args, device)
             score = run.at["best"][f"valid_{data.task.best}"]
             print(f"{run.artifact}: validation {data.task.best} {score:.4f}")

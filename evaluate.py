@@ -77,7 +77,10 @@ def columns_of(path: str, kind: str, names: list[str], task) -> list[int]:
 def run_model(path: str, model, examples: Examples) -> tuple[torch.Tensor, dict]:
     """Logits (N, C) of all rows, calibrated, and how fast they came."""
     texts, texts2 = examples.texts, examples.texts2
-    model.predict(texts[:64], texts2 and texts2[:64])  # the first calls pay for set-up
+    try:
+        model.predict(texts[:64], texts2 and texts2[:64])  # the first calls pay for set-up
+    except StudentError as error:  # it reads pairs, or does not
+        raise UserError(f"{path}: {error}") from None
     progress, parts = runtime.Progress(path, len(texts), "texts"), []
     for i in range(0, len(texts), CHUNK):
         parts.append(model.logits(texts[i : i + CHUNK], texts2 and texts2[i : i + CHUNK]))

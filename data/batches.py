@@ -24,11 +24,14 @@ WINDOW = 2**24  # tokens that a Store holds in memory: 67 MB, about 800 thousand
 
 @dataclass
 class Encoded:
-    """Token ids of N rows, and what else belongs to a row. Row i is tokens[offsets[i] : offsets[i + 1]]."""
+    """Token ids of N rows, and what else belongs to a row. Row i is tokens[offsets[i] : offsets[i + 1]].
+
+    Of pairs that are read apart, lengths are (N, 2), and text j of row i is from offsets[2 * i + j].
+    """
 
     tokens: torch.Tensor  # (S,) int32, on the device
-    offsets: torch.Tensor  # (N + 1,) int64, on the device
-    lengths: np.ndarray  # (N,) int64, on the host: sizes of batches are known without asking the device
+    offsets: torch.Tensor  # (N + 1,) or (2N + 1,) int64, on the device
+    lengths: np.ndarray  # (N,) or (N, 2) int64, on the host: sizes are known without asking the device
     columns: dict[str, torch.Tensor]  # (N, …) each, on the device; "second": where text2 starts in the row
     pad_id: int
     numbers: np.ndarray | None = None  # (N,) number of each row in the Store that it comes from, on the host
@@ -36,26 +39,37 @@ class Encoded:
     def __len__(self) -> int:
         return len(self.lengths)
 
+    @property
+    def sizes(self) -> np.ndarray:
+        """(N,) tokens of each row as batches count them. A pair that is read apart counts twice its longer
+        text, so that no padding of either goes beyond what is counted."""
+        return self.lengths if self.lengths.ndim == 1 else 2 * self.lengths.max(1)
+
     def to(self, device: torch.device) -> "Encoded":
         columns = {name: column.to(device) for name, column in self.columns.items()}
         return replace(self, tokens=self.tokens.to(device), offsets=self.offsets.to(device), columns=columns)
 
     def batch(self, rows: np.ndarray) -> dict[str, torch.Tensor]:
-        """input_ids (B, T) int64 padded with pad_id, lengths (B,), and the columns (B, …) of `rows`."""
-        longest = int(self.lengths[rows].max())
+        """input_ids (B, T) int64 padded with pad_id, lengths (B,), and the columns (B, …) of `rows`; of pairs
+        that are read apart also input_ids2 (B, T2) and lengths2 (B,)."""
+        longest = self.lengths[rows].max(0, keepdims=True).ravel().tolist()  # of each text of a row
         rows = torch.from_numpy(rows).to(self.tokens.device, non_blocking=True)
-        starts = self.offsets[rows]  # (B,)
-        lengths = self.offsets[rows + 1] - starts  # (B,)
-        columns = torch.arange(longest, device=rows.device)
-        positions = (starts[:, None] + columns).clamp_(max=len(self.tokens) - 1)  # (B, T)
-        input_ids = self.tokens[positions].long().masked_fill_(columns >= lengths[:, None], self.pad_id)
-        return {"input_ids": input_ids, "lengths": lengths,
-                **{name: column[rows] for name, column in self.columns.items()}}
+        found = {name: column[rows] for name, column in self.columns.items()}
+        for i, T in enumerate(longest):
+            text = len(longest) * rows + i
+            starts = self.offsets[text]  # (B,)
+            lengths = self.offsets[text + 1] - starts  # (B,)
+            columns = torch.arange(T, device=rows.device)
+            positions = (starts[:, None] + columns).clamp_(max=len(self.tokens) - 1)  # (B, T)
+            input_ids = self.tokens[positions].long().masked_fill_(columns >= lengths[:, None], self.pad_id)
+            found |= {f"input_ids{'2' * i}": input_ids, f"lengths{'2' * i}": lengths}
+        return found
 
 
 def inputs(batch: dict) -> dict:
     """What of a batch a model's forward takes."""
-    return {name: batch[name] for name in ("input_ids", "lengths", "second") if name in batch}
+    names = ("input_ids", "lengths", "input_ids2", "lengths2", "second")
+    return {name: batch[name] for name in names if name in batch}
 
 
 def largest_id(tokenizer) -> int:
@@ -90,19 +104,26 @@ def read_tokenizer(folder: str) -> Tokenizer:
 
 
 def encode(tokenizer, texts, texts2, max_length: int, pad_id: int, blank_id: int, segments=False,
-           progress=None) -> Encoded:
+           apart: bool | None = None, progress=None) -> Encoded:
     """Tokenize texts (or pairs, if texts2 is given) in the tokenizer's own threads.
 
     A row is cut at max_length tokens, special tokens included; a row that has no token becomes [blank_id].
-    With `segments`, where text2 starts is kept for models with segment embeddings. A model's `reads` has all
-    of these arguments. `progress` is a runtime.Progress that counts rows; the caller closes it.
+    With `segments`, where text2 starts is kept for models with segment embeddings. Students read the texts of
+    a pair `apart`, each cut at max_length; False: it reads single texts. Else the tokenizer joins a pair. A
+    model's `reads` has all of these arguments. `progress` is a runtime.Progress that counts rows; the caller
+    closes it. UserError for pairs to a reader of single texts, or single texts to one of pairs.
     """
-    special = tokenizer.num_special_tokens_to_add(texts2 is not None)
+    if apart not in (None, texts2 is not None):
+        raise UserError("the student reads pairs, but the file has no column text2 (--text2-column)" if apart
+                        else "the student reads single texts, but the file has a column text2")
+    special = tokenizer.num_special_tokens_to_add(texts2 is not None and not apart)
     if max_length < special:
         raise UserError(f"--max-length {max_length} has no room for {special} special tokens")
     tokenizer.no_padding()
     tokenizer.enable_truncation(max_length)
     rows = texts if texts2 is None else list(zip(texts, texts2, strict=True))
+    if apart:
+        rows = list(chain.from_iterable(rows))
     tokens, lengths, second = [], [], []
     for start in range(0, len(rows), CHUNK):
         try:
@@ -115,14 +136,14 @@ def encode(tokenizer, texts, texts2, max_length: int, pad_id: int, blank_id: int
         if segments and texts2 is not None:
             second.append(np.array([len(encoding.ids) - sum(encoding.type_ids) for encoding in encodings]))
         if progress is not None:
-            progress.add(len(ids))
-    lengths = np.concatenate(lengths)
+            progress.add(len(ids) // (1 + bool(apart)))
+    lengths = np.concatenate(lengths).reshape((-1, 2) if apart else -1)
     return Encoded(torch.from_numpy(np.concatenate(tokens)), offsets(lengths), lengths,
                    {"second": torch.from_numpy(np.concatenate(second))} if second else {}, pad_id)
 
 
 def offsets(lengths: np.ndarray) -> torch.Tensor:
-    """(N,) lengths -> (N + 1,) int64, where each row begins, and the end."""
+    """(N,) or (N, 2) lengths -> int64, one more: where each text begins, and the end."""
     return torch.from_numpy(np.concatenate([[0], np.cumsum(lengths)]))
 
 
@@ -211,7 +232,7 @@ def training_batches(store: Store, max_tokens: int, seed: tuple, device, known_o
         if known_only:
             rows = np.flatnonzero(window.columns["known"].cpu().numpy())
         if len(rows):
-            for batch in token_batches(window.lengths[rows], max_tokens, (*seed, number)):
+            for batch in token_batches(window.sizes[rows], max_tokens, (*seed, number)):
                 yield window, rows[batch]
 
 
@@ -253,7 +274,7 @@ def logits_in_order(model, encoded: Encoded, max_tokens: int, precision="fp32", 
     model.eval()
     device = encoded.tokens.device
     logits = None
-    for i, rows in enumerate(token_batches(encoded.lengths, max_tokens)):
+    for i, rows in enumerate(token_batches(encoded.sizes, max_tokens)):
         if i % WORLD == RANK or i == 0:  # the first tells every rank the number of classes
             with autocast(device, precision):
                 output = model(**inputs(encoded.batch(rows))).float()  # (B, C)

@@ -9,7 +9,7 @@ import numpy as np
 from data import labels
 from data.batches import encode
 from data.examples import CHUNK, Survey, stream_examples
-from runtime import warn
+from runtime import UserError, warn
 
 ALARM = 0.1  # share of unknown tokens from which on the tokenizer is not made for these texts
 SHOWN = 10  # labels
@@ -92,17 +92,23 @@ def tokenizers(readers: dict, found: list[Survey]) -> str:
 def _fit(name: str, tokenizer, reads: dict, found: list[Survey]) -> str:
     rows = unknown = tokens = cut = 0
     first_unknown = first_cut = ""
+    apart = reads.get("apart")
+    texts = 2 if apart else 1  # of a row
     for file in found:
         head = file.head
-        encoded = encode(tokenizer, head.texts, head.texts2, max_length=2**20, pad_id=0, blank_id=-1)
+        try:
+            encoded = encode(tokenizer, head.texts, head.texts2, max_length=2**20, pad_id=0, blank_id=-1,
+                             apart=apart)
+        except UserError as error:
+            raise UserError(f"{name} and {file.path}: {error}") from None
         which = np.flatnonzero(encoded.tokens.numpy() == reads["blank_id"])
-        long = np.flatnonzero(encoded.lengths > reads["max_length"])
+        long = np.flatnonzero((encoded.lengths.reshape(-1, texts) > reads["max_length"]).any(1))
         if len(which) and not first_unknown:
             row = np.searchsorted(encoded.offsets.numpy(), which[0], side="right") - 1
-            first_unknown = f"{file.path}:{head.lines[row]}"
+            first_unknown = f"{file.path}:{head.lines[row // texts]}"
         if len(long) and not first_cut:
             first_cut = f" (first at {file.path}:{head.lines[long[0]]})"
-        special = tokenizer.num_special_tokens_to_add(file.pairs) * len(head)
+        special = tokenizer.num_special_tokens_to_add(file.pairs and not apart) * texts * len(head)
         rows, unknown, cut = rows + len(head), unknown + len(which), cut + len(long)
         tokens += int((encoded.tokens >= 0).sum()) - special  # -1 stands where a text has no token
     share = unknown / max(tokens, 1)

@@ -42,6 +42,10 @@ class TrainingSet:
     fingerprints: dict[str, str]
 
     @property
+    def pairs(self) -> bool:
+        return self.valid.texts2 is not None
+
+    @property
     def rows(self) -> int:
         return sum(file.rows for file in self.files)
 

@@ -4,8 +4,9 @@
 
 reads   student.pt; needs one more package: pip install onnx
 writes  base.onnx: input_ids (B, T) and lengths (B,), int64 -> probabilities (B, C), as Student.predict's to
-        1e-5 (of scores: the scores, (B, 1)); an empty text has length 0; its metadata hold label_names
-        (JSON), task, blank_id, and for several labels per text their thresholds (JSON)
+        1e-5 (of scores: the scores, (B, 1)); an empty text has length 0; of a student of pairs also
+        input_ids2 (B, T2) and lengths2 (B,) for the second texts; its metadata hold label_names (JSON), task,
+        blank_id, and for several labels per text their thresholds (JSON)
         base.onnx.tokenizer.json: the tokenizer, set to cut and pad texts as the graph needs them
 again   finished files are left alone; different ones are replaced only with --overwrite
 
@@ -42,44 +43,100 @@ try:
 except ImportError:
     parser = None
 
-# Parts of the graph as ONNX writes it. Its LSTM takes lengths, and reads backwards from each text's own end.
-# A text of length 0 becomes the one token blank; a step more is there for it if all texts are empty.
+# Parts of the graph as ONNX writes it; {t} is 2 for the second text of a pair, else empty. Its LSTM takes
+# lengths, and reads backwards from each text's own end. A text of length 0 becomes the one token blank; one
+# more step is there for it if all texts are empty.
+INPUTS = "int64[B, T{t}] input_ids{t}, int64[B] lengths{t}"
+TEXT = """
+    none{t} = Less (lengths{t}, one)
+    real_lengths{t} = Max (lengths{t}, one)
+    lengths32{t} = Cast <to = 6> (real_lengths{t})
+    given{t} = Transpose <perm = [1, 0]> (input_ids{t})
+    longer{t} = Pad (given{t}, one_step)
+    tokens{t} = Where (none{t}, blank, longer{t})
+    {x}{t}_0 = Gather (embedding_weight, tokens{t})"""
 LSTM = """
-    y{i}, h{i} = LSTM <direction = "bidirectional", hidden_size = {H}> (x{i}, w{i}, r{i}, b{i}, lengths32)"""
+    y{t}_{i}, h{t}_{i} = LSTM <direction = "bidirectional", hidden_size = {H}> (
+        x{t}_{i}, w_{i}, r_{i}, b_{i}, lengths32{t})"""
 STATES = """
-    yt{i} = Transpose <perm = [0, 2, 1, 3]> (y{i})
-    x{next} = Reshape (yt{i}, join)"""
+    yt{t}_{i} = Transpose <perm = [0, 2, 1, 3]> (y{t}_{i})
+    x{t}_{next} = Reshape (yt{t}_{i}, join)"""
 REAL = """
-    T = Shape <start = 0, end = 1> (tokens)
-    end = Squeeze (T)
-    range = Range (zero, end, one)
-    steps = Unsqueeze (range, axes12)
-    ends = Unsqueeze (real_lengths, axes02)
-    real = Less (steps, ends)"""
+    T{t} = Shape <start = 0, end = 1> (tokens{t})
+    end{t} = Squeeze (T{t})
+    range{t} = Range (zero, end{t}, one)
+    steps{t} = Unsqueeze (range{t}, axes12)
+    ends{t} = Unsqueeze (real_lengths{t}, axes02)
+    real{t} = Less (steps{t}, ends{t})"""
 WEIGHED = """
-    weighed = Mul (shares, x{next})
-    pooled = ReduceSum <keepdims = 0> (weighed, time)"""
+    weighed{t} = Mul (shares{t}, x{t}_{next})
+    {out}{t} = ReduceSum <keepdims = 0> (weighed{t}, time)"""
 POOLING = {  # states x (T, B, 2H), final states h (2, B, H) -> (B, 2H); real (T, B, 1): not padding
     "last": """
-    final = Transpose <perm = [1, 0, 2]> (h{i})
-    pooled = Reshape (final, flat)""",
-    "max": REAL + """
-    kept = Where (real, x{next}, low)
-    pooled = ReduceMax <keepdims = 0> (kept, time)""",
-    "mean": REAL + """
-    ones = Cast <to = 1> (real)
-    count = ReduceSum (ones, time)
-    shares = Div (ones, count)""" + WEIGHED,
-    "attention": REAL + """
-    squashed = Tanh (x{next})
-    query = Transpose <perm = [1, 0]> (attention_weight)
-    scores = MatMul (squashed, query)
-    kept = Where (real, scores, low)
-    shares = Softmax <axis = 0> (kept)""" + WEIGHED}
+    final{t} = Transpose <perm = [1, 0, 2]> (h{t}_{i})
+    {out}{t} = Reshape (final{t}, flat)""",
+    "max": """
+    kept{t} = Where (real{t}, x{t}_{next}, low)
+    {out}{t} = ReduceMax <keepdims = 0> (kept{t}, time)""",
+    "mean": """
+    ones{t} = Cast <to = 1> (real{t})
+    count{t} = ReduceSum (ones{t}, time)
+    shares{t} = Div (ones{t}, count{t})""" + WEIGHED,
+    "attention": """
+    squashed{t} = Tanh (x{t}_{next})
+    query{t} = Transpose <perm = [1, 0]> (attention_weight)
+    scores{t} = MatMul (squashed{t}, query{t})
+    kept{t} = Where (real{t}, scores{t}, low)
+    shares{t} = Softmax <axis = 0> (kept{t})""" + WEIGHED}
+COMMON = """
+    columns = Unsqueeze (tokens, axes1)
+    others = Unsqueeze (tokens2, axes0)
+    equal = Equal (columns, others)
+    realc = Transpose <perm = [0, 2, 1]> (real)
+    reals = Transpose <perm = [2, 0, 1]> (real2)
+    both = And (realc, reals)
+    same = And (equal, both)
+    same1 = Cast <to = 1> (same)
+    any = ReduceMax (same1, axes1)
+    any2 = ReduceMax (same1, axes0)
+    common = Transpose <perm = [0, 2, 1]> (any)
+    common2 = Transpose <perm = [1, 2, 0]> (any2)
+    vector = Transpose <perm = [1, 0]> (common_weight)
+    added = Mul (common, vector)
+    added2 = Mul (common2, vector)
+    x_0 = Add (e_0, added)
+    x2_0 = Add (e2_0, added2)"""
+ALIGNED = """
+    rows{t} = Transpose <perm = [1, 0, 2]> (x{t}_{next})
+    turned{t} = Transpose <perm = [1, 2, 0]> (x{o}_{next})
+    similar{t} = MatMul (rows{t}, turned{t})
+    seen{t} = Transpose <perm = [1, 2, 0]> (real{o})
+    looked{t} = Where (seen{t}, similar{t}, low)
+    weights{t} = Softmax <axis = 2> (looked{t})
+    values{t} = Transpose <perm = [1, 0, 2]> (x{o}_{next})
+    found{t} = MatMul (weights{t}, values{t})
+    aligned{t} = Transpose <perm = [1, 0, 2]> (found{t})
+    minus{t} = Sub (x{t}_{next}, aligned{t})
+    times{t} = Mul (x{t}_{next}, aligned{t})
+    beside{t} = Concat <axis = 2> (x{t}_{next}, aligned{t}, minus{t}, times{t})
+    matrix{t} = Transpose <perm = [1, 0]> (projection_weight)
+    product{t} = MatMul (beside{t}, matrix{t})
+    sum{t} = Add (product{t}, projection_bias)
+    x{t}_c = Relu (sum{t})"""
+FEATURES = {  # what the head sees
+    None: "",
+    "siamese": """
+    minus = Sub (pooled, pooled2)
+    distance = Abs (minus)
+    times = Mul (pooled, pooled2)
+    features = Concat <axis = 1> (pooled, pooled2, distance, times)""",
+    "align": """
+    features = Concat <axis = 1> (average, maximum, average2, maximum2)"""}
 HEAD = {
-    "linear": "z = Gemm <transB = 1> (pooled, head_weight, head_bias)",
+    "linear": """
+    z = Gemm <transB = 1> (features, head_weight, head_bias)""",
     "relu": """
-    hidden = Gemm <transB = 1> (pooled, head_0_weight, head_0_bias)
+    hidden = Gemm <transB = 1> (features, head_0_weight, head_0_bias)
     active = Relu (hidden)
     z = Gemm <transB = 1> (active, head_3_weight, head_3_bias)"""}
 PROBABILITIES = {  # as in student.py
@@ -92,8 +149,8 @@ PROBABILITIES = {  # as in student.py
     "regression": """
     spread = Mul (z, deviation)
     probabilities = Add (spread, mean)"""}
-NUMBERS = {"join": [0, 0, -1], "flat": [0, -1], "zero": 0, "one": 1, "axes12": [1, 2], "axes02": [0, 2],
-           "time": [0], "one_step": [0, 0, 1, 0], "low": float("-inf")}
+NUMBERS = {"join": [0, 0, -1], "flat": [0, -1], "zero": 0, "one": 1, "axes0": [0], "axes1": [1],
+           "axes12": [1, 2], "axes02": [0, 2], "time": [0], "one_step": [0, 0, 1, 0], "low": float("-inf")}
 
 
 def gates(layer, name: str):
@@ -102,28 +159,43 @@ def gates(layer, name: str):
     return torch.stack([torch.cat([i, o, f, g]) for i, f, g, o in parts])
 
 
+def body(config, texts: list[str]) -> str:
+    """The part of the graph from the inputs of each text to what FEATURES takes."""
+    n, align, graph = config.num_layers, config.pair == "align", ""
+    every = align or config.pooling != "last"  # else the final states suffice
+    for t in texts:
+        graph += TEXT.format(t=t, x="e" if align else "x") + (REAL.format(t=t) if every else "")
+    graph += COMMON if align else ""
+    for t in texts:
+        for i in range(n):
+            graph += LSTM.format(t=t, i=i, H=config.hidden_dim)
+            graph += STATES.format(t=t, i=i, next=i + 1) if every or i + 1 < n else ""
+        if not align:
+            out = "pooled" if config.pair else "features"
+            graph += POOLING[config.pooling].format(t=t, i=n - 1, next=n, out=out)
+    for t, other in zip(texts, texts[::-1], strict=True) if align else ():
+        graph += ALIGNED.format(t=t, o=other, next=n)
+        graph += LSTM.format(t=t, i="c", H=config.hidden_dim) + STATES.format(t=t, i="c", next="end")
+        for pooling, out in (("mean", "average"), ("max", "maximum")):
+            graph += POOLING[pooling].format(t=t, next="end", out=out)
+    return graph
+
+
 def onnx_bytes(student: Student) -> bytes:
     """The ONNX file of a student."""
-    config, layers = student.config, ""
+    config, texts = student.config, ["", "2"] if student.config.pair else [""]
     constants = NUMBERS | {name.replace(".", "_"): value for name, value in student.state_dict().items()}
     constants |= {"temperature": float(config.temperature), "blank": config.blank_id,
                   "mean": config.mean or 0.0, "deviation": config.deviation or 1.0}
-    for i, layer in enumerate(student.layers):
-        constants |= {f"w{i}": gates(layer, "weight_ih_l0"), f"r{i}": gates(layer, "weight_hh_l0"),
-                      f"b{i}": torch.cat([gates(layer, "bias_ih_l0"), gates(layer, "bias_hh_l0")], 1)}
-        layers += LSTM.format(i=i, H=config.hidden_dim)
-        if i + 1 < config.num_layers or config.pooling != "last":  # "last" needs the final states alone
-            layers += STATES.format(i=i, next=i + 1)
+    layers = dict(enumerate(student.layers))
+    if config.pair == "align":
+        layers["c"] = student.composition
+    for i, layer in layers.items():
+        constants |= {f"w_{i}": gates(layer, "weight_ih_l0"), f"r_{i}": gates(layer, "weight_hh_l0"),
+                      f"b_{i}": torch.cat([gates(layer, "bias_ih_l0"), gates(layer, "bias_hh_l0")], 1)}
     model = parser.parse_model(f"""<ir_version: 8, opset_import: ["": 18]>
-student (int64[B, T] input_ids, int64[B] lengths) => (float[B, {config.num_labels}] probabilities) {{
-    none = Less (lengths, one)
-    real_lengths = Max (lengths, one)
-    lengths32 = Cast <to = 6> (real_lengths)
-    given = Transpose <perm = [1, 0]> (input_ids)
-    longer = Pad (given, one_step)
-    tokens = Where (none, blank, longer)
-    x0 = Gather (embedding_weight, tokens)
-    {layers} {POOLING[config.pooling].format(i=i, next=i + 1)} {HEAD[config.head]}
+student ({", ".join(INPUTS.format(t=t) for t in texts)}) => (float[B, {config.num_labels}] probabilities) {{
+    {body(config, texts)} {FEATURES[config.pair]} {HEAD[config.head]}
     {PROBABILITIES[student.task]}
 }}""")
     needed = {name for node in model.graph.node for name in node.input}

@@ -39,7 +39,8 @@ from data.examples import read_examples
 from student import Student, StudentError, write_whole
 from tasks import columns, judge, make, of_model
 
-OWN = {"kind", "format", "config", "precision", "label_names", "task"}  # what Student.to_bytes writes itself
+# What Student.to_bytes writes itself.
+OWN = {"kind", "format", "config", "precision", "label_names", "task", "pairs"}
 MAX_TOKENS = 8192  # of a batch, padding included
 
 

@@ -60,8 +60,9 @@ def parse_args(argv=None):
     arg("--valid", required=True, metavar="FILE")
     flags.add_columns(arg, task=True)
     arg("--num-layers", type=flags.count, default=1)
+    arg("--pair")
     arg("--pooling", default="last")
-    arg("--head", default="linear")
+    arg("--head")
     flags.add_task(arg)
     return p.parse_known_args(args.rest, args)[0]
 
@@ -78,7 +79,7 @@ import tasks
 from data.batches import read_tokenizer
 from data.training import read_training_set
 from runtime import UserError
-from student import PRECISIONS, SIZES, Student, StudentConfig, StudentError, write_whole
+from student import PRECISIONS, SIZES, Student, StudentConfig, StudentError, widths, write_whole
 from teacher import Teacher
 
 WIDTHS = (3, 4, 6, 8, 12, 16, 24, 32, 48, 64, 96, 128)  # of embeddings
@@ -91,7 +92,7 @@ def candidates(args, tokenizers: dict, data) -> list[tuple]:
     that fits for its vocabulary and embedding width, unless another is wider in both."""
     def file_size(H, E, tokenizer) -> int:
         config = StudentConfig(tokenizer.get_vocab_size(), len(data.task.names), E, H, args.num_layers,
-                               pooling=args.pooling, head=args.head, **data.task.config)
+                               pooling=args.pooling, head=args.head, pair=args.pair, **data.task.config)
         student = Student(config, tokenizer, data.task.names, tasks.name_of(data.task))
         return len(student.to_bytes("int8", made_by=data.what_was_read())) + RESERVE
 
@@ -134,7 +135,7 @@ def run_distill(words: list[str]) -> None:
 def train(args, candidate: tuple, epochs: int, folder: Path) -> tuple[Path, dict[str, bytes], dict]:
     """Train a candidate, unless that is done: (its folder, its file in each precision, its best scores)."""
     path, E, H = candidate
-    size = min(SIZES, key=lambda name: abs(SIZES[name][1] - H))  # decides the learning rate
+    size = min(SIZES, key=lambda name: abs(widths(name, args.pair)[1] - H))  # decides the learning rate
     run_distill([*args.rest, "--tokenizer", path, "--size", size, "--embedding-dim", str(E), "--hidden-dim",
                  str(H), "--epochs", str(epochs), "--output-dir", str(folder)])
     # Only distill.py knows the name of its folder: the one whose lock was taken last.
@@ -148,6 +149,8 @@ def train(args, candidate: tuple, epochs: int, folder: Path) -> tuple[Path, dict
 def main(args):
     data = read_training_set(args, tasks, load)
     tasks.apply_flags(data.task, args, data.answers, data.valid.answers)
+    args.pair = args.pair or ("align" if data.pairs else None)  # as distill.py does
+    args.head = args.head or ("relu" if data.pairs else "linear")
     tokenizers = {path: read_tokenizer(path) for path in args.tokenizer}
     output, score, short = Path(args.output_dir), f"valid_{data.task.best}", max(1, args.epochs // 8)
     rows = []

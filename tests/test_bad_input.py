@@ -233,7 +233,7 @@ CASES = [
     ("student", "a.pt hello", {"a.pt": CODE}, "a.pt", "Unsupported global", "pathlib"),
     ("student", "teacher.pt hello", {}, "teacher.pt", "'teacher'", "a student"),
     ("student", "a.pt hello", {"a.pt": saved(torch.zeros(3))}, "a.pt", "a student"),
-    ("student", "a.pt hello", {"a.pt": changed("student.pt", format=3)}, "a.pt", "3", "1 to 2"),
+    ("student", "a.pt hello", {"a.pt": changed("student.pt", format=4)}, "a.pt", "4", "1 to 3"),
     ("student", "a.pt hello", {"a.pt": changed("student.pt", task="parrot")}, "a.pt", "parrot"),
     ("student", "a.pt hello", {"a.pt": changed("student.pt", config=[])}, "a.pt", "damaged"),
     ("student", "a.pt hello", {"a.pt": changed("student.pt", config={"blank_id": 37})}, "a.pt", "blank_id"),

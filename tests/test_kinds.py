@@ -193,10 +193,12 @@ def test_the_graph_gives_what_predict_gives(made, tmp_path):
     session = onnxruntime.InferenceSession(str(tmp_path / "s.onnx"), providers=["CPUExecutionProvider"])
     student, rows = Student.load(folder / ALONE), read_examples(folder / "valid.tsv")
     tokenizer = Tokenizer.from_file(str(tmp_path / "s.onnx.tokenizer.json"))
-    encoded = tokenizer.encode_batch(list(zip(rows.texts, rows.texts2, strict=True)) if pairs else rows.texts)
-    ids = torch.tensor([each.ids for each in encoded])
-    lengths = torch.tensor([sum(each.attention_mask) for each in encoded])
-    found, = session.run(["probabilities"], {"input_ids": ids.numpy(), "lengths": lengths.numpy()})
+    inputs = {}
+    for name, texts in {"": rows.texts, "2": rows.texts2}.items() if pairs else [("", rows.texts)]:
+        encoded = tokenizer.encode_batch(texts)
+        inputs[f"input_ids{name}"] = [each.ids for each in encoded]
+        inputs[f"lengths{name}"] = [sum(each.attention_mask) for each in encoded]
+    found, = session.run(["probabilities"], inputs)
     expected = student.predict(rows.texts, rows.texts2)
     torch.testing.assert_close(torch.from_numpy(found), expected, rtol=1e-5, atol=1e-5)
     metadata = session.get_modelmeta().custom_metadata_map

@@ -172,7 +172,7 @@ def test_candidates_are_the_widest_that_fit(kit, budget=30_000):
     tokenizer = Tokenizer.from_file(str(kit / "tokenizer/vocab_size_3000/tokenizer.json"))
 
     def found(budget, read=""):
-        args = SimpleNamespace(budget=budget, num_layers=1, pooling="last", head="linear")
+        args = SimpleNamespace(budget=budget, num_layers=1, pooling="last", head="linear", pair=None)
         data = SimpleNamespace(task=Classification(["0", "1"]), what_was_read=lambda: {"files": read})
         return [shape[1:] for shape in search_budget.candidates(args, {"a": tokenizer}, data)]
 

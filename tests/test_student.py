@@ -136,7 +136,7 @@ def test_pooling_against_its_definition(pooling):
         expected = (weights[:, None] * seen).sum(0)
     else:
         expected = seen.amax(0) if pooling == "max" else seen.mean(0)
-    torch.testing.assert_close(student.pool(states, padding)[0], expected)
+    torch.testing.assert_close(student.pool(states, padding, pooling)[0], expected)
 
 
 def test_predict_keeps_order_and_knows_blank_long_and_unknown_texts(monkeypatch):
@@ -150,6 +150,7 @@ def test_predict_keeps_order_and_knows_blank_long_and_unknown_texts(monkeypatch)
         torch.testing.assert_close(together[i : i + 1], student.predict([text]), rtol=0, atol=1e-6)
     by_hand = student(torch.tensor([[2, 3]]), torch.tensor([2])).softmax(1)
     torch.testing.assert_close(together[:1], by_hand, rtol=0, atol=1e-6)
+    student.pairs = None  # as of an old file
     as_pair = student.predict(["단어2"], ["단어3"])  # this tokenizer joins them without [SEP]
     torch.testing.assert_close(as_pair, by_hand, rtol=0, atol=1e-6)
     assert torch.equal(together[1], together[2])  # a blank text is [UNK]
@@ -300,7 +301,7 @@ def test_a_file_says_no_more_than_its_task_needs(tmp_path):
 
 def test_a_student_says_how_it_reads_and_for_which_task(tmp_path, monkeypatch):
     student = new_student(max_length=9, pad_id=3)
-    assert student.reads == {"max_length": 9, "pad_id": 3, "blank_id": 1, "segments": False}
+    assert student.reads == {"max_length": 9, "pad_id": 3, "blank_id": 1, "segments": False, "apart": False}
     assert student.task == "classification"
     monkeypatch.setitem(student_py.PROBABILITIES, "toy", torch.sigmoid)
     student.task = "toy"
