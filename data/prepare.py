@@ -295,7 +295,8 @@ class KorSts(Corpus):
 class PawsX(Corpus):
     """Two sentences of nearly the same words, the same or not: Yang et al. (2019, arXiv 1908.11828).
 
-    Free to use for any purpose. The README counts 1,965 and 1,972 rows: without the 35 and 28 that have NS for a text, which stay here.
+    Free to use for any purpose. Its README counts 1,965 and 1,972 rows in dev and test, without the 35 and 28
+    that have NS for a text; they stay here, as in the files and most published figures.
     """
 
     home, archive, folder = "https://storage.googleapis.com/paws/pawsx/", "x-final.tar.gz", "x-final/ko"
