@@ -391,7 +391,8 @@ def test_3i4k_intents_get_their_names(given):
 def nli(count, **changed):
     """A file of KLUE-NLI: three hypotheses to each premise but the first, which has one."""
     rows = [{"guid": f"nli_{i}", "source": "wikitree", "premise": f"전제 {-(-i // 3)}",
-             "hypothesis": f"가설 {i}", "gold_label": INFERENCES[i % 3], "author": "neutral"} for i in range(count)]
+             "hypothesis": f"가설 {i}", "gold_label": INFERENCES[i % 3], "author": "neutral"}
+            for i in range(count)]
     rows[-1] |= changed
     return json.dumps(rows, ensure_ascii=False, indent=4)
 
@@ -412,8 +413,10 @@ def test_klue_nli_is_a_list_in_json_and_no_premise_is_in_two_parts(given):
     dev = "^given/klue-nli-v1.1_dev.json"
     for text, stated, pattern in [
             (nli(4, gold_label="-"), 4, f"{dev}: row 4: label '-'"),
-            (nli(4, premise=None), 4, f"{dev}: row 4:"), (nli(4, hypothesis=["가", "나"]), 4, f"{dev}: row 4:"),
-            ('{"premise": 1}', 1, f"{dev}: row 1:"), ("[3]", 1, f"{dev}: row 1:"), (nli(4)[:-1], 4, f"{dev}:3[0-9]: not valid JSON"),
+            (nli(4, premise=None), 4, f"{dev}: row 4:"),
+            (nli(4, hypothesis=["가", "나"]), 4, f"{dev}: row 4:"),
+            ('{"premise": 1}', 1, f"{dev}: row 1:"), ("[3]", 1, f"{dev}: row 1:"),
+            (nli(4)[:-1], 4, f"{dev}:3[0-9]: not valid JSON"),
             (nli(3), 4, f"{dev}: has 3 rows")]:
         given("klue-nli", {**files, "klue-nli-v1.1_dev.json": text}, [301, stated])
         not_prepared("klue-nli --from given --out out", pattern)
