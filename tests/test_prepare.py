@@ -781,10 +781,14 @@ def test_a_split_neither_guesses_an_existing_folder_nor_leaves_a_stale_test(caps
 def test_the_samples_are_what_their_page_says():
     """No text twice in any of them, and every label and half star in train, valid and test."""
     sample = ROOT / "data/sample"
+    ranges = {"비슷": (3.5, 4, 4.5, 5), "반대": (1.5, 2, 2.5), "무관": (0, 0.5, 1)}
     files = {str(path.relative_to(sample)): rows(path.parent, path.stem) for path in sample.rglob("*.tsv")}
+    pairs, similarity = ({split: files.pop(f"{folder}/{split}.tsv") for split in OUTPUTS}
+                         for folder in ("pairs", "similarity"))
     texts = [row[1] if len(row) == 3 or name == "unlabeled.tsv" else row[0]
              for name, found in files.items() for row in found]
-    assert len({*texts}) == len(texts) == 3_335 + 400
+    texts += [text for found in pairs.values() for row in found for text in row[:2]]
+    assert len({*texts}) == len(texts) == 3_335 + 400 + 400
     for split, size in (("train", 130), ("valid", 30), ("test", 40)):
         several, scores = files[f"several/{split}.tsv"], files[f"scores/{split}.tsv"]
         assert len(several) == len(scores) == size
@@ -792,6 +796,9 @@ def test_the_samples_are_what_their_page_says():
         assert {name for names in cells for name in names} == {"배송", "가격", "품질", "포장", "친절", "-"}
         assert all(len({*names}) == len(names) and (names == ["-"] or "-" not in names) for names in cells)
         assert {float(row[1]) for row in scores} == {half / 2 for half in range(2, 11)}
+        assert len(pairs[split]) == size and {row[2] for row in pairs[split]} == set(ranges)
+        for pair, alike in zip(pairs[split], similarity[split], strict=True):
+            assert pair[:2] == alike[:2] and float(alike[2]) in ranges[pair[2]]
 
 
 # ---- a set replaces the earlier one, or nothing changes ----------------------------------------------------
