@@ -418,7 +418,7 @@ def test_tfidf_learns_which_words_decide(tmp_path, capsys, column):
 
 
 def test_a_similarity_divides_rows_where_the_commonest_classes_are_right_most_often():
-    """No line can be drawn between equal ones, so five of six are right; shares count each class once more."""
+    """No line can part equal ones, so five of six are right; shares count each class once more."""
     alike, target = np.array([0.9, 0.2, 0.1, 0.2, 0.8, 0.6]), np.array([1, 0, 0, 1, 1, 1])
     limit, shares = tfidf.threshold(alike, target, 2)
     assert limit == 0.1 and np.exp(shares) == pytest.approx(np.array([[2 / 3, 1 / 3], [2 / 7, 5 / 7]]))
