@@ -1,5 +1,5 @@
 # make demo           all five scripts on the embedded sample, a table at the end: under two minutes
-# make demo-tasks     the same for several labels per text, and for scores: two tables, under two minutes
+# make demo-tasks     the same for several labels per text, for scores and for pairs: three tables
 # make test           the test suite
 # make test-optional  the tests that need optional packages (transformers, onnx, …), which it installs
 # make test-lowest    the test suite with the oldest packages that requirements.txt allows, in .venv-lowest

@@ -6,6 +6,10 @@
 Labels are learned by logistic regression, several labels by one for each, scores by ridge regression. The
 strength of the regularisation is the best of four on --valid, and so are the thresholds of several labels.
 
+Of pairs it reads both texts, their product, and two similarities: the share of common letter pairs (Dice) and
+the cosine. Each of these is a baseline of its own too: of labels with the threshold that is best on --valid,
+of scores with a straight line.
+
 reads   files as the scripts read them: the column label, labels or score tells the task
 writes  nothing; prints the scores that evaluate.py --all prints, of --test or else of --valid
 """
@@ -36,16 +40,54 @@ import torch
 import runtime
 import tasks
 from bench.common import peer
+from data.augment import bigrams, dice
 from data.examples import read_examples
 
 STRENGTHS = (0.3, 1, 3, 10)  # C of the logistic regression, 1 / alpha of the ridge
 CERTAIN = 20.0  # logit of a label that every row of --train has
 
 
-def texts(examples) -> list[str]:
-    """The texts; of a pair both, with a tab between."""
-    return examples.texts if examples.texts2 is None else list(map("\t".join, zip(
-        examples.texts, examples.texts2, strict=True)))
+def features(vectorizer, examples):
+    """(N, V) sparse, vectors of the texts; of pairs (N, 3V + 2): of both, their product, similarities."""
+    if examples.texts2 is None:
+        return vectorizer.transform(examples.texts)
+    sparse = peer("scipy.sparse")
+    one, other = vectorizer.transform(examples.texts), vectorizer.transform(examples.texts2)
+    alike = np.stack(list(similarities(vectorizer, examples).values()), 1)
+    return sparse.hstack([one, other, one.multiply(other), sparse.csr_matrix(alike)]).tocsr()
+
+
+def similarities(vectorizer, examples) -> dict[str, np.ndarray]:
+    """{name: (N,) from 0 to 1} of pairs."""
+    one, other = vectorizer.transform(examples.texts), vectorizer.transform(examples.texts2)
+    shared = [dice(bigrams(a), bigrams(b)) for a, b in zip(examples.texts, examples.texts2, strict=True)]
+    return {"letter pairs": np.array(shared), "cosine": np.asarray(one.multiply(other).sum(1)).ravel()}
+
+
+def threshold(alike, target, classes: int) -> tuple[float, np.ndarray]:
+    """(The similarity that divides the rows so that the commonest class of each side is right most often,
+    (2, C) log shares of the classes below and above, each counted once more).
+
+    alike (N,), target (N,) numbers of classes.
+    """
+    order = np.argsort(alike)
+    ordered = alike[order]
+    below = np.eye(classes)[target[order]].cumsum(0)  # (N, C) up to and with each row
+    hits = below.max(1) + (below[-1] - below).max(1)
+    hits[:-1][ordered[1:] == ordered[:-1]] = 0  # equal similarities cannot be divided
+    best = hits.argmax()
+    counts = 1 + np.stack([below[best], below[-1] - below[best]])
+    return ordered[best], np.log(counts / counts.sum(1, keepdims=True))
+
+
+def by_similarity(task, alike, target, others) -> torch.Tensor:
+    """Logits (M, C) of the others (M,), by a similarity alike (N,) alone, fitted on its targets."""
+    if task.column == "score":
+        found = np.polyval(np.polyfit(alike, target, 1), others)[:, None]
+    else:
+        limit, shares = threshold(alike, target, len(task.names))
+        found = shares[(others > limit).astype(int)]
+    return torch.from_numpy(found)
 
 
 def logits_of(column: str, strength: float, weights, X, target, *others) -> list[torch.Tensor]:
@@ -83,8 +125,9 @@ def compare(args) -> dict[str, dict[str, float]]:
     rows = known.nonzero().flatten().tolist()
     vectorizer = peer("sklearn.feature_extraction.text").TfidfVectorizer(
         analyzer="char", ngram_range=(1, args.ngrams), min_df=2, sublinear_tf=True)
-    X = vectorizer.fit_transform(texts(train.take(rows)))
-    others = [vectorizer.transform(texts(examples)) for examples in (valid, judged)]
+    known = train.take(rows)
+    vectorizer.fit(known.texts + (known.texts2 or []))
+    X, *others = (features(vectorizer, examples) for examples in (known, valid, judged))
     (valid_target, _), (judged_target, _) = (examples.targets(task, every_row=True)
                                              for examples in (valid, judged))
     chosen = None
@@ -95,6 +138,11 @@ def compare(args) -> dict[str, dict[str, float]]:
             chosen = best, strength, *found
     _, strength, valid_logits, logits = chosen
     results = {task.column: scores(task, logits, judged_target)}
+    if valid.texts2 is not None and task.column != "labels":
+        alike, others = (similarities(vectorizer, examples) for examples in (valid, judged))
+        for name in alike:
+            logits = by_similarity(task, alike[name], valid_target.numpy(), others[name])
+            results[name] = scores(task, logits, judged_target)
     if task.column == "labels":
         task.calibrate(valid_logits, valid_target)
         results = {"threshold 0.5": results["labels"],

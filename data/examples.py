@@ -270,7 +270,7 @@ def stream_examples(path, text_column=None, text2_column=None, label_column=None
 
 def _table_records(path, name, wanted):
     """(header, {role: name of its column}), then (line number, value of each role) of every row."""
-    rows = _csv_rows(path) if name.endswith(".csv") else _tsv_rows(path)
+    rows = csv_rows(path) if name.endswith(".csv") else _tsv_rows(path)
     line, header = next(rows, (1, None))
     if header is None:
         raise UserError(f"{path}: is empty; a header line such as text<TAB>label is needed")
@@ -360,7 +360,7 @@ def _tsv_rows(path):
         yield number, line.removesuffix("\n").removesuffix("\r").split("\t")
 
 
-def _csv_rows(path):
+def csv_rows(path):
     csv.field_size_limit(LONGEST)
     reader = csv.reader((line for _, line in decoded_lines(path)), strict=True)
     start = 1

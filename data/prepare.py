@@ -13,10 +13,14 @@ corpora   nsmc, shopping, steam             reviews, 1 is positive and 0 negativ
           unsmile, kmhas                    comments, kinds of hate: several labels
           kote                              comments, 44 emotions: several labels
           3i4k                              utterances, 7 intents
+          klue-nli, kornli                  pairs: entailment, contradiction or neutral
+          question-pair, paws-x             pairs: the same or different
+          klue-sts, korsts                  pairs: a score of similarity from 0 to 5
 
 A published test set stays the test set, a dev set becomes it where there is no other; neither ever goes to
 train. What the publisher does not have is cut from train after a shuffle: 10 % for test, 5 % of the rest for
-valid (rounded up). The same seed gives the same files.
+valid (rounded up; pairs of a corpus that share their first text stay together). The same seed gives the same
+files.
 
 reads   the publisher's files, downloaded into data/downloads unless they are there. Row counts, and counts of
         labels where they are published, must match. Or FILE.
@@ -28,11 +32,14 @@ next    python train_tokenizer.py --data OUT/train.tsv
 import argparse
 import contextlib
 import http.client
+import json
 import math
 import os
 import random
 import shlex
 import shutil
+import tarfile
+import zlib
 from collections import Counter
 from dataclasses import dataclass, field
 from pathlib import Path
@@ -56,17 +63,21 @@ class File:
 
 
 class Corpus:
-    """The files of a publisher, tables with tabs, and what one line of them says."""
+    """The files of a publisher, and what one row says: of a table with tabs, a .csv, or a list in a .json."""
 
     home: str  # address of the files, without their names
+    archive: str = ""  # name of the .tar.gz that holds them, if one does
     folder: str = ""  # in --downloads, where the names are as common as train.tsv
     files: tuple[File, ...]
-    columns: tuple[str, ...]  # of a line; the last one keeps tabs
+    columns: tuple[str, ...]  # with tabs all of them, and the last one keeps tabs; else those that are read
     header: bool = True  # the first line names them
     quoted: bool = False  # a text that has quotation marks is written as in CSV
 
     def read(self, *cells: str) -> dict[str, str]:
-        """The row that a line becomes. Raises KeyError for an answer that is not one of the published."""
+        """The row that a line becomes; of .csv and .json it gets the whole row, as a dict.
+
+        Raises KeyError for an answer that is not one of the published.
+        """
         raise NotImplementedError
 
 
@@ -221,9 +232,112 @@ class Intents(Corpus):
         return {"text": text, "label": self.labels[label]}
 
 
+INFERENCES = {name: name for name in ("entailment", "contradiction", "neutral")}
+
+
+class KlueNli(Corpus):
+    """A premise and a hypothesis: Park et al. (2021, arXiv 2105.09680), CC BY-SA 4.0.
+
+    The labels of the test set are not published, so dev is the test set. Most premises have three hypotheses.
+    """
+
+    home = RAW + "KLUE-benchmark/KLUE/main/klue_benchmark/klue-nli-v1.1/"
+    files = (File("train", "klue-nli-v1.1_train.json", 24_998),
+             File("test", "klue-nli-v1.1_dev.json", 3_000, dict.fromkeys(INFERENCES, 1_000)))
+    columns = ("guid", "premise", "hypothesis", "gold_label")
+
+    def read(self, row):
+        return {"id": row["guid"], "text": row["premise"], "text2": row["hypothesis"],
+                "label": INFERENCES[row["gold_label"]]}
+
+
+class KlueSts(Corpus):
+    """Two sentences and how similar they are, the mean of several readers: the same paper and licence."""
+
+    home = RAW + "KLUE-benchmark/KLUE/main/klue_benchmark/klue-sts-v1.1/"
+    files = (File("train", "klue-sts-v1.1_train.json", 11_668), File("test", "klue-sts-v1.1_dev.json", 519))
+    columns = ("guid", "sentence1", "sentence2")
+
+    def read(self, row):
+        return {"id": row["guid"], "text": row["sentence1"], "text2": row["sentence2"],
+                "score": similarity(row["labels"]["real-label"])}
+
+
+class KorNli(Corpus):
+    """SNLI and MultiNLI, translated by machine, XNLI by people: Ham et al. (2020, arXiv 2004.03289).
+
+    CC BY-SA 4.0. A quotation mark means nothing in these files; who reads them as CSV loses rows.
+    """
+
+    home = RAW + "kakaobrain/kor-nlu-datasets/master/KorNLI/"
+    files = (File("train", "snli_1.0_train.ko.tsv", 550_152), File("train", "multinli.train.ko.tsv", 392_702),
+             File("valid", "xnli.dev.ko.tsv", 2_490, dict.fromkeys(INFERENCES, 830)),
+             File("test", "xnli.test.ko.tsv", 5_010, dict.fromkeys(INFERENCES, 1_670)))
+    columns = ("sentence1", "sentence2", "gold_label")
+
+    def read(self, text, text2, label):
+        return {"text": text, "text2": text2, "label": INFERENCES[label]}
+
+
+class KorSts(Corpus):
+    """The STS benchmark, translated: the same paper and licence; quotation marks as in KorNLI."""
+
+    home = RAW + "kakaobrain/kor-nlu-datasets/master/KorSTS/"
+    files = (File("train", "sts-train.tsv", 5_749), File("valid", "sts-dev.tsv", 1_500),
+             File("test", "sts-test.tsv", 1_379))
+    columns = ("genre", "filename", "year", "id", "score", "sentence1", "sentence2")
+
+    def read(self, genre, filename, year, number, score, text, text2):
+        return {"id": "/".join((genre, filename, year, number)), "text": text, "text2": text2,
+                "score": similarity(score)}
+
+
+class PawsX(Corpus):
+    """Two sentences of nearly the same words, the same or not: Yang et al. (2019, arXiv 1908.11828).
+
+    Free to use for any purpose. Its README counts 1,965 and 1,972 rows in dev and test, without the 35 and 28
+    that have NS for a text; they stay here, as in the files and most published figures.
+    """
+
+    home, archive, folder = "https://storage.googleapis.com/paws/pawsx/", "x-final.tar.gz", "x-final/ko"
+    files = (File("train", "translated_train.tsv", 49_401), File("valid", "dev_2k.tsv", 2_000),
+             File("test", "test_2k.tsv", 2_000))
+    columns = ("id", "sentence1", "sentence2", "label")
+    labels = by_number("different", "same")
+
+    def read(self, number, text, text2, label):
+        return {"id": number, "text": text, "text2": text2, "label": self.labels[label]}
+
+
+class QuestionPair(Corpus):
+    """Questions of everyday life: github.com/songys/Question_pair, MIT.
+
+    In the column is_duplicate 1 means different, as the README says. CSV with a BOM; in the test file a comma
+    ends every line, the header too, and the id has another name.
+    """
+
+    home = RAW + "songys/Question_pair/master/"
+    files = (File("train", "kor_pair_train.csv", 6_888), File("test", "kor_Pair_test.csv", 688))
+    columns = ("question1", "question2", "is_duplicate")
+    labels = by_number("same", "different")
+
+    def read(self, row):
+        return {"id": row["id"] if "id" in row else row["test_id"], "text": row["question1"],
+                "text2": row["question2"], "label": self.labels[row["is_duplicate"]]}
+
+
+def similarity(score) -> str:
+    """A score from 0 to 5 as a cell."""
+    if not (_is_number(score) and 0 <= float(score) <= 5):
+        raise KeyError(score)
+    return str(score)
+
+
 CORPORA = {"nsmc": Nsmc(), "shopping": Shopping(), "steam": Steam(), "hate-speech": HateSpeech(),
            "hate-speech-bias": HateSpeechBias(), "hate-speech-gender": HateSpeechGender(),
-           "unsmile": UnSmile(), "kmhas": KMHaS(), "kote": Kote(), "3i4k": Intents()}
+           "unsmile": UnSmile(), "kmhas": KMHaS(), "kote": Kote(), "3i4k": Intents(),
+           "klue-nli": KlueNli(), "kornli": KorNli(), "question-pair": QuestionPair(), "paws-x": PawsX(),
+           "klue-sts": KlueSts(), "korsts": KorSts()}
 SEED_MIX = ("nsmc", "shopping", "steam")  # the original kit's mixture
 
 
@@ -276,7 +390,7 @@ if __name__ == "__main__":
 import runtime
 from data import labels, look
 from data.batches import read_tokenizer
-from data.examples import ANSWER_COLUMNS, Examples, decoded_lines, read_examples, survey
+from data.examples import ANSWER_COLUMNS, Examples, csv_rows, decoded_lines, read_examples, survey
 from runtime import UserError, refuse_to_overwrite_inputs, warn
 
 UNFIT = str.maketrans("\t\n\r\0", "    ")  # what a field of an unquoted TSV cannot hold
@@ -304,6 +418,19 @@ def download(url: str, path: Path) -> None:
                         f"--from DIR") from None
 
 
+def unpack(archive: Path, name: str, path: Path) -> None:
+    """Write the file `name` of a .tar.gz to `path`, complete or not at all. Raises UserError."""
+    partial = path.with_name(path.name + ".partial")
+    try:
+        path.parent.mkdir(parents=True, exist_ok=True)
+        with tarfile.open(archive) as packed, packed.extractfile(name) as source, open(partial, "wb") as file:
+            shutil.copyfileobj(source, file)
+        os.replace(partial, path)
+    except (OSError, EOFError, KeyError, zlib.error, tarfile.TarError) as error:
+        partial.unlink(missing_ok=True)
+        raise UserError(f"{archive}: cannot unpack {name} ({error}); {DAMAGED}") from None
+
+
 def published(corpus: Corpus, args) -> tuple[list[str], dict[str, list]]:
     """(Names of the columns, {split: rows}) of a corpus, downloaded if need be and checked."""
     found = {}
@@ -313,8 +440,12 @@ def published(corpus: Corpus, args) -> tuple[list[str], dict[str, list]]:
             if args.source_dir:
                 names = " and ".join(file.name for file in corpus.files)
                 raise UserError(f"{path}: not found; --from needs {names} in DIR")
-            print(f"downloading {corpus.home}{file.name}")
-            download(corpus.home + file.name, path)
+            source = args.downloads / corpus.archive if corpus.archive else path
+            if not source.exists():
+                print(f"downloading {corpus.home}{source.name}")
+                download(corpus.home + source.name, source)
+            if corpus.archive:
+                unpack(source, f"{corpus.folder}/{file.name}", path)
         header, rows = rows_of(corpus, path)
         if len(rows) != file.rows:
             raise UserError(f"{path}: has {len(rows):,} rows, the published file {file.rows:,}; {DAMAGED}")
@@ -323,28 +454,56 @@ def published(corpus: Corpus, args) -> tuple[list[str], dict[str, list]]:
             if abs(counts[name] - count) > file.slack:
                 raise UserError(f"{path}: has {counts[name]:,} rows of label {name!r}, the published file "
                                 f"{count:,} ± {file.slack:,}; {DAMAGED}")
-        found[file.split] = rows
+        found[file.split] = found.get(file.split, []) + rows
     return header, found
 
 
 def rows_of(corpus: Corpus, path: Path) -> tuple[list[str], list[tuple]]:
-    """The names of the columns, and the rows of one published file. Only LF ends a line."""
+    """The names of the columns, and the rows of one published file."""
     header, rows = [], []
+    for where, cells in records(corpus, path):
+        try:
+            row = corpus.read(*cells)
+        except (KeyError, TypeError) as error:
+            raise UserError(f"{where}: label {error.args[0]!r} is none of the published; {DAMAGED}") from None
+        header = list(row)
+        rows.append(fit(row.values()))
+    return header, rows
+
+
+def records(corpus: Corpus, path: Path):
+    """(where it stands, what `read` takes) of each row of one published file. Only LF ends a line."""
+    if path.suffix in (".csv", ".json"):
+        for where, row in (csv_records if path.suffix == ".csv" else json_records)(str(path)):
+            if not (isinstance(row, dict) and all(isinstance(row.get(name), str) for name in corpus.columns)):
+                raise UserError(f"{where}: lacks one of {', '.join(corpus.columns)}; {DAMAGED}")
+            yield where, [row]
+        return
     for number, line in decoded_lines(str(path)):
         cells = line.removesuffix("\n").removesuffix("\r").split("\t", len(corpus.columns) - 1)
         heads = corpus.header and number == 1
         if len(cells) != len(corpus.columns) or (heads and tuple(cells) != corpus.columns):
             raise UserError(f"{path}:{number}: is not {'<TAB>'.join(corpus.columns)}; {DAMAGED}")
-        if heads:
-            continue
-        try:
-            row = corpus.read(*map(unquoted, cells) if corpus.quoted else cells)
-        except KeyError as error:
-            raise UserError(f"{path}:{number}: label {error.args[0]!r} is none of the published; {DAMAGED}"
-                            ) from None
-        header = list(row)
-        rows.append(fit(row.values()))
-    return header, rows
+        if not heads:
+            yield f"{path}:{number}", map(unquoted, cells) if corpus.quoted else cells
+
+
+def csv_records(path: str):
+    """(FILE:LINE, {column: cell}) of each row below the header."""
+    rows = csv_rows(path)
+    _, names = next(rows, (1, []))
+    for line, cells in rows:
+        yield f"{path}:{line}", dict(zip(names, cells, strict=False))
+
+
+def json_records(path: str):
+    """(FILE: row NUMBER, row) of the list that a JSON file holds."""
+    try:
+        rows = json.loads("".join(line for _, line in decoded_lines(path)))
+    except json.JSONDecodeError as error:
+        raise UserError(f"{path}:{error.lineno}: not valid JSON ({error.msg}); {DAMAGED}") from None
+    for number, row in enumerate(rows if isinstance(rows, list) else [rows], 1):
+        yield f"{path}: row {number}", row
 
 
 def unquoted(cell: str) -> str:
@@ -415,7 +574,7 @@ def refuse_too_few_answers(examples: Examples, column: str) -> None:
 def _is_number(cell: str) -> bool:
     try:
         return math.isfinite(float(cell))
-    except ValueError:
+    except (ValueError, TypeError):  # of a cell; of a value in JSON
         return False
 
 
@@ -429,10 +588,21 @@ def shuffle(rows: list, seed: int) -> list:
     return [rows[i] for i in sorted(range(len(rows)), key=keys.__getitem__)]
 
 
-def cut(rows: list, percent: int) -> tuple[list, list]:
-    """(The first `percent` of the rows, the rest), rounded up in whole numbers, so that no part is empty."""
+def cut(rows: list, percent: int, column: int | None = None) -> tuple[list, list]:
+    """(The first `percent` of the rows, the rest), rounded up in whole numbers, so that no part is empty.
+
+    With `column`, rows that are equal there stay together: whole groups, in the order of their first rows,
+    until there are as many.
+    """
     size = -(-len(rows) * percent // 100)
-    return rows[:size], rows[size:]
+    if column is None:
+        return rows[:size], rows[size:]
+    counts, chosen, taken = Counter(row[column] for row in rows), set(), 0
+    for row in rows:
+        if taken < size and row[column] not in chosen:
+            chosen.add(row[column])
+            taken += counts[row[column]]
+    return [row for row in rows if row[column] in chosen], [row for row in rows if row[column] not in chosen]
 
 
 def report_leaks(splits: dict, header: list[str], drop: bool) -> None:
@@ -531,8 +701,9 @@ def main(args) -> None:
         header, parts = published(CORPORA[args.corpus], args)
     labelled = shuffle([row for row in parts["train"] if row[-1]], args.seed)
     unlabelled = [row for row in parts["train"] if not row[-1]]  # can teach, not choose the epoch nor test
+    together = header.index("text") if args.corpus in CORPORA and "text2" in header else None
     test, rest = (parts["test"], labelled) if "test" in parts else cut(labelled, args.test_percent)
-    valid, train = (parts["valid"], rest) if "valid" in parts else cut(rest, 5)
+    valid, train = (parts["valid"], rest) if "valid" in parts else cut(rest, 5, together)
     if not train:  # of a file to split
         raise UserError(f"{args.file}: {len(labelled)} labelled rows leave none to train on; give more, or "
                         f"a lower --test-percent")

@@ -2,9 +2,10 @@
 # A public corpus from download to table: sh recipes/corpus.sh CORPUS [CHECKPOINT]
 # The recipe of each corpus calls it, and says what to know of that corpus. CORPUS is a name of data.prepare.
 # CHECKPOINT is a hub id or a folder; the default is models/encoder. Run it again to continue after an interruption.
-# AUGMENT=yes adds variants of the texts. TASK: flags of the teacher and of the students, such as --best macro_f1.
+# AUGMENT: flags of data.augment, whose variants and new pairs of the texts are added. TASK: flags of the teacher and
+# of the students, such as --best macro_f1.
 set -eu
-[ $# -ge 1 ] || { sed -n '2,5p' "$0" | cut -c3- >&2; exit 2; }
+[ $# -ge 1 ] || { sed -n '2,6p' "$0" | cut -c3- >&2; exit 2; }
 cd "$(dirname "$0")/.."
 PY=${PYTHON:-python}
 D=data/$1 OUT=${OUT:-runs/$1}
@@ -16,8 +17,8 @@ $PY train_tokenizer.py --data $D/train.tsv --output-dir "$OUT/tokenizer"
 $PY finetune_teacher.py --train $D/train.tsv --valid $D/valid.tsv ${2:+--checkpoint "$2"} --layer-decay 0.9 $TASK \
     --output-dir "$OUT/teacher"
 if [ -n "${AUGMENT:-}" ]; then
-    # Variants of the texts are unlabelled text for the teacher to judge: worth most where a corpus is small.
-    $PY -m data.augment --data $D/train.tsv --out "$OUT/augmented.tsv"
+    # Variants are unlabelled text for the teacher to judge: worth most where a corpus is small.
+    $PY -m data.augment --data $D/train.tsv $AUGMENT --out "$OUT/augmented.tsv"
     TEXTS="$TEXTS $OUT/augmented.tsv" LOGITS="$LOGITS $OUT/logits/augmented.pt"
 fi
 $PY dump_logits.py --teacher "$OUT/teacher/teacher.pt" --data $TEXTS --output-dir "$OUT/logits"

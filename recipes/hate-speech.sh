@@ -5,5 +5,5 @@
 # The baseline: python -m bench.tfidf --class-weights balanced --best macro_f1 --train … --valid … --test …
 # Run it again to continue after an interruption.
 set -eu
-export AUGMENT=yes TASK="--class-weights balanced --best macro_f1"
+export AUGMENT="--times 4" TASK="--class-weights balanced --best macro_f1"
 exec sh "$(dirname "$0")/corpus.sh" "${CORPUS:-hate-speech}" "$@"

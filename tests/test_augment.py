@@ -95,6 +95,52 @@ def test_of_a_pair_the_first_the_second_and_both_are_varied_in_turn(tmp_path):
                      "[MASK] [MASK]\t[MASK] [MASK]"]
 
 
+def sentences(count):
+    """Pairs of which each first text resembles the second texts of its own topic alone."""
+    topics = ["비행기가 공항에 도착했다", "고양이는 소파 위에서 잔다", "주가는 오늘 크게 올랐다"]
+    return [(f"{topics[i % 3]} {i}번", f"{i}째로 {topics[i % 3]}") for i in range(count)]
+
+
+def topic(text):
+    return next(word for word in ("비행기", "고양이", "주가는") if word in text)
+
+
+def test_new_pairs_are_half_alike_and_half_random(tmp_path):
+    rows = sentences(60)
+    data = write(tmp_path / "a.tsv", map("\t".join, rows), "text\ttext2")
+    lines = [tuple(line.split("\t")) for line in made(tmp_path / "b.tsv", data, times=0, pairs=6)[1:]]
+    assert len(lines) == len(set(lines)) > 340 and not set(lines) & set(rows)  # random ones can meet again
+    assert {text for text, _ in lines} == {text for text, _ in rows}
+    assert {text for _, text in lines} <= {text for _, text in rows}
+    assert len({text for _, text in lines}) > 50
+    assert Counter(Counter(text for text, _ in lines).values()).most_common(1)[0][0] == 6
+    same = sum(topic(text) == topic(text2) for text, text2 in lines) / len(lines)
+    assert same == pytest.approx(1 / 2 + 1 / 2 / 3, abs=0.06)
+    assert made(tmp_path / "c.tsv", data, times=0, pairs=6)[1:] == ["\t".join(line) for line in lines]
+    assert made(tmp_path / "d.tsv", data, times=0, pairs=6, seed=1)[1:] != ["\t".join(line) for line in lines]
+    single = dict(line.split("\t") for line in made(tmp_path / "e.tsv", data, times=0, pairs=1)[1:])
+    assert all(topic(text) == topic(single[text]) for text, _ in rows[::2])
+
+
+def test_the_text_that_shares_the_most_letter_pairs_comes_first():
+    """Dice by hand: 나비가 날다 has 나비 비가 가날 날다; 나비 날다 has 나비 비날 날다: 2 · 2 / 7."""
+    assert augment.dice(augment.bigrams("나비가 날다"), augment.bigrams("나비 날다")) == pytest.approx(4 / 7)
+    assert augment.bigrams("가") == {"가"} and augment.bigrams(" ") == {""}
+    texts = ["바다", "나비 날다", "나비가 날다", "나비다", "나비가"]
+    partners = augment.Partners(texts, random.Random(0).random)
+    assert partners.like("나비가 날다") == ["나비가 날다", "나비가", "나비 날다", "나비다"]
+    many = augment.Partners([f"공통 {i}" for i in range(1000)] + ["공통 희귀"], random.Random(0).random)
+    assert len(many.like("공통")) == many.CANDIDATES and many.like("공통 희귀")[0] == "공통 희귀"
+
+
+def test_symmetric_pairs_are_also_written_in_swapped_order(tmp_path):
+    rows = [("하나", "둘"), ("셋", "넷"), ("둘", "하나"), ("다섯", "다섯")]
+    data = write(tmp_path / "a.tsv", map("\t".join, rows), "text\ttext2")
+    assert made(tmp_path / "b.tsv", data, times=0, symmetric="") == ["text\ttext2", "넷\t셋"]
+    both = made(tmp_path / "c.tsv", data, symmetric="", pairs=2)
+    assert both[: both.index("넷\t셋")] == made(tmp_path / "d.tsv", data) and len(set(both)) == len(both)
+
+
 def test_a_text_with_line_ends_and_nul_stays_one_row(tmp_path):
     data = write(tmp_path / "a.jsonl", ['{"text": "하나\\t둘\\n셋\\u0000넷"}'], "")
     lines = made(tmp_path / "b.tsv", data, times=1, mask=1, replace=0, ngram=0)
@@ -102,7 +148,8 @@ def test_a_text_with_line_ends_and_nul_stays_one_row(tmp_path):
 
 
 @pytest.mark.parametrize("flags, named", [
-    ("--times 0", "--times"), ("--mask -1", "--mask"), ("--mask nan", "--mask"), ("--ngram nan", "--ngram"),
+    ("--times -1", "--times"), ("--pairs -1", "--pairs"), ("--mask -1", "--mask"), ("--mask nan", "--mask"),
+    ("--ngram nan", "--ngram"),
     ("--mask 0.9 --replace 0.2", "together"), ("--out x.csv", ".tsv"), ("--seed -1", "--seed"),
     ("--mask-token=a\tb", "--mask-token"), ("--mask-token=", "--mask-token"),
 ])
@@ -118,5 +165,8 @@ def test_wrong_input_is_one_line_and_harms_no_file(tmp_path):
     refused(lambda: made(out, single, pair), "pairs")
     refused(lambda: made(single, single, overwrite=""), r"a\.tsv: would be overwritten")
     refused(lambda: made(out, tmp_path / "none.tsv"), r"none\.tsv: cannot read")
+    for flags in ({"pairs": 1}, {"symmetric": ""}):
+        refused(lambda flags=flags: made(out, single, **flags), r"a\.tsv: .*text2")
+    refused(lambda: made(out, pair, times=0, pairs=1), "no text has a variant")
     refused(lambda: made(out, single, mask=0, replace=0), r"a\.tsv: no text has a variant")
     assert single.read_text("utf-8") == "text\n하나\n" and not out.exists()

@@ -415,3 +415,46 @@ def test_tfidf_learns_which_words_decide(tmp_path, capsys, column):
         expected = np.corrcoef(guess.sum(1), truth.sum(1))[0, 1]
         assert found["score"]["pearson"] == pytest.approx(expected, abs=0.02)
     assert f"{path}: 50 rows" in capsys.readouterr().out
+
+
+def test_a_similarity_divides_rows_where_the_commonest_classes_are_right_most_often():
+    """No line can part equal ones, so five of six are right; shares count each class once more."""
+    alike, target = np.array([0.9, 0.2, 0.1, 0.2, 0.8, 0.6]), np.array([1, 0, 0, 1, 1, 1])
+    limit, shares = tfidf.threshold(alike, target, 2)
+    assert limit == 0.1 and np.exp(shares) == pytest.approx(np.array([[2 / 3, 1 / 3], [2 / 7, 5 / 7]]))
+    limit, shares = tfidf.threshold(np.array([0.1, 0.2, 0.3, 0.4]), np.array([2, 2, 0, 0]), 3)
+    assert limit == 0.2 and shares.argmax(1).tolist() == [2, 0]
+
+
+@pytest.mark.optional
+@pytest.mark.parametrize("column", ["label", "score"])
+def test_tfidf_of_pairs_sees_what_two_texts_share(tmp_path, capsys, column):
+    """The answer is whether, or how much of, the second text stands in the first."""
+    pytest.importorskip("sklearn")
+    words = [f"{a}{b}{c}" for a in "가나다라마" for b in "바사아자" for c in "차카타파"]
+
+    def write(name, seed, count):
+        random, pairs = np.random.default_rng(seed), []
+        for i in range(count):
+            one, other = np.split(random.permutation(words)[:8], 2)
+            shared = (i % 5 if column == "score" else 4 * (i % 2))
+            pairs.append((" ".join(one), " ".join([*one[:shared], *other[shared:]]), shared))
+        lines = [f"{one}\t{other}\t{shared if column == 'score' else ['다름', '같음'][shared // 4]}"
+                 for one, other, shared in pairs]
+        (tmp_path / name).write_text("\n".join([f"text\ttext2\t{column}", *lines, ""]), encoding="utf-8")
+        return str(tmp_path / name), pairs
+
+    files = ["--train", write("train.tsv", 0, 300)[0], "--valid", write("valid.tsv", 1, 60)[0]]
+    path, pairs = write("test.tsv", 2, 50)
+    found = tfidf.compare(tfidf.parse_args([*files, "--test", path]))
+    assert list(found) == [column, "letter pairs", "cosine"]
+    if column == "label":
+        assert all(scores["accuracy"] == 1 for scores in found.values())
+    else:
+        def letters(text):
+            joined = text.replace(" ", "")
+            return {joined[i : i + 2] for i in range(len(joined) - 1)}
+        shares = [2 * len(letters(a) & letters(b)) / (len(letters(a)) + len(letters(b))) for a, b, _ in pairs]
+        expected = np.corrcoef(shares, [row[2] for row in pairs])[0, 1]
+        assert found["letter pairs"]["pearson"] == pytest.approx(expected, abs=1e-5)
+        assert found["cosine"]["pearson"] > 0.95 and found["score"]["pearson"] > 0.95

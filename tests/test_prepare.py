@@ -1,6 +1,7 @@
 """data/prepare.py against a loopback server with tiny files in the publishers' formats. No network."""
 
 import csv
+import io
 import json
 import os
 import random
@@ -8,6 +9,7 @@ import re
 import socket
 import subprocess
 import sys
+import tarfile
 import threading
 from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
 from pathlib import Path
@@ -137,6 +139,8 @@ UNSMILE = ["여성/가족", "남성", "성소수자", "인종/국적", "연령",
            "악플/욕설", "clean"]
 INTENTS = ["fragment", "statement", "question", "command", "rhetorical question", "rhetorical command",
            "intonation-dependent utterance"]
+INFERENCES = ["entailment", "contradiction", "neutral"]
+KLUE, KORNLU = "KLUE-benchmark/KLUE/main/klue_benchmark/klue-", "kakaobrain/kor-nlu-datasets/master/"
 PUBLISHED = {  # corpus: [(split, address, rows, counts of labels, slack)]
     # e9t/nsmc README: 150K, 50K, "random guess yields 50% accuracy"
     "nsmc": [("train", "e9t/nsmc/master/ratings_train.txt", 150_000, {"1": 75_000}, 1_500),
@@ -162,6 +166,23 @@ PUBLISHED = {  # corpus: [(split, address, rows, counts of labels, slack)]
     "kote": [("train", "searle-j/KOTE/main/train.tsv", 40_000, {}, 0),
              ("valid", "searle-j/KOTE/main/val.tsv", 5_000, {}, 0),
              ("test", "searle-j/KOTE/main/test.tsv", 5_000, {}, 0)],
+    # the card of the dataset klue on the Hugging Face hub: num_examples
+    "klue-nli": [("train", KLUE + "nli-v1.1/klue-nli-v1.1_train.json", 24_998, {}, 0),
+                 ("test", KLUE + "nli-v1.1/klue-nli-v1.1_dev.json", 3_000,
+                  dict.fromkeys(INFERENCES, 1_000), 0)],
+    "klue-sts": [("train", KLUE + "sts-v1.1/klue-sts-v1.1_train.json", 11_668, {}, 0),
+                 ("test", KLUE + "sts-v1.1/klue-sts-v1.1_dev.json", 519, {}, 0)],
+    # README: 942,854 of SNLI and MNLI, 2,490, 5,010; 5,749, 1,500, 1,379
+    "kornli": [("train", KORNLU + "KorNLI/snli_1.0_train.ko.tsv", 550_152, {}, 0),
+               ("train", KORNLU + "KorNLI/multinli.train.ko.tsv", 942_854 - 550_152, {}, 0),
+               ("valid", KORNLU + "KorNLI/xnli.dev.ko.tsv", 2_490, dict.fromkeys(INFERENCES, 830), 0),
+               ("test", KORNLU + "KorNLI/xnli.test.ko.tsv", 5_010, dict.fromkeys(INFERENCES, 1_670), 0)],
+    "korsts": [("train", KORNLU + "KorSTS/sts-train.tsv", 5_749, {}, 0),
+               ("valid", KORNLU + "KorSTS/sts-dev.tsv", 1_500, {}, 0),
+               ("test", KORNLU + "KorSTS/sts-test.tsv", 1_379, {}, 0)],
+    # README: train 6,888 개, test 688개
+    "question-pair": [("train", "songys/Question_pair/master/kor_pair_train.csv", 6_888, {}, 0),
+                      ("test", "songys/Question_pair/master/kor_Pair_test.csv", 688, {}, 0)],
 }
 
 
@@ -170,6 +191,11 @@ def test_published_counts_and_addresses():
                     for file in corpus.files] for name, corpus in prepare.CORPORA.items()}
     for name, files in PUBLISHED.items():
         assert found[name] == [(split, RAW + address, *stated) for split, address, *stated in files]
+    # pawsx/README.md: 49,401; 1,965 and 1,972 beside the rows that have NS for a text
+    assert found["paws-x"] == [(split, f"https://storage.googleapis.com/paws/pawsx/{name}.tsv", rows, {}, 0)
+                               for split, name, rows in (("train", "translated_train", 49_401),
+                                                         ("valid", "dev_2k", 1_965 + 35),
+                                                         ("test", "test_2k", 1_972 + 28))]
     assert found["hate-speech-bias"] == found["hate-speech-gender"] == found["hate-speech"]
     # images/portion.PNG: the intents of both files together; README: "split in train:test with ratio 9:1"
     train, test = found["3i4k"]
@@ -360,6 +386,138 @@ def test_3i4k_intents_get_their_names(given):
     assert rows("out", "test") == [("뭐", "intonation-dependent utterance"), ("해", "command")]
     given("3i4k", {**files, "fci_test.txt": "6\t뭐\r\n0,1\t해"}, [35, 2])
     not_prepared("3i4k --from given --out out", "^given/fci_test.txt:2: label '0,1'")
+
+
+def nli(count, **changed):
+    """A file of KLUE-NLI: three hypotheses to each premise but the first, which has one."""
+    rows = [{"guid": f"nli_{i}", "source": "wikitree", "premise": f"전제 {-(-i // 3)}",
+             "hypothesis": f"가설 {i}", "gold_label": INFERENCES[i % 3], "author": "neutral"}
+            for i in range(count)]
+    rows[-1] |= changed
+    return json.dumps(rows, ensure_ascii=False, indent=4)
+
+
+def test_klue_nli_is_a_list_in_json_and_no_premise_is_in_two_parts(given):
+    """Of 301 rows: valid is ceil(15.05) rows, or ends with the premise of the 16th."""
+    files = {"klue-nli-v1.1_train.json": "\ufeff" + nli(301), "klue-nli-v1.1_dev.json": nli(4)}
+    given("klue-nli", files, [301, (4, {"entailment": 2})])
+    prepared("klue-nli --from given --out out")
+    train, valid, test = parts("out")
+    assert header("out") == "id\ttext\ttext2\tlabel"
+    assert len(train) + len(valid) == 301 and 16 <= len(valid) <= 18
+    assert not {row[1] for row in train} & {row[1] for row in valid}
+    assert train + valid != sorted(train + valid)
+    assert set(train + valid) == {(f"nli_{i}", f"전제 {-(-i // 3)}", f"가설 {i}", INFERENCES[i % 3])
+                                  for i in range(301)}
+    assert test == [(f"nli_{i}", f"전제 {-(-i // 3)}", f"가설 {i}", INFERENCES[i % 3]) for i in range(4)]
+    dev = "^given/klue-nli-v1.1_dev.json"
+    for text, stated, pattern in [
+            (nli(4, gold_label="-"), 4, f"{dev}: row 4: label '-'"),
+            (nli(4, premise=None), 4, f"{dev}: row 4:"),
+            (nli(4, hypothesis=["가", "나"]), 4, f"{dev}: row 4:"),
+            ('{"premise": 1}', 1, f"{dev}: row 1:"), ("[3]", 1, f"{dev}: row 1:"),
+            (nli(4)[:-1], 4, f"{dev}:3[0-9]: not valid JSON"),
+            (nli(3), 4, f"{dev}: has 3 rows")]:
+        given("klue-nli", {**files, "klue-nli-v1.1_dev.json": text}, [301, stated])
+        not_prepared("klue-nli --from given --out out", pattern)
+
+
+def test_klue_sts_has_its_score_inside_another_object(given):
+    def sts(count, **labels):
+        return json.dumps([{"guid": f"sts_{i}", "sentence1": f"하나 {i}", "sentence2": f"둘\n{i}", "labels": {
+            "label": 3.7, "real-label": i / 8, "binary-label": 1} | labels} for i in range(count)])
+
+    given("klue-sts", {"klue-sts-v1.1_train.json": sts(40), "klue-sts-v1.1_dev.json": sts(2)}, [40, 2])
+    prepared("klue-sts --from given --out out")
+    assert header("out") == "id\ttext\ttext2\tscore" and sizes("out") == (38, 2, 2)
+    assert set(rows("out", "train", "valid")) == {(f"sts_{i}", f"하나 {i}", f"둘 {i}", str(i / 8))
+                                                  for i in range(40)}
+    for score in (5.1, -1, "나", None, float("nan")):
+        given("klue-sts", {"klue-sts-v1.1_train.json": sts(40),
+                           "klue-sts-v1.1_dev.json": sts(2, **{"real-label": score})}, [40, 2])
+        not_prepared("klue-sts --from given --out out", "^given/klue-sts-v1.1_dev.json: row 1: ")
+
+
+def test_kornli_and_korsts_keep_quotation_marks_and_all_three_parts(given):
+    """Unbalanced ones too; csv.reader would make one row of several. Both train files are read."""
+    head = "sentence1\tsentence2\tgold_label\n"
+    files = {"snli_1.0_train.ko.tsv": head + '"전제\t가설\tneutral\n"둘"\t셋"\tentailment\n',
+             "multinli.train.ko.tsv": head + "넷\t\tcontradiction\n",
+             "xnli.dev.ko.tsv": head + "다\t라\tneutral\n", "xnli.test.ko.tsv": head + "마\t바\tneutral\n"}
+    given("kornli", files, [2, 1, 1, 1])
+    prepared("kornli --from given --out out")
+    train, valid, test = parts("out")
+    assert header("out") == "text\ttext2\tlabel" and valid == [("다", "라", "neutral")]
+    assert test == [("마", "바", "neutral")]
+    assert set(train) == {('"전제', "가설", "neutral"), ('"둘"', '셋"', "entailment"),
+                          ("넷", "", "contradiction")}
+    head = "genre\tfilename\tyear\tid\tscore\tsentence1\tsentence2\n"
+    files = {"sts-train.tsv": head + 'a\tb\t2012\t0001\t5.000\t"그는\t그녀"\nc\tb\t2012\t0001\t0\t하나\t둘\n',
+             "sts-dev.tsv": head + "a\tb\t2013\t7\t3.800\t다\t라\n",
+             "sts-test.tsv": head + "a\tb\tx\t7\t1\t마\t바"}
+    given("korsts", files, [2, 1, 1])
+    prepared("korsts --from given --out sts")
+    train, valid, test = parts("sts")
+    assert header("sts") == "id\ttext\ttext2\tscore" and valid == [("a/b/2013/7", "다", "라", "3.800")]
+    assert set(train) == {("a/b/2012/0001", '"그는', '그녀"', "5.000"), ("c/b/2012/0001", "하나", "둘", "0")}
+    assert test == [("a/b/x/7", "마", "바", "1")]
+    given("korsts", {**files, "sts-dev.tsv": head + "a\tb\t2013\t7\t\t다\t라\n"}, [2, 1, 1])
+    not_prepared("korsts --from given --out sts", "^given/sts-dev.tsv:2: label ''")
+
+
+def test_question_pair_is_csv_with_bom_and_a_trailing_comma(given):
+    """is_duplicate is 1 for pairs that differ, as the README says."""
+    train = "\ufeffid,qid1,qid2,question1,question2,is_duplicate\r\n" + "\r\n".join(
+        f'{i},{2 * i},{2 * i + 1},"질문, {i // 2}",답 {i},{i % 2}' for i in range(40))
+    test = '\ufefftest_id,question1,question2,is_duplicate,\r\n1,"그는 ""예""","둘\r\n줄",0,\r\n2,셋,넷,1,'
+    files = {"kor_pair_train.csv": train, "kor_Pair_test.csv": test}
+    given("question-pair", files, [40, 2])
+    prepared("question-pair --from given --out out")
+    assert header("out") == "id\ttext\ttext2\tlabel" and sizes("out") == (38, 2, 2)
+    assert set(rows("out", "train", "valid")) == {
+        (str(i), f"질문, {i // 2}", f"답 {i}", ("same", "different")[i % 2]) for i in range(40)}
+    assert len({row[1] for row in rows("out", "valid")}) == 1  # both pairs of one question
+    assert rows("out", "test") == [("1", '그는 "예"', "둘  줄", "same"), ("2", "셋", "넷", "different")]
+    bad = "^given/kor_Pair_test.csv:2: "
+    for damaged, pattern in [(test.replace('줄",0', '줄",2'), f"{bad}label '2'"),
+                             (test.replace("question2", "질문"), f"{bad}lacks .*question2"),
+                             (test.replace('"예""', '"예"'), f"{bad}not valid CSV")]:
+        given("question-pair", {**files, "kor_Pair_test.csv": damaged}, [40, 2])
+        not_prepared("question-pair --from given --out out", pattern)
+    Path("given/kor_Pair_test.csv").write_bytes(test.encode("cp949", "ignore"))  # as a spreadsheet saves it
+    not_prepared("question-pair --from given --out out", "kor_Pair_test.csv:2: not UTF-8 .*CP949")
+
+
+def paws(texts):
+    return ("id\tsentence1\tsentence2\tlabel\n" + "".join(
+        f'{i}\t"{text}\tNS\t{i % 2}\n' for i, text in enumerate(texts))).encode()
+
+
+def test_paws_x_comes_in_an_archive(server, given, monkeypatch):
+    """Its Korean files alone are unpacked; downloaded once; a damaged archive leaves no file."""
+    contents = {"translated_train.tsv": paws("가나다"), "dev_2k.tsv": paws("라"), "test_2k.tsv": paws("마바")}
+    given("paws-x", {name: text.decode() for name, text in contents.items()}, [3, 1, 2])
+    packed = io.BytesIO()
+    with tarfile.open(fileobj=packed, mode="w:gz") as tar:
+        for folder in ("de", "ko"):
+            for name, text in contents.items():
+                member = tarfile.TarInfo(f"x-final/{folder}/{name}")
+                member.size = len(text)
+                tar.addfile(member, io.BytesIO(text))
+    corpus, folder = prepare.CORPORA["paws-x"], Path("data/downloads/x-final/ko")
+    monkeypatch.setattr(corpus, "home", prepare.CORPORA["nsmc"].home, raising=False)
+    server.files["x-final.tar.gz"] = packed.getvalue()[:100]
+    not_prepared("paws-x", "^data/downloads/x-final.tar.gz: cannot unpack x-final/ko/translated_train.tsv")
+    assert not list(folder.iterdir())
+    server.files["x-final.tar.gz"] = packed.getvalue()
+    Path("data/downloads/x-final.tar.gz").unlink()
+    prepared("paws-x")
+    assert header("data/paws-x") == "id\ttext\ttext2\tlabel" and server.requests == ["x-final.tar.gz"] * 2
+    assert {path.name: path.read_bytes() for path in folder.iterdir()} == contents
+    assert rows("data/paws-x", "test") == [("0", '"마', "NS", "different"), ("1", '"바', "NS", "same")]
+    prepared("paws-x --out again")
+    prepared("paws-x --from given --out from")
+    assert bytes_of("again") == bytes_of("from") == bytes_of("data/paws-x") and len(server.requests) == 2
 
 
 def test_files_of_the_same_name_are_downloaded_into_folders_of_their_own(server, monkeypatch):
@@ -623,10 +781,14 @@ def test_a_split_neither_guesses_an_existing_folder_nor_leaves_a_stale_test(caps
 def test_the_samples_are_what_their_page_says():
     """No text twice in any of them, and every label and half star in train, valid and test."""
     sample = ROOT / "data/sample"
+    ranges = {"비슷": (3.5, 4, 4.5, 5), "반대": (1.5, 2, 2.5), "무관": (0, 0.5, 1)}
     files = {str(path.relative_to(sample)): rows(path.parent, path.stem) for path in sample.rglob("*.tsv")}
+    pairs, similarity = ({split: files.pop(f"{folder}/{split}.tsv") for split in OUTPUTS}
+                         for folder in ("pairs", "similarity"))
     texts = [row[1] if len(row) == 3 or name == "unlabeled.tsv" else row[0]
              for name, found in files.items() for row in found]
-    assert len({*texts}) == len(texts) == 3_335 + 400
+    texts += [text for found in pairs.values() for row in found for text in row[:2]]
+    assert len({*texts}) == len(texts) == 3_335 + 400 + 400
     for split, size in (("train", 130), ("valid", 30), ("test", 40)):
         several, scores = files[f"several/{split}.tsv"], files[f"scores/{split}.tsv"]
         assert len(several) == len(scores) == size
@@ -634,6 +796,9 @@ def test_the_samples_are_what_their_page_says():
         assert {name for names in cells for name in names} == {"배송", "가격", "품질", "포장", "친절", "-"}
         assert all(len({*names}) == len(names) and (names == ["-"] or "-" not in names) for names in cells)
         assert {float(row[1]) for row in scores} == {half / 2 for half in range(2, 11)}
+        assert len(pairs[split]) == size and {row[2] for row in pairs[split]} == set(ranges)
+        for pair, alike in zip(pairs[split], similarity[split], strict=True):
+            assert pair[:2] == alike[:2] and float(alike[2]) in ranges[pair[2]]
 
 
 # ---- a set replaces the earlier one, or nothing changes ----------------------------------------------------

@@ -16,8 +16,10 @@ ROOT = Path(__file__).parent.parent
 RECIPES = {"demo.sh": [], "demo-tasks.sh": [], "mine.sh": ["reviews.tsv", "scratch"],
            "nsmc.sh": ["some/checkpoint"], "shopping.sh": [], "steam.sh": [], "hate-speech.sh": [],
            "unsmile.sh": ["some/checkpoint"], "kmhas.sh": [], "kote.sh": [], "3i4k.sh": [],
-           "corpus.sh": ["kote"]}
-CORPORA = ["hate-speech", "unsmile", "kmhas", "kote", "3i4k"]
+           "klue-nli.sh": ["some/checkpoint"], "kornli.sh": [], "question-pair.sh": [], "paws-x.sh": [],
+           "klue-sts.sh": [], "korsts.sh": [], "corpus.sh": ["kote"]}
+PAIRS = ["klue-nli", "kornli", "question-pair", "paws-x", "klue-sts", "korsts"]
+CORPORA = ["hate-speech", "unsmile", "kmhas", "kote", "3i4k", *PAIRS]
 STUB = """#!{python}
 import json, os, sys
 open({calls!r}, "a").write(json.dumps(sys.argv[1:]) + "\\n")
@@ -99,13 +101,23 @@ def test_hate_speech_takes_the_other_answers(recipe):
 def test_the_demo_of_tasks_reads_files_that_are_there(recipe):
     _, calls = recipe("demo-tasks.sh")
     read = {word for call in calls for word in call if word.startswith("data/sample/")}
-    assert read >= {f"data/sample/{task}/{split}.tsv" for task in ("several", "scores")
+    assert read >= {f"data/sample/{task}/{split}.tsv" for task in ("several", "scores", "pairs")
                     for split in ("train", "valid", "test")}
     assert all((ROOT / path).is_file() for path in read)
     for call in calls:
         if call[0] == "evaluate.py":
             assert not {f"{Path(parsed(call).data).parent}/test.tsv"} & {
                 word for other in calls if other[0] != "evaluate.py" for word in other}
+
+
+@pytest.mark.parametrize("name", PAIRS)
+def test_pairs_are_swapped_where_their_order_says_nothing(recipe, name):
+    """A hypothesis follows from a premise, not the other way round. KorNLI is large enough as it is."""
+    _, calls = recipe(f"{name}.sh")
+    made = [parsed(call) for call in calls if call[:2] == ["-m", "data.augment"]]
+    assert [(args.data, args.symmetric) for args in made] == (
+        [] if name == "kornli" else [([f"data/{name}/train.tsv"], name != "klue-nli")])
+    assert all(args.pairs for args in made)
 
 
 def test_mine_refuses_another_file_in_the_folder_of_the_first(recipe, tmp_path):

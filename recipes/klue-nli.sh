@@ -1,0 +1,8 @@
+#!/bin/sh
+# Does one text follow from another: KLUE-NLI, 24,998 pairs in three classes, 3,000 (dev) to test. sh recipes/klue-nli.sh [CHECKPOINT]
+# CHECKPOINT is a hub id or a folder; the default is models/encoder.
+# The baselines: python -m bench.tfidf --ngrams 2 --train … --valid … --test …
+# Run it again to continue after an interruption.
+set -eu
+export AUGMENT="--pairs 2"
+exec sh "$(dirname "$0")/corpus.sh" klue-nli "$@"

@@ -1,0 +1,8 @@
+#!/bin/sh
+# Does one text follow from another: KorNLI, 942,854 translated pairs, XNLI (2,490 and 5,010) to judge. sh recipes/kornli.sh [CHECKPOINT]
+# CHECKPOINT is a hub id or a folder; the default is models/encoder.
+# Not measured yet: the train files could not be had where the kit was built.
+# The baselines: python -m bench.tfidf --ngrams 2 --train … --valid … --test …
+# Run it again to continue after an interruption.
+set -eu
+exec sh "$(dirname "$0")/corpus.sh" kornli "$@"

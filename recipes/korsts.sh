@@ -1,0 +1,8 @@
+#!/bin/sh
+# How similar are two sentences, from 0 to 5: KorSTS, 5,749 pairs, 1,500 and 1,379 to judge. sh recipes/korsts.sh [CHECKPOINT]
+# CHECKPOINT is a hub id or a folder; the default is models/encoder.
+# The baselines: python -m bench.tfidf --train … --valid … --test …
+# Run it again to continue after an interruption.
+set -eu
+export AUGMENT="--pairs 4 --symmetric"
+exec sh "$(dirname "$0")/corpus.sh" korsts "$@"

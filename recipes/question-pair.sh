@@ -1,0 +1,9 @@
+#!/bin/sh
+# Do two questions ask the same: Question Pair, 6,888 pairs, 688 to test. sh recipes/question-pair.sh [CHECKPOINT]
+# CHECKPOINT is a hub id or a folder; the default is models/encoder.
+# The test pairs are of another kind than the training pairs; the publisher says so too.
+# The baselines: python -m bench.tfidf --train … --valid … --test …
+# Run it again to continue after an interruption.
+set -eu
+export AUGMENT="--pairs 4 --symmetric"
+exec sh "$(dirname "$0")/corpus.sh" question-pair "$@"
