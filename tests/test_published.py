@@ -3,6 +3,7 @@ heads, shards, wrappers' prefixes, folders without weights."""
 
 import json
 import struct
+import sys
 import unicodedata
 from pathlib import Path
 
@@ -758,6 +759,17 @@ def test_a_folder_without_weights_is_refused_with_what_it_has(classifier, name, 
     if name == "adapter_config.json":
         (folder / "config.json").unlink()  # as peft writes its folder
         refused(lambda: load_checkpoint(str(folder), ["0", "1"], 20), *parts)
+
+
+def test_another_family_needs_one_more_package_and_the_command_is_told(classifier, monkeypatch):
+    folder, _ = classifier
+    monkeypatch.setitem(sys.modules, "transformers", None)
+    configure(folder, model_type="gpt2")
+    refused(lambda: load_checkpoint(str(folder), ["0", "1"], 20), r"config\.json", "gpt2",
+            r'pip install "transformers\[sentencepiece\]"$')
+    configure(folder, model_type="xlm-roberta")  # its tokenizer alone does
+    (folder / "tokenizer.json").rename(folder / "sentencepiece.bpe.model")
+    refused(lambda: load_checkpoint(str(folder), ["0", "1"], 20), "xlm-roberta", "pip install")
 
 
 def test_a_pickled_model_is_refused_with_what_to_save(classifier):
