@@ -291,7 +291,11 @@ class Teacher(nn.Module):
 
     @classmethod
     def load(cls, path, device="cpu") -> "Teacher":
-        """Read teacher.pt: tensors and plain values only, never code. Raises UserError."""
+        """Read teacher.pt: tensors and plain values only, never code; or a published classifier, as
+        load_published. Raises UserError.
+        """
+        if not Path(path).is_file() and not str(path).endswith(".pt"):
+            return load_published(str(path)).to(device).eval()
         artifact = runtime.load(path, "teacher", FORMAT)
         try:
             config, names, weights, max_length = (
@@ -389,9 +393,7 @@ def load_checkpoint(source: str, label_names: list[str], max_length: int, kind: 
     gives them in units of `deviation` from `mean` inside. Of another family, teacher_hf.py reads the folder.
     Raises UserError if files do not fit.
     """
-    folder = Path(source) if os.path.isdir(source) else _from_hub(source)
-    if (folder / "adapter_config.json").exists() and not (folder / "config.json").exists():
-        raise UserError(f"{folder}: no config.json in it{_remedy(folder)}")
+    folder = _folder_of(source)
     settings = read_json(folder / "config.json")
     published, contradiction = _head_labels(settings)
     order = [labels.alike(name, label_names) for name in published]
@@ -445,6 +447,36 @@ def load_checkpoint(source: str, label_names: list[str], max_length: int, kind: 
               unused and f"not used: {', '.join(unused)}", fresh and f"starts fresh: {', '.join(fresh)}"]
     report = [line for line in report if line]
     return teacher, report + _told(teacher, names, published, contradiction, report, max_length)
+
+
+def load_published(source: str) -> Teacher:
+    """A published classifier, a folder or a hub id, as it is: task and labels from its config.json, its own
+    head, rows of up to 512 tokens. Raises UserError if labels have no names, or the head is not trained.
+    """
+    folder = _folder_of(source)
+    settings = read_json(folder / "config.json")
+    names, contradiction = _head_labels(settings)
+    task = PROBLEMS.get(str(settings.get("problem_type")), "regression" if len(names) == 1 else
+                        "classification")
+    unit = {"mean": 0.0, "deviation": 1.0} if task == "regression" else {}
+    if not unit and all(re.fullmatch(r"LABEL_\d+", name) for name in names):
+        raise UserError(f"{source}: id2label in config.json does not name the labels; files that do: "
+                        f"finetune_teacher.py --checkpoint {source} --epochs 0 --train … --valid …")
+    teacher, report = load_checkpoint(str(folder), ["score"] if unit else names, 512, task=task, **unit)
+    if fresh := [line for line in report if line.startswith(("the checkpoint's head", "starts fresh"))]:
+        raise UserError(f"{source}: has no trained head for {task} ({fresh[0]}); train one: "
+                        f"finetune_teacher.py --checkpoint {source} --train … --valid …")
+    if contradiction:
+        runtime.warn(f"{source}: {contradiction}")
+    return teacher
+
+
+def _folder_of(source: str) -> Path:
+    """The folder with a published model: `source` itself, or that of an id in the hub's cache."""
+    folder = Path(source) if os.path.isdir(source) else _from_hub(source)
+    if (folder / "adapter_config.json").exists() and not (folder / "config.json").exists():
+        raise UserError(f"{folder}: no config.json in it{_remedy(folder)}")
+    return folder
 
 
 def _told(teacher: Teacher, names, published: list[str], contradiction: str, report: list[str],

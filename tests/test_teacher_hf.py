@@ -374,6 +374,16 @@ def test_a_published_head_is_kept_as_it_is(here, name, column, names, classes, p
     assert (teacher.config.thresholds is not None) == (column == "labels")
 
 
+def test_a_published_classifier_is_dumped_as_it_is(here):
+    model, tokenizer = publish(Path("org/it"), "gpt2", 2)
+    configure(Path("org/it"), id2label={"0": "1", "1": "0"}, label2id={"1": 0, "0": 1})
+    run("dump_logits", f"--teacher org/it --data train.tsv --output-dir out {CPU}")
+    found = read("out/train.pt")
+    texts = [text for text, _ in reviews(120, 0)]
+    close(found["logits"], theirs(model, tokenizer, texts)[0])
+    assert found["label_names"] == ["1", "0"]
+
+
 def test_a_head_of_other_classes_is_replaced_and_epochs_0_says_why(here, shelf):
     folder = shelf("modernbert")[0]
     flags = f"{LABELLED} --output-dir out {CPU} --checkpoint {folder}"
