@@ -311,6 +311,8 @@ def doubt(task, logits, rows, target) -> tuple[str, list[int]]:
 
 def dump_command(data: str, logits: Logits, args) -> str:
     """The command that makes the logits of `data` in place of what is at logits.path."""
+    if any("table" in teacher for teacher in logits.teachers):
+        return f"python extra/import_logits.py TABLE {shlex.join(['--data', data, '--out', logits.path])}"
     written = Path(logits.path).parent / f"{stem(data)}.pt"
     teachers = getattr(args, "teacher", None) or logits.teacher_files or ["TEACHER.pt"]
     words = ["--teacher", *teachers, "--data", data, "--output-dir", str(written.parent)]
