@@ -156,7 +156,8 @@ def package_config(settings: dict, where):
         config = known[kind].from_dict(wanted(settings))
     except Exception as error:  # the package's own errors are of many kinds
         raise UserError(f"{where}: transformers cannot read it ({_shortly(error)})") from None
-    config.use_cache = False  # of what came before: nothing does
+    if hasattr(config, "use_cache"):
+        config.use_cache = False  # of what came before: nothing does
     return config
 
 
@@ -178,7 +179,8 @@ def read_folder(folder: Path, settings: dict, published: list[str], label_names:
         raise UserError(f"{folder}: transformers cannot read the model ({_shortly(error)})") from None
     if bad := [name for name, value in model.named_parameters() if not value.isfinite().all()]:
         raise UserError(f"{folder}: tensor {bad[0]} does not hold finite numbers; get the file again")
-    fresh = {*info["missing_keys"], *(key[0] for key in info["mismatched_keys"])}
+    fresh = {*info["missing_keys"]}  # a mismatch is a name, since transformers 5 with two shapes
+    fresh |= {key if isinstance(key, str) else key[0] for key in info["mismatched_keys"]}
 
     # The last layer of the head, which the package takes from config.json, is replaced if it does not fit.
     inside = f"{model.base_model_prefix}."

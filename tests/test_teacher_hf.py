@@ -420,7 +420,7 @@ def test_an_encoder_without_head_gets_one(tmp_path, name, fresh):
     ("t5", {"model_type": "clip"}, ["config.json", "clip", "no classifier"]),
     ("t5", {"quantization_config": {"quant_method": "bitsandbytes"}}, ["config.json", "quantised"]),
     ("gpt2", {"n_layer": 3}, [r"h\.2\.", "missing"]),
-    ("modernbert", {"num_hidden_layers": 3}, [r"config\.json", "num_hidden_layers"]),
+    ("modernbert", {"hidden_size": "wide"}, [r"config\.json|transformers cannot read"]),
     ("modernbert", {"vocab_size": 500}, ["tok_embeddings", "shape"]),
 ])
 def test_a_folder_that_cannot_be_read_is_refused_in_a_line(shelf, tmp_path, name, change, parts):
