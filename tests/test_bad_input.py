@@ -249,7 +249,8 @@ CASES = [
     ("evaluate", "student.pt --errors tok", {}, "tok", "cannot write"),
     ("evaluate", "student.pt --errors pipe", {"pipe": os.mkfifo}, "pipe", "regular file"),
     ("dump", "--teacher none.pt", {}, "none.pt", "No such file"),
-    ("dump", "--teacher bert", {}, "bert", "id2label", "--checkpoint bert --epochs 0"),
+    ("dump", "--teacher bert", {"bert/config.json": config(id2label={"0": "LABEL_0"}, problem_type=(
+        "single_label_classification"))}, "bert", "id2label", "--checkpoint bert --epochs 0"),
     ("dump", "--teacher a.pt", {"a.pt": b"<!DOCTYPE html>\n"}, "a.pt", "loaded safely"),
     ("dump", "--teacher a.pt", {"a.pt": CODE}, "a.pt", "Unsupported global", "pathlib"),
     ("dump", "--teacher a.pt", {"a.pt": cut("teacher.pt", 0.9)}, "a.pt", "its end is missing"),
