@@ -3,11 +3,12 @@
     python dump_logits.py --teacher teacher/teacher.pt --data data/nsmc/train.tsv   # -> logits/train.pt
     python dump_logits.py --teacher a.pt b.pt --data train.tsv unlabeled.tsv.gz     # mean of two teachers
     python dump_logits.py --teacher a.pt students/base/student.pt …     # a student can teach too
+    python dump_logits.py --teacher my-classifier …                     # published: a folder or a hub id
     python dump_logits.py … --check 100                                 # compute 100 random rows again
     torchrun --nproc_per_node 2 dump_logits.py …                        # several processes
 
-reads   teacher.pt or student.pt (the logits of several are averaged); files with a text column, labels are
-        not needed
+reads   teacher.pt, student.pt or a published classifier (a folder, a hub id) with the names of its labels;
+        the logits of several are averaged; files with a text column, labels are not needed
 writes  OUTPUT_DIR/NAME.pt for each data file NAME.tsv: logits (N, C), fingerprints of texts and teachers.
         Until it is complete, finished blocks of 8,192 rows are in OUTPUT_DIR/.NAME.blocks
 again   the same command computes the blocks that are missing: after an interruption, or when the file grew
@@ -24,7 +25,7 @@ def parse_args(argv=None):
     arg = p.add_argument
     # artifacts
     arg("--teacher", required=True, nargs="+", metavar="FILE",
-        help="teacher.pt or student.pt; the logits of several are averaged")
+        help="teacher.pt, student.pt, or a published classifier; the logits of several are averaged")
     arg("--data", required=True, nargs="+", metavar="FILE", help="texts (.tsv .csv .jsonl, also .gz)")
     arg("--output-dir", default="logits", metavar="DIR", help="default: %(default)s")
     arg("--dtype", default="float32", choices=["float32", "float16"],

@@ -5,8 +5,9 @@
     python evaluate.py students/*/student.pt --data test.tsv --all                # every score
     python evaluate.py students/*/student.pt --data test.tsv --markdown           # or --json
 
-reads   any number of student.pt and teacher.pt, a file with texts and a label, labels or a score for each;
-        with --logits what dump_logits.py wrote for this file: its teacher is judged without being run
+reads   any number of student.pt, teacher.pt and published classifiers (a folder, a hub id); a file with texts
+        and a label, labels or a score for each; with --logits what dump_logits.py wrote for this file: its
+        teacher is judged without being run
 writes  the table to standard output; with --errors the mistakes of each model, the worst first
 
 The columns: the score that chooses the epoch, such as accuracy, with its 95 % interval, and its difference to
@@ -25,7 +26,7 @@ def parse_args(argv=None):
     p = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     arg = p.add_argument
     arg("models", nargs="*", metavar="MODEL.pt",
-        help="student.pt or teacher.pt; the first model is the reference")
+        help="student.pt, teacher.pt or a published classifier; the first model is the reference")
     arg("--data", required=True, metavar="FILE", help="labelled texts (.tsv .csv .jsonl, also .gz)")
     flags.add_columns(arg, "label, labels or score", task=True)
     arg("--logits", metavar="FILE", help="cached logits of --data: adds the teacher without running it")
@@ -144,7 +145,8 @@ def score(task, target, results: list[dict], unseen: torch.Tensor) -> None:
                 mine[0] == other[0] for mine, other in zip(result["answers"], first["answers"], strict=True))
         if hasattr(task, "each"):
             result["labels"] = each_label(result, len(target))
-        result["bytes"] = Path(result["model"]).stat().st_size
+        if Path(result["model"]).is_file():
+            result["bytes"] = Path(result["model"]).stat().st_size
         if unseen.any() and not unseen.all():
             result["unseen"] = task.scores(result["statistics"][unseen].mean(0))[task.best].item()
 

@@ -36,8 +36,9 @@ def parse_args(argv=None):
     arg("--valid", required=True, metavar="FILE", help="labelled texts that choose the best epoch")
     flags.add_columns(arg, "label, labels or score", task=True)
     # artifacts
-    arg("--checkpoint", metavar="DIR|ID", help="published BERT, ELECTRA, RoBERTa or DistilBERT weights "
-        "(default: models/encoder, a small Korean ELECTRA)")
+    arg("--checkpoint", metavar="DIR|ID", help="published weights of BERT, ELECTRA, RoBERTa, XLM-R or "
+        "DistilBERT, or of any other family with the package transformers (default: models/encoder, a small "
+        "Korean ELECTRA)")
     arg("--scratch", metavar="L,D,A", help="no checkpoint: a new encoder of L layers, width D, A heads")
     arg("--tokenizer", metavar="DIR", help="with --scratch: a folder that train_tokenizer.py wrote")
     flags.add_run(arg, "teacher")
@@ -111,16 +112,10 @@ load = partial(runtime.load_model, loaders={"teacher": Teacher.load, "student": 
 def parameter_groups(teacher: Teacher, lr: float, layer_decay: float, weight_decay: float) -> list[dict]:
     """AdamW groups: the rate falls by layer_decay per layer from the head (`lr`) down to the embeddings
     (Howard & Ruder 2018, arXiv 1801.06146); biases and LayerNorms are not decayed."""
-    top = teacher.config.num_layers + 1
-    groups = {}
+    depths, groups = teacher.depths(), {}
+    top = max(depths.values())
     for name, parameter in teacher.named_parameters():
-        if name.startswith("head_"):
-            depth = top
-        elif name.startswith("encoder.layers."):
-            depth = 1 + int(name.split(".")[2])
-        else:
-            depth = 0
-        decay = weight_decay if parameter.dim() > 1 else 0.0
+        depth, decay = depths[name], weight_decay if parameter.dim() > 1 else 0.0
         group = groups.setdefault((depth, decay), {"params": [], "weight_decay": decay})
         group["lr"] = group["peak"] = lr * layer_decay ** (top - depth)
         group["params"].append(parameter)

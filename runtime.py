@@ -40,6 +40,7 @@ RANK = int(os.environ.get("RANK") or 0) if WORLD > 1 else 0  # some clusters set
 PATIENCE = timedelta(minutes=10)  # how long a rank waits for the others before it gives up
 OUT_OF_MEMORY = re.compile("out of memory|can't allocate memory|not enough memory|ALLOC(ATION)?_FAILED",
                            re.IGNORECASE)
+HUB_ID = re.compile(r"[\w.-]+/[\w.-]+(?<!\.pt)")
 NO_BF16 = re.compile("could not create a primitive")  # oneDNN, of an LSTM in bf16 on a CPU without AVX-512
 # What a file of plain values names; torch.load also lets bytearray(10**11) and the like pass.
 PLAIN = re.compile(r"torch \w+Storage|collections OrderedDict|"
@@ -345,11 +346,14 @@ def kind_of(artifact) -> str:
 
 
 def load_model(path, loaders: dict, device="cpu"):
-    """The model in a file, by the loader of its kind: {"teacher": Teacher.load, "student": Student.load}."""
-    if os.path.isdir(path):
-        raise UserError(f"{path} is a folder, not a .pt file; to use a published checkpoint as it is: "
-                        f"finetune_teacher.py --checkpoint {path} --epochs 0")
-    kind = kind_of(load_weights(path, mmap=True))
+    """The model in a file, by the loader of its kind: {"teacher": Teacher.load, "student": Student.load}.
+
+    A folder, or a name/name that is no file, is a published teacher.
+    """
+    if os.path.isdir(path) or (not os.path.lexists(path) and HUB_ID.fullmatch(str(path))):
+        kind = "teacher"
+    else:
+        kind = kind_of(load_weights(path, mmap=True))
     if kind not in loaders:
         raise UserError(f"{path}: this is {kind}, but a {' or '.join(loaders)} file is needed")
     return loaders[kind](path, device)

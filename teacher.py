@@ -38,6 +38,7 @@ REQUIRED = ("vocab_size", "hidden_size", "num_layers", "num_heads", "intermediat
 # pooler and classifier, ElectraClassificationHead, RobertaClassificationHead, DistilBERT's pre_classifier.
 HEADS = {"bert": ("tanh", False), "electra": ("gelu", True), "roberta": ("tanh", True),
          "distilbert": ("relu", False)}
+FAMILIES = {**dict(zip(HEADS, HEADS, strict=True)), "xlm-roberta": "roberta"}  # model_type -> family
 # student.py, which must work alone, has the same; a task that is not here has those of a classification.
 PROBABILITIES = defaultdict(lambda: lambda logits: logits.softmax(-1), multilabel=torch.sigmoid,
                             regression=lambda logits: logits)
@@ -222,7 +223,10 @@ class Teacher(nn.Module):
         """The head: first tokens x (B, D) -> logits (B, C)."""
         activation, dropout_first = HEADS[self.config.family]
         x = self.head_dense(self.dropout(x) if dropout_first else x)
-        logits = self.head_out(self.dropout(ACTIVATIONS[activation](x)))
+        return self.in_units(self.head_out(self.dropout(ACTIVATIONS[activation](x))))
+
+    def in_units(self, logits):
+        """What the head gives, in the units of the file: (B, C) -> (B, C)."""
         if self.config.deviation is None:
             return logits
         return logits.float() * self.config.deviation + self.config.mean  # bf16 has few digits
@@ -231,7 +235,17 @@ class Teacher(nn.Module):
         """The name of each parameter -> its names in a published checkpoint."""
         return published_names(self.config)
 
+    def depths(self) -> dict[str, int]:
+        """How far up each parameter is: 0 the embeddings, then the layers, then the head."""
+        return {name: int(name.split(".")[2]) + 1 if name.startswith("encoder.layers.")
+                else self.config.num_layers + 1 if name.startswith("head_") else 0
+                for name, _ in self.named_parameters()}
+
     # ---- use -----------------------------------------------------------------------------------------------
+
+    @property
+    def word_embeddings(self) -> nn.Module:
+        return self.encoder.word_embeddings
 
     @property
     def reads(self) -> dict:
@@ -246,7 +260,7 @@ class Teacher(nn.Module):
         if not texts:
             return torch.empty(0, self.config.num_labels)
         encoded = encode(self.tokenizer, texts, texts2, **self.reads)
-        return logits_in_order(self, encoded.to(self.head_out.weight.device), max_tokens, precision)
+        return logits_in_order(self, encoded.to(self.word_embeddings.weight.device), max_tokens, precision)
 
     def predict(self, texts, texts2=None, max_tokens: int = 16384, precision: str = "fp32") -> torch.Tensor:
         """Probabilities (N, C), or scores (N, 1); the same call as Student.predict."""
@@ -257,7 +271,7 @@ class Teacher(nn.Module):
 
         A token that this vocabulary has gets its embedding, any other the mean over its sub-tokens.
         """
-        vocab, weight = self.tokenizer.get_vocab(), self.encoder.word_embeddings.weight.detach().cpu()
+        vocab, weight = self.tokenizer.get_vocab(), self.word_embeddings.weight.detach().cpu()
         self.tokenizer.no_truncation()
         texts = [token.removeprefix("##").replace("▁", " ").strip() for token in tokens]
         encodings = self.tokenizer.encode_batch(texts, add_special_tokens=False)
@@ -277,28 +291,43 @@ class Teacher(nn.Module):
 
     @classmethod
     def load(cls, path, device="cpu") -> "Teacher":
-        """Read teacher.pt: tensors and plain values only, never code. Raises UserError."""
+        """Read teacher.pt: tensors and plain values only, never code; or a published classifier, as
+        load_published. Raises UserError.
+        """
+        if not Path(path).is_file() and not str(path).endswith(".pt"):
+            return load_published(str(path)).to(device).eval()
         artifact = runtime.load(path, "teacher", FORMAT)
         try:
             config, names, weights, max_length = (
                 artifact[key] for key in ("config", "label_names", "weights", "max_length"))
             task = artifact.get("task", "classification")  # files from before there were tasks
-            config = TeacherConfig(**config)
-            if not isinstance(names, list) or len(names) != config.num_labels \
+            if not isinstance(names, list) or len(names) != config["num_labels"] \
                     or not all(isinstance(name, str) for name in [task, *names]) \
                     or max_length.__class__ is not int or max_length < 1:
                 raise ValueError("its label names or its maximum length cannot be read")
-            if config.num_layers > len(weights) or not all(
-                    value.dtype == torch.float32 and value.isfinite().all() for value in weights.values()):
-                raise ValueError("its weights do not fit its config, or are not finite")
+            if not all(value.dtype == torch.float32 and value.isfinite().all() for value in weights.values()):
+                raise ValueError("its weights are not float32, or not finite")
+            if "settings" in config:  # of a family that is not of this file
+                from teacher_hf import PackageTeacher as cls
             tokenizer = Tokenizer.from_str(artifact["tokenizer"])
-            with torch.device("meta"):  # only shapes: a config cannot claim memory that no weights fill
-                teacher = cls(config, tokenizer, names, max_length, task)
-            teacher.load_state_dict(weights, assign=True)
+            teacher = cls.of_weights(config, weights, tokenizer, names, max_length, task)
+        except UserError as error:
+            raise UserError(f"{path}: {error}") from None
         except Exception as error:  # the tokenizers library raises bare Exception
             reason = " ".join(str(error).split())[:200]
             raise UserError(f"{path}: not a usable teacher ({reason}); make it again") from None
         return teacher.to(device).eval()
+
+    @classmethod
+    def of_weights(cls, config: dict, weights: dict, tokenizer, label_names, max_length: int, task: str):
+        """A teacher of what teacher.pt holds. Raises ValueError and others."""
+        config = TeacherConfig(**config)
+        if config.num_layers > len(weights):
+            raise ValueError("its weights do not fit its config")
+        with torch.device("meta"):  # only shapes: a config cannot claim memory that no weights fill
+            teacher = cls(config, tokenizer, label_names, max_length, task)
+        teacher.load_state_dict(weights, assign=True)
+        return teacher
 
 
 # ---- published checkpoints ---------------------------------------------------------------------------------
@@ -361,19 +390,31 @@ def load_checkpoint(source: str, label_names: list[str], max_length: int, kind: 
     is taken to have label_names in their order, and the report says so. A missing head, or one of another
     number of classes or another task, starts from random weights (normal, std = initializer_range); the line
     of the report that says why begins with "the checkpoint's head". A published head of scores is kept, and
-    gives them in units of `deviation` from `mean` inside. Raises UserError if files do not fit.
+    gives them in units of `deviation` from `mean` inside. Of another family, teacher_hf.py reads the folder.
+    Raises UserError if files do not fit.
     """
-    folder = Path(source) if os.path.isdir(source) else _from_hub(source)
-    if (folder / "adapter_config.json").exists() and not (folder / "config.json").exists():
-        raise UserError(f"{folder}: no config.json in it{_remedy(folder)}")
+    folder = _folder_of(source)
     settings = read_json(folder / "config.json")
     published, contradiction = _head_labels(settings)
     order = [labels.alike(name, label_names) for name in published]
     if None not in order and sorted(order) == sorted(label_names):
         label_names = order
+    names = label_names if label_names and deviation is None else None  # that a published head takes over
+    family = settings.get("model_type")
+    if kind is Teacher and isinstance(family, str) and family not in FAMILIES:
+        from teacher_hf import read_folder
+
+        teacher, report = read_folder(folder, settings, published, label_names, max_length, task,
+                                      {"mean": mean, "deviation": deviation})
+        return teacher, report + _told(teacher, names, published, contradiction, report, max_length)
     config = _config(settings, len(label_names) or 1, folder / "config.json")
     config.mean, config.deviation = mean, deviation
-    tokenizer = load_tokenizer(folder, config.family)
+    if family in HEADS or (folder / "tokenizer.json").exists():
+        tokenizer = load_tokenizer(folder, family)
+    else:  # a SentencePiece model that the package converts
+        from teacher_hf import package_config, read_tokenizer
+
+        tokenizer = read_tokenizer(folder, package_config(settings, folder / "config.json"))[0]
     file, tensors = _read_weights(folder)
     tensors, outside, prefix = _without_prefix(tensors, config.family)
     if config.num_layers > len(tensors):
@@ -386,7 +427,7 @@ def load_checkpoint(source: str, label_names: list[str], max_length: int, kind: 
     head = teacher.names().get("head_out.weight", [""])[0]
     unfit = ""
     if label_names and head in tensors:
-        unfit = _unfit_head(settings, published, tensors[head], label_names, task)
+        unfit = unfit_head(settings, published, tensors[head], label_names, task)
     if unfit:
         outside |= {name: tensors.pop(name) for name in [*tensors]
                     if name.startswith(head.removesuffix("weight"))}
@@ -402,14 +443,49 @@ def load_checkpoint(source: str, label_names: list[str], max_length: int, kind: 
     teacher.load_state_dict(weights, assign=True)
     unused = sorted({*tensors, *outside} - used)
     report = [f"{file}: {len(used)} tensors read, {len(unused)} not used, {len(fresh)} started fresh",
-              prefix and f"the prefix {prefix} of the tensors' names is left out", contradiction, unfit,
+              prefix and f"the prefix {prefix} of the tensors' names is left out", unfit,
               unused and f"not used: {', '.join(unused)}", fresh and f"starts fresh: {', '.join(fresh)}"]
     report = [line for line in report if line]
-    if published != label_names and label_names and deviation is None \
-            and not any(name.startswith("head_") for name in fresh):
-        report.append(f"the head's classes {published or '(no names)'} are taken to be {label_names}, "
-                      f"in this order")
-    return teacher, report + shortened(teacher, max_length)
+    return teacher, report + _told(teacher, names, published, contradiction, report, max_length)
+
+
+def load_published(source: str) -> Teacher:
+    """A published classifier, a folder or a hub id, as it is: task and labels from its config.json, its own
+    head, rows of up to 512 tokens. Raises UserError if labels have no names, or the head is not trained.
+    """
+    folder = _folder_of(source)
+    settings = read_json(folder / "config.json")
+    names, contradiction = _head_labels(settings)
+    task = PROBLEMS.get(str(settings.get("problem_type")), "regression" if len(names) == 1 else
+                        "classification")
+    unit = {"mean": 0.0, "deviation": 1.0} if task == "regression" else {}
+    if not unit and all(re.fullmatch(r"LABEL_\d+", name) for name in names):
+        raise UserError(f"{source}: id2label in config.json does not name the labels; files that do: "
+                        f"finetune_teacher.py --checkpoint {source} --epochs 0 --train … --valid …")
+    teacher, report = load_checkpoint(str(folder), ["score"] if unit else names, 512, task=task, **unit)
+    if fresh := [line for line in report if line.startswith(("the checkpoint's head", "starts fresh"))]:
+        raise UserError(f"{source}: has no trained head for {task} ({fresh[0]}); train one: "
+                        f"finetune_teacher.py --checkpoint {source} --train … --valid …")
+    if contradiction:
+        runtime.warn(f"{source}: {contradiction}")
+    return teacher
+
+
+def _folder_of(source: str) -> Path:
+    """The folder with a published model: `source` itself, or that of an id in the hub's cache."""
+    folder = Path(source) if os.path.isdir(source) else _from_hub(source)
+    if (folder / "adapter_config.json").exists() and not (folder / "config.json").exists():
+        raise UserError(f"{folder}: no config.json in it{_remedy(folder)}")
+    return folder
+
+
+def _told(teacher: Teacher, names, published: list[str], contradiction: str, report: list[str],
+          max_length: int) -> list[str]:
+    """The last lines of a report: what config.json says of the labels, and the maximum length."""
+    lines = [contradiction] if contradiction else []
+    if names and published != names and not any(line.startswith("starts fresh") for line in report):
+        lines.append(f"the head's classes {published or '(no names)'} are taken to be {names}, in this order")
+    return lines + shortened(teacher, max_length)
 
 
 def shortened(teacher: Teacher, max_length: int) -> list[str]:
@@ -462,7 +538,7 @@ def _head_labels(settings: dict) -> tuple[list[str], str]:
     return found[0] if found else [], ""
 
 
-def _unfit_head(settings: dict, published: list[str], out: torch.Tensor, label_names: list[str],
+def unfit_head(settings: dict, published: list[str], out: torch.Tensor, label_names: list[str],
                 task: str) -> str:
     """Why the published head, whose last layer is `out` (C, D), cannot be used; empty if it can."""
     kind = settings.get("problem_type")
@@ -528,9 +604,9 @@ def _config(settings: dict, num_labels: int, path: Path) -> TeacherConfig:
     """config.json of any of the four families as a TeacherConfig."""
     settings = {name: value for name, value in settings.items() if value is not None}
     family = settings.get("model_type")
-    if not isinstance(family, str) or family not in HEADS:
-        raise UserError(f"{path}: model_type is {family!r}; this kit reads {', '.join(HEADS)} "
-                        f"(any other model can teach through its logits: save them as an (N, C) tensor)")
+    if not isinstance(family, str) or family not in FAMILIES:
+        raise UserError(f"{path}: model_type is {family!r}; {', '.join(FAMILIES)} are read here")
+    family = FAMILIES[family]
     if settings.get("position_embedding_type", "absolute") != "absolute":
         raise UserError(f"{path}: only absolute position embeddings are supported")
     try:
@@ -548,15 +624,22 @@ def _config(settings: dict, num_labels: int, path: Path) -> TeacherConfig:
         raise UserError(f"{path}: {error}") from None
 
 
-def _read_weights(folder: Path) -> tuple[Path, dict]:
-    """(file, its tensors by name): the first of WEIGHTS, in one file or in shards."""
+def weight_file(folder: Path) -> Path:
+    """The first of WEIGHTS that a folder has, or the index of its shards. Raises UserError."""
     for name in WEIGHTS:
-        if (file := folder / name).exists():
-            return file, _tensors(file)
-        if (file := folder / f"{name}.index.json").exists():
-            return file, {key: tensor for shard in _shards(file)
-                          for key, tensor in _tensors(folder / shard).items()}
+        for file in (folder / name, folder / f"{name}.index.json"):
+            if file.exists():
+                return file
     raise UserError(f"{folder}: no {' or '.join(WEIGHTS)} in it{_remedy(folder)}")
+
+
+def _read_weights(folder: Path) -> tuple[Path, dict]:
+    """(weight_file, its tensors by name)."""
+    file = weight_file(folder)
+    if file.suffix == ".json":
+        return file, {key: tensor for shard in _shards(file)
+                      for key, tensor in _tensors(folder / shard).items()}
+    return file, _tensors(file)
 
 
 def _shards(index: Path) -> list[str]:
@@ -579,6 +662,8 @@ def _remedy(folder: Path) -> str:
         right = "model.safetensors" if others[0].endswith(".safetensors") else "pytorch_model.bin"
         which = "it" if len(others) == 1 else "the right one"
         return f", but {', '.join(others[:5])}: rename {which} to {right}"
+    if quantised := [name for name in names if name.endswith(".gguf")]:
+        return f", but {quantised[0]}: get the float weights that it was made of, in safetensors"
     if foreign := [name for name in names if name.endswith((".h5", ".msgpack")) or ".ckpt" in name]:
         return (f", but {foreign[0]}: convert it with transformers 4: AutoModelForSequenceClassification."
                 f"from_pretrained(…, {'from_flax' if foreign[0].endswith('.msgpack') else 'from_tf'}=True)"

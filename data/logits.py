@@ -311,6 +311,8 @@ def doubt(task, logits, rows, target) -> tuple[str, list[int]]:
 
 def dump_command(data: str, logits: Logits, args) -> str:
     """The command that makes the logits of `data` in place of what is at logits.path."""
+    if any("table" in teacher for teacher in logits.teachers):
+        return f"python extra/import_logits.py TABLE {shlex.join(['--data', data, '--out', logits.path])}"
     written = Path(logits.path).parent / f"{stem(data)}.pt"
     teachers = getattr(args, "teacher", None) or logits.teacher_files or ["TEACHER.pt"]
     words = ["--teacher", *teachers, "--data", data, "--output-dir", str(written.parent)]
@@ -348,7 +350,7 @@ def check_teachers(logits: Logits, file: str, args, fingerprints_of) -> None:
         raise UserError(f"{logits.path}: the mean of {len(logits.teachers)} teachers, but --teacher names "
                         f"{len(args.teacher)}; make the right ones: {remake}")
     for path, made_by in zip(args.teacher or logits.teacher_files, logits.teachers, strict=False):
-        if not args.teacher and not os.path.isfile(path):
+        if not args.teacher and not any(map(os.path.isfile, (path, os.path.join(path, "config.json")))):
             runtime.warn(f"{logits.path}: its teacher {path} is not there any more and cannot be compared; "
                          f"name it with --teacher")
             continue

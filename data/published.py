@@ -20,7 +20,7 @@ from runtime import UserError
 # The classes that are read, without "Fast". AS_IT_IS: tokenizer.json alone says how texts are read.
 BERT = ("BertTokenizer", "ElectraTokenizer", "DistilBertTokenizer")
 ROBERTA = ("RobertaTokenizer",)
-AS_IT_IS = ("PreTrainedTokenizer", "TokenizersBackend")
+AS_IT_IS = ("PreTrainedTokenizer", "TokenizersBackend", "XLMRobertaTokenizer")
 # monologg/kobert; the package kobert_tokenizer; what skt/kobert-base-v1, which that package reads, names.
 KOBERT = ("KoBertTokenizer", "KoBERTTokenizer", "XLNetTokenizer")
 # The special tokens of a class, in the order in which `transformers` adds them.
@@ -46,6 +46,7 @@ def load_tokenizer(folder: Path, family: str) -> Tokenizer:
     """
     try:
         settings, name = _settings(folder)
+        name = name or (AS_IT_IS[2] if family == "xlm-roberta" else None)
         file, given = folder / "tokenizer.json", None
         if file.exists() and name not in KOBERT:
             given = Tokenizer.from_file(str(file))

@@ -3,13 +3,14 @@ heads, shards, wrappers' prefixes, folders without weights."""
 
 import json
 import struct
+import sys
 import unicodedata
 from pathlib import Path
 
 import numpy as np
 import pytest
 import torch
-from helpers import LABELLED, publish, read, refused, run, write_rows
+from helpers import LABELLED, STUDENT, publish, read, refused, run, write_rows
 from tokenizers import (
     AddedToken,
     ByteLevelBPETokenizer,
@@ -655,6 +656,59 @@ def test_a_max_length_above_the_positions_is_told_of_a_new_encoder(here, capsys)
     assert "--max-length 600" in (printed := capsys.readouterr().out) and "512" in printed
 
 
+# ---- a published classifier in place of teacher.pt ---------------------------------------------------------
+
+
+@pytest.mark.parametrize("problem, names, column", [
+    (None, ["1", "0"], "label"), ("multi_label_classification", ["나", "가"], "labels"),
+    ("regression", ["LABEL_0"], "score"), (None, ["LABEL_0"], "score")])
+def test_a_published_classifier_is_dumped_and_judged_as_it_is(here, capsys, problem, names, column):
+    teacher = Teacher.load("teacher/teacher.pt")
+    publish(teacher, "org/it", problem_type=problem, id2label=by_id(names))
+    tensors = read("org/it/pytorch_model.bin")
+    for name in ("classifier.weight", "classifier.bias"):
+        tensors[name] = tensors[name][: len(names)].clone()
+    torch.save(tensors, "org/it/pytorch_model.bin")
+    texts = read_examples("train.tsv").texts
+    cells = {"label": "01", "labels": ["가", "-"], "score": ["2", "3.5"]}[column]
+    write_rows(Path("new.tsv"), [(text, cells[i % 2]) for i, text in enumerate(texts)], f"text\t{column}")
+    run("dump_logits", "--teacher org/it --data new.tsv --device cpu --precision fp32")
+    found = read("logits/new.pt")
+    expected = teacher.logits(texts)[:, : len(names)]
+    torch.testing.assert_close(found["logits"], expected, rtol=0, atol=1e-5)
+    assert found["label_names"] == (["score"] if column == "score" else names)
+    run("distill", f"--train new.tsv --valid new.tsv --logits logits/new.pt {STUDENT} --output-dir out")
+    assert "cannot be compared" not in capsys.readouterr().err  # the folder is still there
+    run("evaluate", "org/it out/tiny/student.pt --data new.tsv --json --device cpu")
+    report = json.loads(capsys.readouterr().out)
+    assert "bytes" not in report["models"][0] and report["models"][0]["model"] == "org/it"
+    configure(Path("org/it"), layer_norm_eps=0.1)
+    refused(lambda: run("distill", f"--train new.tsv --valid new.tsv --logits logits/new.pt {STUDENT} "
+                                   f"--output-dir out"),
+            "different version of org/it")
+
+
+def test_a_published_classifier_must_name_its_labels_and_have_a_head(here, monkeypatch):
+    publish(Teacher.load("teacher/teacher.pt"), "org/it", id2label=by_id(["LABEL_0", "LABEL_1"]))
+    dump = "--data train.tsv --output-dir out --device cpu --teacher"
+    refused(lambda: run("dump_logits", f"{dump} org/it"), "^org/it: id2label",
+            "--checkpoint org/it --epochs 0")
+    configure(Path("org/it"), id2label=by_id("01"), problem_type="regression")
+    refused(lambda: run("dump_logits", f"{dump} org/it"), "no trained head for regression", "2 classes")
+    tensors = read("org/it/pytorch_model.bin")
+    torch.save({name: tensors[name] for name in tensors if "class" not in name}, "org/it/pytorch_model.bin")
+    configure(Path("org/it"), problem_type=None)
+    refused(lambda: run("dump_logits", f"{dump} org/it"), "no trained head", "--checkpoint org/it --train")
+    asked = []
+    monkeypatch.setattr("huggingface_hub.snapshot_download",
+                        lambda source, **_: asked.append(source) or "org/it")
+    refused(lambda: run("dump_logits", f"{dump} other/one"), "^other/one: has no trained head")
+    assert set(asked) == {"other/one"}
+    for missing in ("teacher/other.pt", "a/b/c", "nothing"):  # not ids of the hub
+        refused(lambda missing=missing: run("dump_logits", f"{dump} {missing}"), missing, "No such file")
+    assert set(asked) == {"other/one"}
+
+
 # ---- weights -----------------------------------------------------------------------------------------------
 
 
@@ -758,6 +812,17 @@ def test_a_folder_without_weights_is_refused_with_what_it_has(classifier, name, 
     if name == "adapter_config.json":
         (folder / "config.json").unlink()  # as peft writes its folder
         refused(lambda: load_checkpoint(str(folder), ["0", "1"], 20), *parts)
+
+
+def test_another_family_needs_one_more_package_and_the_command_is_told(classifier, monkeypatch):
+    folder, _ = classifier
+    monkeypatch.setitem(sys.modules, "transformers", None)
+    configure(folder, model_type="gpt2")
+    refused(lambda: load_checkpoint(str(folder), ["0", "1"], 20), r"config\.json", "gpt2",
+            r'pip install "transformers\[sentencepiece\]"$')
+    configure(folder, model_type="xlm-roberta")  # its tokenizer alone does
+    (folder / "tokenizer.json").rename(folder / "sentencepiece.bpe.model")
+    refused(lambda: load_checkpoint(str(folder), ["0", "1"], 20), "xlm-roberta", "pip install")
 
 
 def test_a_pickled_model_is_refused_with_what_to_save(classifier):

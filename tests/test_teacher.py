@@ -383,7 +383,8 @@ def test_weights_of_another_shape_than_config_json_are_refused(tmp_path, setting
 
 
 @pytest.mark.parametrize("change, parts", [
-    ({"model_type": "t5"}, ["config.json", "'t5'", "bert, electra, roberta, distilbert", "logits"]),
+    ({"model_type": "brand_new"}, ["config.json", "'brand_new'", "logits"]),
+    ({"model_type": None}, ["config.json", "bert, electra, roberta, distilbert"]),
     ({"model_type": None}, ["None", "bert, electra, roberta, distilbert"]),
     ({"position_embedding_type": "relative_key"}, ["absolute"]),
     ({"hidden_act": "swiglu"}, ["swiglu"]),
