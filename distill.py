@@ -105,7 +105,6 @@ if __name__ == "__main__":
     ARGS = parse_args()  # before torch is imported: --help and a wrong flag answer at once
 
 import itertools
-import os
 from functools import partial
 from pathlib import Path
 
@@ -132,8 +131,8 @@ load = partial(runtime.load_model, loaders={"teacher": Teacher.load, "student": 
 
 
 def embeddings_teacher(data: TrainingSet, args) -> Teacher | None:
-    """The first teacher.pt of those that teach and are there: the students' embeddings can start from its."""
-    files = [file for file in data.teachers if args.teacher or os.path.isfile(file)] if data.logits else []
+    """The first Transformer of those that teach and are there: students' embeddings can start from its."""
+    files = [file for file in data.teachers if args.teacher or runtime.is_model(file)] if data.logits else []
     teacher = next((model for model in map(load, files) if hasattr(model, "embeddings_of")), None)
     if teacher is None and len(set(args.embeddings)) > 1:
         raise UserError("--embeddings: no teacher.pt among the teachers, so embeddings cannot start from "

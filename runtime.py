@@ -345,6 +345,11 @@ def kind_of(artifact) -> str:
     return kind if isinstance(kind, str) and kind.isprintable() else "not a file of this kit"
 
 
+def is_model(path) -> bool:
+    """Whether there is a file of a model, or a published folder; a hub id is neither."""
+    return os.path.isfile(path) or os.path.isfile(os.path.join(path, "config.json"))
+
+
 def load_model(path, loaders: dict, device="cpu"):
     """The model in a file, by the loader of its kind: {"teacher": Teacher.load, "student": Student.load}.
 

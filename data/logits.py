@@ -350,7 +350,7 @@ def check_teachers(logits: Logits, file: str, args, fingerprints_of) -> None:
         raise UserError(f"{logits.path}: the mean of {len(logits.teachers)} teachers, but --teacher names "
                         f"{len(args.teacher)}; make the right ones: {remake}")
     for path, made_by in zip(args.teacher or logits.teacher_files, logits.teachers, strict=False):
-        if not args.teacher and not any(map(os.path.isfile, (path, os.path.join(path, "config.json")))):
+        if not args.teacher and not runtime.is_model(path):
             runtime.warn(f"{logits.path}: its teacher {path} is not there any more and cannot be compared; "
                          f"name it with --teacher")
             continue
