@@ -18,7 +18,7 @@ from data.examples import read_examples
 from dump_logits import load
 from evaluate import columns_of, run_model, text_keys
 from runtime import UserError
-from student import SIZES, Student
+from student import SIZES, Student, widths
 from tasks import Classification, judge
 from teacher import Teacher
 
@@ -62,7 +62,8 @@ def digest(path) -> str:
 def size_of(config) -> str:
     """The kit's name of a student's size, with the vocabulary where it is not 3,000."""
     dimensions = config.embedding_dim, config.hidden_dim
-    name = next((size for size, own in SIZES.items() if own == dimensions), "e{}-h{}".format(*dimensions))
+    name = next((size for size in SIZES if widths(size, config.pair) == dimensions),
+                "e{}-h{}".format(*dimensions))
     return name if config.vocab_size == 3000 else f"{name}, {config.vocab_size:,} tokens"
 
 

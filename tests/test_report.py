@@ -14,7 +14,7 @@ from helpers import Killed, refused
 from tokenizers import Tokenizer, models, pre_tokenizers
 
 from bench import baselines, report, runs
-from student import Student, StudentConfig
+from student import SIZES, Student, StudentConfig, widths
 from tasks import Classification
 from teacher import Teacher, TeacherConfig
 
@@ -157,14 +157,6 @@ def test_an_answer_is_how_far_it_is_from_the_label():
     line = runs.Runs.judged(SimpleNamespace(task=task, target=target), torch.eye(3)[answered], 1.0, bytes=7)
     assert line["off"].tolist() == [1, 2, 0, 2] and torch.equal((target + line["off"]) % 3, answered)
     assert (line["result"]["accuracy"], line["result"]["bytes"]) == (0.25, 7)
-
-
-def test_sizes_have_the_kits_names():
-    def size(*dimensions, tokens=3000):
-        return runs.size_of(SimpleNamespace(embedding_dim=dimensions[0], hidden_dim=dimensions[1],
-                                            vocab_size=tokens))
-    assert (size(8, 16), size(9, 16)) == ("tiny", "e9-h16")
-    assert size(8, 16, tokens=8000) == "tiny, 8,000 tokens"
 
 
 def test_each_model_is_tested_once(files, monkeypatch, capsys):
@@ -538,3 +530,11 @@ def test_lines_are_json_that_git_can_compare(files):
     content = files.runs.read_text("utf-8")
     assert content.endswith("}\n") and "나쁨" in content  # not \uXXXX
     assert all(isinstance(json.loads(line), dict) for line in content.splitlines())
+
+
+@pytest.mark.parametrize("pair", [None, "align", "siamese"])
+def test_a_size_has_the_name_that_distill_knows(pair):
+    for size in SIZES:
+        assert runs.size_of(StudentConfig(3000, 2, *widths(size, pair), pair=pair)) == size
+    assert runs.size_of(StudentConfig(6000, 2, *widths("tiny", pair), pair=pair)) == "tiny, 6,000 tokens"
+    assert runs.size_of(StudentConfig(3000, 2, 9, 9, pair=pair)) == "e9-h9"
