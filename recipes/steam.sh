@@ -1,19 +1,7 @@
 #!/bin/sh
 # Game reviews: Steam, 100,000. sh recipes/steam.sh [CHECKPOINT]
-# Not measured yet: the file could not be had where the kit was built. Run it again to continue.
+# CHECKPOINT is a hub id or a folder; the default is models/encoder.
+# Not measured yet: the file could not be had where the kit was built.
+# Run it again to continue after an interruption.
 set -eu
-cd "$(dirname "$0")/.."
-PY=${PYTHON:-python}
-CHECKPOINT=${1:-monologg/koelectra-small-v3-discriminator}
-D=data/steam OUT=${OUT:-runs/steam}
-
-[ -e $D/train.tsv ] || $PY -m data.prepare steam
-$PY train_tokenizer.py --data $D/train.tsv --output-dir "$OUT/tokenizer"
-$PY finetune_teacher.py --train $D/train.tsv --valid $D/valid.tsv --checkpoint "$CHECKPOINT" \
-    --lr 2e-4 --layer-decay 0.9 --output-dir "$OUT/teacher"
-$PY dump_logits.py --teacher "$OUT/teacher/teacher.pt" --data $D/train.tsv --output-dir "$OUT/logits"
-STUDENT="--train $D/train.tsv --valid $D/valid.tsv --tokenizer $OUT/tokenizer/vocab_size_3000 --size base tiny"
-$PY distill.py $STUDENT --alpha 1 --output-dir "$OUT/labels"
-$PY distill.py $STUDENT --logits "$OUT/logits/train.pt" --output-dir "$OUT/distilled"
-$PY evaluate.py "$OUT"/labels/*/student.pt "$OUT"/distilled/*/student.pt "$OUT/teacher/teacher.pt" \
-    --data $D/test.tsv --seen $D/train.tsv
+exec sh "$(dirname "$0")/corpus.sh" steam "$@"

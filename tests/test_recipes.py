@@ -20,7 +20,7 @@ RECIPES = {"demo.sh": [], "demo-tasks.sh": [], "mine.sh": ["reviews.tsv", "scrat
            "klue-sts.sh": [], "korsts.sh": [], "corpus.sh": ["kote"], "answers.sh": []}
 TEACHER_LESS = {"answers.sh": {"extra/import_logits.py"}}  # what takes the place of the teacher's scripts
 PAIRS = ["klue-nli", "kornli", "question-pair", "paws-x", "klue-sts", "korsts"]
-CORPORA = ["hate-speech", "unsmile", "kmhas", "kote", "3i4k", *PAIRS]
+CORPORA = ["shopping", "steam", "hate-speech", "unsmile", "kmhas", "kote", "3i4k", *PAIRS]
 STUB = """#!{python}
 import json, os, sys
 open({calls!r}, "a").write(json.dumps(sys.argv[1:]) + "\\n")
