@@ -21,6 +21,7 @@ from pathlib import Path
 import flags
 
 ENCODER = Path(__file__).with_name("models") / "encoder"  # the encoder that ships
+FEW = 50_000  # rows; below, large batches would be too few steps (docs/results.md, Few rows)
 
 
 def parse_args(argv=None):
@@ -47,12 +48,12 @@ def parse_args(argv=None):
         help="with --logits: weight of the label of a row that has one (default: 0.1)")
     flags.add_task(arg)
     # optimisation
-    arg("--epochs", type=flags.natural, default=3,
-        help="0 keeps the checkpoint's own head as it is (default: %(default)s)")
+    arg("--epochs", type=flags.natural,
+        help=f"0 keeps the checkpoint's own head as it is (default: 3; below {FEW:,} rows 6)")
     arg("--max-length", type=flags.length, default=128,
         help="tokens of a row; the rest is cut (default: %(default)s)")
-    arg("--max-tokens", type=flags.count, default=3072,
-        help="tokens per batch, padding included (default: %(default)s)")
+    arg("--max-tokens", type=flags.count,
+        help=f"tokens per batch, padding included (default: 3072; below {FEW:,} rows 1024)")
     arg("--accumulate", type=flags.count, default=1, help="batches per optimizer step (default: %(default)s)")
     arg("--lr", type=flags.positive,
         help="peak learning rate (default: 3e-4 for encoders of up to 256 wide, 5e-5 for wider ones)")
@@ -225,6 +226,10 @@ def main(args):
         runtime.be_deterministic()
     output = Path(args.output_dir)
     data = read_training_set(args, tasks, load)
+    if args.epochs is None:
+        args.epochs = 6 if data.rows < FEW else 3
+    if args.max_tokens is None:
+        args.max_tokens = 1024 if data.rows < FEW else 3072
     teacher = prepare_teacher(args, data)
     source = args.checkpoint or args.tokenizer
     print(look.tokenizers({source: (teacher.tokenizer, teacher.reads)}, data.files))

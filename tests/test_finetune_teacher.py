@@ -171,6 +171,16 @@ def test_the_default_rate_follows_the_width(here, width, rate):
     assert read("out/teacher.pt")["made_by"]["arguments"]["lr"] == rate
 
 
+@pytest.mark.parametrize("few, flags, expected", [
+    (121, "", (6, 1024)), (120, "", (3, 3072)), (121, "--epochs 2 --max-tokens 99", (2, 99))])
+def test_fewer_rows_take_more_and_smaller_steps(here, monkeypatch, few, flags, expected):
+    monkeypatch.setattr(finetune_teacher, "FEW", few)  # train.tsv has 120 rows
+    finetune(f"{LABELLED} --scratch 1,16,2 --tokenizer tokenizer/vocab_size_3000 {CPU} --output-dir out "
+             f"{flags}")
+    made_by = read("out/teacher.pt")["made_by"]["arguments"]
+    assert (made_by["epochs"], made_by["max_tokens"]) == expected
+
+
 # ---- published heads and logits of others ------------------------------------------------------------------
 
 
