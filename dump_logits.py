@@ -78,12 +78,12 @@ def output_paths(data: list[str], output_dir: str) -> list[Path]:
 
 
 def load_teachers(paths: list[str], device) -> list:
-    """Models whose logits can be averaged: they have the same task and the same outputs in the same order."""
+    """Models whose logits can be averaged: they have the same task and the same outputs."""
     teachers = [load(path, device=device) for path in paths]
     for path, teacher in zip(paths, teachers, strict=True):
-        if (teacher.task, teacher.label_names) != (teachers[0].task, teachers[0].label_names):
+        if (teacher.task, sorted(teacher.label_names)) != (teachers[0].task, sorted(teachers[0].label_names)):
             raise UserError(f"{path}: its labels {teacher.label_names} differ from {teachers[0].label_names} "
-                            f"of {paths[0]}; averaged teachers need the same labels in the same order")
+                            f"of {paths[0]}; averaged teachers need the same labels")
     return teachers
 
 
@@ -105,7 +105,9 @@ def mean_logits(teachers: list, texts, texts2, precision: str, args, device, pro
     logits = 0
     for teacher in teachers:
         encoded = encode(teacher.tokenizer, texts, texts2, **teacher.reads).to(device)
-        logits += logits_in_order(teacher, encoded, args.max_tokens, precision, progress) / len(teachers)
+        order = [teacher.label_names.index(name) for name in teachers[0].label_names]
+        found = logits_in_order(teacher, encoded, args.max_tokens, precision, progress)  # (N, C)
+        logits += found[:, order] / len(teachers)
     return logits
 
 

@@ -475,7 +475,7 @@ class Student(nn.Module):
         return logits.float() * self.config.deviation + self.config.mean  # bf16 has few digits
 
     def compare(self, u, v):
-        """Vectors (B, 2H) of first and of second texts, by a siamese student -> logits (B, C)."""
+        """Vectors (B, 2H) of first and of second texts, as embed gives them -> logits (B, C)."""
         return self.answer(torch.cat([u, v, (u - v).abs(), u * v], 1))
 
     def read(self, input_ids, lengths, common=None):

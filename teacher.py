@@ -462,6 +462,8 @@ def load_published(source: str) -> Teacher:
     if not unit and all(re.fullmatch(r"LABEL_\d+", name) for name in names):
         raise UserError(f"{source}: id2label in config.json does not name the labels; files that do: "
                         f"finetune_teacher.py --checkpoint {source} --epochs 0 --train … --valid …")
+    if len(set(names)) < len(names):
+        raise UserError(f"{source}: id2label in config.json has the same name twice: {names}")
     teacher, report = load_checkpoint(str(folder), ["score"] if unit else names, 512, task=task, **unit)
     if fresh := [line for line in report if line.startswith(("the checkpoint's head", "starts fresh"))]:
         raise UserError(f"{source}: has no trained head for {task} ({fresh[0]}); train one: "

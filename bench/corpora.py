@@ -54,9 +54,9 @@ def find(folder: Path) -> dict[tuple[str, str], list[str]]:
     for arm in ARMS:
         for path in sorted(folder.glob(f"{arm}/*/student.pt")):
             found.setdefault((size_of(Student.load(path).config), arm), []).append(str(path))
-    if {arm for _, arm in found} != set(ARMS):
-        raise UserError(f"{folder}: has no labels/*/student.pt and distilled/*/student.pt; run the recipe of "
-                        f"this corpus first")
+    if {arm for _, arm in found} != set(ARMS) or not any(folder.glob("teacher*/teacher.pt")):
+        raise UserError(f"{folder}: lacks labels/*/student.pt, distilled/*/student.pt or teacher/teacher.pt; "
+                        f"run the recipe of this corpus first")
     sizes = [*reversed(SIZES)]
     return dict(sorted(found.items(), key=lambda item: sizes.index(item[0][0].split(",")[0])))
 

@@ -120,10 +120,14 @@ def encode(tokenizer, texts, texts2, max_length: int, pad_id: int, blank_id: int
     if max_length < special:
         raise UserError(f"--max-length {max_length} has no room for {special} special tokens")
     tokenizer.no_padding()
-    tokenizer.enable_truncation(max_length)
+    tokenizer.no_truncation()
     rows = texts if texts2 is None else list(zip(texts, texts2, strict=True))
     if apart:
         rows = list(chain.from_iterable(rows))
+    elif texts2 is not None:
+        rows = [shorter(tokenizer, row, max_length) if len(row[0]) + len(row[1]) > 4 * max_length else row
+                for row in rows]
+    tokenizer.enable_truncation(max_length)
     tokens, lengths, second = [], [], []
     for start in range(0, len(rows), CHUNK):
         try:
@@ -140,6 +144,24 @@ def encode(tokenizer, texts, texts2, max_length: int, pad_id: int, blank_id: int
     lengths = np.concatenate(lengths).reshape((-1, 2) if apart else -1)
     return Encoded(torch.from_numpy(np.concatenate(tokens)), offsets(lengths), lengths,
                    {"second": torch.from_numpy(np.concatenate(second))} if second else {}, pad_id)
+
+
+def shorter(tokenizer, pair: tuple, length: int) -> tuple:
+    """A pair without words that a cut of the joined row at `length` tokens drops anyway.
+
+    The tokenizer keeps what it cuts off a pair, in every combination: gigabytes where texts are long.
+    """
+    tokens = [tokenizer.encode(text, add_special_tokens=False) for text in pair]
+
+    def cut(i: int, least: int) -> int:  # to the end of a word; how many tokens are left
+        if len(tokens[i]) > least and (word := tokens[i].token_to_word(least - 1)) is not None:
+            texts[i] = texts[i][: tokens[i].word_to_chars(word)[1]]
+            return tokens[i].word_to_tokens(word)[1]
+        return len(tokens[i])
+
+    texts, longer = list(pair), int(len(tokens[0]) <= len(tokens[1]))
+    cut(longer, max(length, cut(1 - longer, length) + 1))  # the longer one stays so: it loses tokens first
+    return tuple(texts)
 
 
 def offsets(lengths: np.ndarray) -> torch.Tensor:

@@ -326,6 +326,9 @@ def _columns(where, header, text_column, text2_column, label_column) -> dict:
         if required and not found:
             raise UserError(f"{where}: no column {' or '.join(names)} among {header}; the first line must "
                             f"name the columns ({flag} for another name)")
+        if found and found[0] in columns.values():
+            raise UserError(f"{where}: column {header[found[0]]!r} would be read twice, as {key} too; name "
+                            f"another with {flag}")
         if found:
             columns[key] = found[0]
     return columns

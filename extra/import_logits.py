@@ -69,10 +69,18 @@ import torch
 import runtime
 import tasks
 from data import labels
-from data.examples import ANSWER_COLUMNS, TEXT_COLUMNS, Examples, decoded_lines, read_examples
+from data.examples import (
+    ANSWER_COLUMNS,
+    LONGEST,
+    TEXT_COLUMNS,
+    Examples,
+    decoded_lines,
+    read_examples,
+)
 from data.logits import Logits, doubt, read_logits, write_logits
 from runtime import UserError
 
+LARGEST = 1e30  # of a number: sums of them stay within float32
 FLOOR = 1e-4  # of a probability: no answer is so sure that a student should have to be surer
 ABOUT = ("id", "row", "text2", *TEXT_COLUMNS, *ANSWER_COLUMNS[:2])  # columns that are not labels
 
@@ -99,15 +107,22 @@ def lines_of(path: str):
         return
     if not name.endswith((".tsv", ".txt", ".csv")):
         raise UserError(f"{path}: unknown ending; use .tsv, .csv or .jsonl, each also with .gz")
+    csv.field_size_limit(LONGEST)
     style = {"strict": True} if name.endswith(".csv") else {"delimiter": "\t", "quoting": csv.QUOTE_NONE}
     reader = csv.reader((line for _, line in lines), **style)
     try:
         header = next(reader, [])
+        if twice := next((name for name in header if header.count(name) > 1), None):
+            raise UserError(f"{path}: column {twice!r} occurs {header.count(twice)} times; keep one")
+        for column in set(header).difference(ABOUT):
+            if (plain := column.strip().lower()) in ("id", "row"):
+                raise UserError(f"{path}: column {column!r}: call it {plain}")
         for cells in reader:
             if len(cells) != len(header):
                 raise UserError(f"{path}:{reader.line_num}: {len(cells)} columns where the header has "
                                 f"{len(header)}")
-            yield reader.line_num, {column: cell for column, cell in zip(header, cells, strict=True) if cell}
+            yield reader.line_num, {column: cell for column, cell in zip(header, cells, strict=True)
+                                    if cell or column in ("id", "row")}
     except csv.Error as error:
         raise UserError(f"{path}:{reader.line_num}: not valid CSV ({error})") from None
 
@@ -116,7 +131,7 @@ def number(value) -> float | None:
     """The number of a cell; None of what is not one, such as a message in JSON."""
     try:
         return None if isinstance(value, bool) or value is None else float(value)
-    except (TypeError, ValueError):
+    except (TypeError, ValueError, OverflowError):
         return None
 
 
@@ -134,7 +149,9 @@ class Join:
         if line is None:
             raise Unusable("not a JSON object")
         key, rows = line.get("id"), len(self.examples)
-        if key is not None and self.examples.ids is not None:
+        if "id" in line and (self.examples.ids is not None or "row" not in line):
+            if self.examples.ids is None:
+                raise Unusable(f"it has an id, but {self.examples.path} has no column id")
             row = self.rows.get(str(key), -1)
             if row is None or row < 0:
                 raise Unusable(f"id {key!r} occurs {'more than once' if row is None else 'nowhere'} in "
@@ -168,6 +185,9 @@ def table_labels(paths: list[str]) -> list[str]:
 def values_of(line: dict, task, kind: str) -> list[float]:
     """The numbers of the task's outputs in a line, as probabilities, votes or scores. Raises Unusable."""
     found = {name: number(value) for name, value in line.items() if name in task.index or name not in ABOUT}
+    for name in task.names:
+        if found.get(name, 0) is None and line[name] is not None:
+            raise Unusable(f"{name} is {line[name]!r}, which is not a number")
     found = {name: value for name, value in found.items() if value is not None}
     if strange := [name for name in found if name not in task.index]:
         other = labels.alike(strange[0], task.names)
@@ -175,8 +195,8 @@ def values_of(line: dict, task, kind: str) -> list[float]:
                        + (f"; is it {other!r}?" if other else ""))
     if not found:
         raise Unusable("no label has a number")
-    if not all(map(math.isfinite, found.values())):
-        raise Unusable("a number is not finite")
+    if not all(abs(value) < LARGEST for value in found.values()):  # nor NaN
+        raise Unusable("a number is not finite, or too large")
     missing = [name for name in task.names if name not in found]
     if kind == "log":
         if max(found.values()) > 1e-3:
@@ -188,6 +208,8 @@ def values_of(line: dict, task, kind: str) -> list[float]:
     if kind == "votes":
         if not alone and max(found.values()) > 1:
             raise Unusable("more than one vote; where texts have several labels, a line is one annotator's")
+        if alone and not any(found.values()):
+            raise Unusable("no vote")
         return [found.get(name, 0.0) for name in task.names]
     total = sum(found.values())
     if kind == "probabilities" and alone:
@@ -226,7 +248,8 @@ def task_of(args, examples: Examples):
         return tasks.make(examples.column, examples.cells(), args.data, None, args.task)
     names = table_labels(args.tables)
     name = args.task or ("regression" if names == ["score"] else "classification")
-    if args.out and len(names) < 1 + (name == "classification"):
+    print(f"labels, from the tables: {names}")
+    if args.out and (len(names) < 1 + (name == "classification") or (name == "regression" and names[1:])):
         raise UserError(f"{', '.join(args.tables)}: has numbers of {names or 'no label'}, and {args.data} "
                         f"has no answers that name others")
     return tasks.of_name(name, names, args.tables[0])
@@ -265,6 +288,9 @@ def json_lines(examples: Examples, rows: list[int]) -> str:
 def main(args):
     columns = tasks.columns(args)
     examples = read_examples(args.data, *columns)
+    written = [Path(path).resolve() for path in (args.out, args.answered, args.unanswered) if path]
+    if len(set(written)) < len(written):
+        raise UserError("--out, --answered and --unanswered name the same file twice; give each its own")
     runtime.refuse_to_overwrite_inputs([args.data, *args.tables], [
         Path(path) for path in (args.out, args.answered, args.unanswered) if path])
     task = task_of(args, examples)
@@ -279,6 +305,7 @@ def main(args):
     if args.out:
         if not there or (absent and not args.answered):
             why = f"; {first}" if first else ""
+            runtime.save_together(files)  # what is to be asked again
             raise UserError(f"{args.data}:{examples.lines[absent[0]]}: no answer to this row, the first of "
                             f"{len(absent):,}{why}. --unanswered FILE.jsonl writes them, to ask again; "
                             f"--answered FILE.jsonl keeps the others, and --out is then of those")

@@ -6,6 +6,7 @@
 # of the students, such as --best macro_f1.
 set -eu
 [ $# -ge 1 ] || { sed -n '2,6p' "$0" | cut -c3- >&2; exit 2; }
+[ ! -d "${2:-}" ] || set -- "$1" "$(cd "$2" && pwd)"  # a folder is meant from where this was called
 cd "$(dirname "$0")/.."
 PY=${PYTHON:-python}
 D=data/$1 OUT=${OUT:-runs/$1}

@@ -94,6 +94,17 @@ def test_blank_rows_and_truncation_by_hand(texts, texts2, template, max_length, 
     assert rows_of(encoded) == expected and encoded.columns == {}
 
 
+@pytest.mark.parametrize("words, words2", [(900, 901), (900, 900), (901, 900), (900, 1), (2, 900), (0, 900)])
+def test_long_pairs_are_cut_before_they_are_joined(words, words2):
+    """The library keeps what it cuts off in every combination: of 900 and 901 words more than 50,000 rows."""
+    pair, used = ("ab c " * words, "d efg " * words2), tokenizer(True)
+    short = batches.shorter(used, pair, 9)
+    used.enable_truncation(9)
+    assert used.encode(*short).ids == used.encode(*pair).ids
+    assert len(used.encode(*short).overflowing) < 20 and max(map(len, short)) < 100
+    assert rows_of(encode(used, [pair[0]], [pair[1]], 9, PAD, UNKNOWN)) == [used.encode(*short).ids]
+
+
 def test_second_is_where_the_second_text_begins():
     texts, texts2 = ["a b", "", "a", "", "a b c d e"], ["c", "c d", "", "", "a b c"]
     encoded = encode(tokenizer(True), texts, texts2, 8, PAD, UNKNOWN, segments=True)

@@ -82,7 +82,7 @@ def test_a_table_has_means_and_a_gain_over_rows_drawn_again(page, here):
 def test_what_is_missing_is_named_and_the_page_stays(page, here, capsys):
     shutil.rmtree(here / "runs/reviews/labels")
     before = page.read_text("utf-8")
-    refused(lambda: make("reviews"), "runs/reviews: has no labels", "recipe")
+    refused(lambda: make("reviews"), "runs/reviews: lacks labels", "recipe")
     with pytest.raises(SystemExit) as ended:
         make("songs")
     assert ended.value.code == 2

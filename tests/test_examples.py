@@ -136,6 +136,13 @@ def test_columns_are_found_by_name(tmp_path, data, columns, expected, ending):
     assert found.column == expected[4] == survey(found.path, **columns).column
 
 
+@pytest.mark.parametrize("flags", [{"text2_column": "text"}, {"text2_column": "label"}])
+def test_no_column_is_read_twice(tmp_path, flags):
+    path = tmp_path / "a.tsv"
+    path.write_text("text\tlabel\n글\t1\n", "utf-8")
+    refused(lambda: read_examples(str(path), **flags), "a.tsv", "twice", "--(text2|label)-column")
+
+
 def test_a_key_that_only_later_objects_have_is_refused_if_it_would_be_a_column(tmp_path):
     for name, value in (("label", "1"), ("text2", "글"), ("id", 3)):
         lines = [json.dumps({"t": "가", "u": "나"}), json.dumps({"t": "다", "u": "라", name: value})]

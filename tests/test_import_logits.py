@@ -161,6 +161,8 @@ BAD = [
     ({"row": 1, "나쁨": 0.3, "좋음": 0.3}, "add up to 0.6"),
     ({"row": 1, "나쁨": -0.1, "좋음": 1.1}, "negative"),
     ({"row": 1, "나쁨": float("nan")}, "finite"), ([1], "not a JSON object"),
+    ({"row": 1, "나쁨": 10**400, "좋음": 0}, "not a number"), ({"row": 10**400, "나쁨": 1}, "row 1000"),
+    ({"row": 1, "나쁨": 0.9, "좋음": "x"}, "좋음 is 'x'"), ({"id": None, "나쁨": 1}, "id None"),
 ]
 
 
@@ -184,6 +186,9 @@ def test_half_a_line_is_no_answer(folder):
 
 @pytest.mark.parametrize("name, text, parts", [
     ("a.tsv", "나쁨\t좋음\n0.5\n", [r"a\.tsv:2", "1 columns"]),
+    ("a.tsv", "나쁨\t나쁨\n0.5\t0.5\n", [r"a\.tsv: column '나쁨' occurs 2 times"]),
+    ("a.tsv", "ID\t나쁨\ni0\t0.5\n", [r"a\.tsv: column 'ID'", "id"]),
+    ("a.tsv", "id\t나쁨\ni0\t0.5\n\t0.5\n", [r"a\.tsv:3: id ''"]),
     ("a.csv", '나쁨,좋음\n"0.5,0.5\n', [r"a\.csv:2", "CSV"]), ("a.xlsx", "", ["ending"]),
     ("a.tsv", "나쁨\t좋음\n" + "0.5\t0.5\n" * 5, []),
     ("a.tsv", "나쁨\t좋음\n" + "0.5\t0.5\n" * 3, [r"train\.tsv:5", "first of 1"])])
@@ -194,6 +199,33 @@ def test_a_table_that_cannot_be_read_is_refused(folder, capsys, name, text, part
     else:
         imported(name)
         assert "only 4 rows" in capsys.readouterr().err
+
+
+def test_ids_that_nobody_knows_are_not_positions(folder):
+    write_rows(Path("train.tsv"), [(text, "좋음") for text in TEXTS[:2]] + [(TEXTS[2], "나쁨")])
+    table("a.tsv", [["i2", 1, 0], ["i1", 0, 1], ["i0", 0, 1]], "id\t나쁨\t좋음")
+    refused(lambda: imported("a.tsv"), r"a\.tsv:2: it has an id, but train\.tsv has no column id")
+
+
+def test_what_is_too_large_for_float32_and_no_vote_are_no_answers(folder):
+    for kind, first, why in (("scores", [1e39, 0], "too large"), ("votes", [0, 0], "no vote")):
+        table("a.tsv", [first, *ROWS[1:]])
+        refused(lambda kind=kind: imported(f"a.tsv --kind {kind} --unanswered ask.jsonl"),
+                rf"train\.tsv:2: .*a\.tsv:2: .*{why}")
+        assert json.loads(Path("ask.jsonl").read_text("utf-8"))["id"] == "i0"
+
+
+def test_outputs_have_names_of_their_own(folder):
+    table("a.tsv")
+    refused(lambda: imported("a.tsv --answered x.jsonl --unanswered x.jsonl"), "same file")
+    assert not Path("x.jsonl").exists()
+
+
+def test_a_table_of_several_columns_holds_no_scores_of_a_regression(folder, capsys):
+    write_rows(Path("plain.tsv"), [(text,) for text in TEXTS], "text")
+    refused(lambda: imported(f"{table('a.tsv')} --task regression", "plain.tsv"), "나쁨")
+    imported("a.tsv", "plain.tsv")
+    assert "['나쁨', '좋음']" in capsys.readouterr().out
 
 
 def test_an_id_that_occurs_twice_in_the_data_joins_nothing(folder):

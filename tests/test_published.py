@@ -689,6 +689,18 @@ def test_a_published_classifier_is_dumped_and_judged_as_it_is(here, capsys, prob
             "different version of org/it")
 
 
+def test_teachers_with_their_labels_in_another_order_are_averaged_by_name(here):
+    teacher = Teacher.load("teacher/teacher.pt")
+    publish(teacher, "org/it", id2label=by_id(["1", "0"]))
+    run("dump_logits", "--teacher teacher/teacher.pt org/it --data train.tsv --output-dir both --device cpu "
+                       "--precision fp32")
+    one = teacher.logits(read_examples("train.tsv").texts)
+    torch.testing.assert_close(read("both/train.pt")["logits"], (one + one.flip(1)) / 2, rtol=0, atol=1e-5)
+    publish(teacher, "org/same", id2label=by_id(["1", "1"]))
+    refused(lambda: run("dump_logits", "--teacher org/same --data train.tsv --output-dir out --device cpu"),
+            "org/same: id2label", "twice")
+
+
 def test_a_published_classifier_must_name_its_labels_and_have_a_head(here, monkeypatch):
     publish(Teacher.load("teacher/teacher.pt"), "org/it", id2label=by_id(["LABEL_0", "LABEL_1"]))
     dump = "--data train.tsv --output-dir out --device cpu --teacher"
