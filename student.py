@@ -699,7 +699,8 @@ class Student(nn.Module):
         # The cache calls a file by the hub's hash, git's SHA-1 or SHA-256, and never checks it.
         if re.fullmatch("[0-9a-f]{40}|[0-9a-f]{64}", stated) \
                 and stated not in (git, hashlib.sha256(content).hexdigest()):
-            raise StudentError(f"{path}: damaged (its hash is not what the hub states); delete it and run again")
+            raise StudentError(f"{path}: damaged (its hash is not what the hub states); delete "
+                               f"{os.path.realpath(path)} and run again")
         return cls.load(path, device)
 
     @classmethod
