@@ -1,8 +1,8 @@
 """Publish a student on the Hugging Face hub, with a model card.
 
     python extra/publish.py students/base/student.pt user/name --license mit
-    python extra/publish.py students/base user/name --license mit --data "NSMC" --scores test.json --dry-run card
-    python extra/publish.py card user/name                  # after a look at card/README.md, edited or not
+    python extra/publish.py students/base user/name --license mit --scores test.json --dry-run card
+    python extra/publish.py card user/name                           # card/README.md may have been edited
 
 reads   student.pt, and the log.jsonl beside it, from which the card has the command, paths reduced to the
         names of files; --scores is what evaluate.py --json printed. A README.md in DIR is the card as it is
@@ -159,8 +159,9 @@ def upload(repo: str, path: Path, readme: str, private: bool) -> None:
                                    commit_message="A student and its card")
     except Exception as error:  # its classes, and those of its HTTP library, vary by version
         reason = f"{type(error).__name__}: {' '.join(str(error).split())[:300]}"
-        raise UserError(f"{repo}: the hub did not take it ({reason}); a token that may write: hf auth login"
-                        ) from None
+        denied = getattr(getattr(error, "response", None), "status_code", None) in (401, 403)
+        raise UserError(f"{repo}: not uploaded ({reason})"
+                        + "; give a token that may write: hf auth login" * denied) from None
     print(f'{commit.commit_url}\nStudent.from_hub("{repo}", revision="{commit.oid}")')
 
 
