@@ -144,7 +144,8 @@ def answers(args, model, task, part) -> list[tuple]:
     try:
         return tasks.answers(task, model.logits(part.texts, part.texts2))
     except StudentError as error:  # it reads pairs, or does not
-        raise UserError(f"{args.table}: {error}") from None
+        how = "; name its column with --text2-column, or text2" if part.texts2 is None else ""
+        raise UserError(f"{args.table}: {error}{how}") from None
 
 
 def main(args):

@@ -282,7 +282,7 @@ def test_what_cannot_be_published_is_refused_and_nothing_written(here):
                           ("user/name --license mit --scores other.json", "other.json", "student.pt"),
                           ("user/name --license mit --scores train.tsv", "train.tsv", "evaluate.py")):
         refused(lambda flags=flags: run("extra.publish", f"{STUDENT} {flags} --dry-run card"), *words)
-    with pytest.raises(publish.StudentError, match="^card: cannot read"):
+    with pytest.raises(publish.StudentError, match=r"^card: cannot read"):
         run("extra.publish", "card user/name --license mit --dry-run card")
     assert not Path("card").exists()
     runtime.save_together({Path("card/README.md"): "another"})
