@@ -27,7 +27,7 @@ STUDENT = "students/tiny/student.pt"
 CELLS = ['최고, "정말" 좋다', "지루\n실망", "영화\r\n배우", "별로\r", "", " 추천 ", "재밌다\u2028그냥", '"',
          "\\", "최악\t"]
 PAIRED = [*CELLS[1:], CELLS[0]]
-NAMES = ["욕설,지역", "칭찬", "-"]  # one with a comma, so that a cell of several is a JSON list
+NAMES = ["욕설,지역", "칭찬", "비난"]  # one with a comma, so that a cell of several is a JSON list
 
 
 def written(path, rows, bom="") -> Path:
@@ -53,10 +53,11 @@ def read_back(path) -> list[list[str]]:
 
 
 def expected(path, texts, texts2=None) -> list[list[str]]:
-    """The new cells, by Student.predict and decode."""
+    """The new cells, by Student.predict and decode, three rows at a time: the last digit may depend on it."""
     student = Student.load(path)
-    found = decode(student.predict(texts, texts2), student.label_names, student.task,
-                   student.config.thresholds)
+    found = torch.cat([student.predict(texts[i : i + 3], texts2 and texts2[i : i + 3])
+                       for i in range(0, len(texts), 3)])
+    found = decode(found, student.label_names, student.task, student.config.thresholds)
     return [[answer] if sure is None else [answer, str(round(sure, 4))] for answer, sure in found]
 
 
