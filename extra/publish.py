@@ -125,8 +125,8 @@ def card(args, path: Path, student: Student) -> str:
         "---", *(f"{name}: {json.dumps(value, ensure_ascii=False)}" for name, value in head.items()), "---",
         "",
         f"# {args.repo.split('/')[-1]}", "",
-        f"A BiLSTM of {sum(p.numel() for p in student.parameters()):,} parameters in "
-        f"{path.stat().st_size:,} bytes, distilled from a Transformer.", "",
+        f"A BiLSTM student of {sum(p.numel() for p in student.parameters()):,} parameters in "
+        f"{path.stat().st_size:,} bytes.", "",
         "```python",
         "from student import Student      # student.py of DistilKoBiLSTM; pip install torch tokenizers",
         f'student = Student.from_hub("{args.repo}")',
@@ -147,7 +147,7 @@ def card(args, path: Path, student: Student) -> str:
     return "\n".join(lines)
 
 
-def upload(repo: str, path: Path, readme: str, private: bool) -> None:
+def upload(repo: str, path: Path, readme: bytes, private: bool) -> None:
     """One commit with both files. Raises UserError."""
     try:
         from huggingface_hub import CommitOperationAdd, HfApi
@@ -155,7 +155,7 @@ def upload(repo: str, path: Path, readme: str, private: bool) -> None:
         api = HfApi()
         api.create_repo(repo, private=private or None, exist_ok=True)
         commit = api.create_commit(repo, [CommitOperationAdd("student.pt", path),
-                                          CommitOperationAdd("README.md", readme.encode())],
+                                          CommitOperationAdd("README.md", readme)],
                                    commit_message="A student and its card")
     except Exception as error:  # its classes, and those of its HTTP library, vary by version
         reason = f"{type(error).__name__}: {' '.join(str(error).split())[:300]}"
@@ -173,16 +173,16 @@ def main(args):
         raise UserError(f"{args.repo}: a repository of the hub is called user/name")
     student = Student.load(path)
     if readme and readme.is_file():
-        text = readme.read_text("utf-8")
+        text = readme.read_bytes()
         print(f"{readme}: is the card")
     elif not args.license:
         raise UserError("--license is needed for the card, such as apache-2.0")
     else:
-        text = card(args, path, student)
+        text = card(args, path, student).encode()
     if args.dry_run is None:
         return upload(args.repo, path, text, args.private)
     content = {Path(args.dry_run, "student.pt"): path.read_bytes(),
-               Path(args.dry_run, "README.md"): text.encode()}
+               Path(args.dry_run, "README.md"): text}
     for file, data in content.items():
         if file.exists() and not (file.is_file() and file.read_bytes() == data):
             raise UserError(f"{file}: exists and differs; remove it, or name another folder")
