@@ -93,7 +93,7 @@ NOT_FROM_HUB = {"RepositoryNotFoundError": "no such repository, or a private one
                 "RevisionNotFoundError": "no such branch, tag or commit",
                 "EntryNotFoundError": "no such file in it", "RemoteEntryNotFoundError": "no such file in it",
                 "LocalEntryNotFoundError": "not in the cache, and the hub cannot be reached",
-                "ImportError": "pip install huggingface_hub"}
+                "ModuleNotFoundError": "pip install huggingface_hub"}
 LOCK = threading.Lock()  # held while a tokenizer or PyTorch's number of threads is set
 if hasattr(os, "register_at_fork"):  # not on Windows; a child would inherit what is half set, and the lock
     os.register_at_fork(before=LOCK.acquire, after_in_parent=LOCK.release, after_in_child=LOCK.release)

@@ -15,8 +15,7 @@ import yaml
 from helpers import read, refused, run
 
 import runtime
-from extra import publish
-from student import Student
+from student import Student, StudentError
 
 ROOT = Path(__file__).parent.parent
 STUDENT = "students/tiny/student.pt"
@@ -196,6 +195,12 @@ def test_a_file_of_the_cache_that_changed_is_refused(hub, students, tmp_path):
     assert "student.pt: damaged" in text and f"delete {blob}" in text
 
 
+def test_a_machine_without_huggingface_hub_is_told_what_to_install(monkeypatch):
+    monkeypatch.setitem(sys.modules, "huggingface_hub", None)
+    with pytest.raises(StudentError, match="pip install huggingface_hub"):
+        Student.from_hub("user/name")
+
+
 # ---- extra/publish.py --------------------------------------------------------------------------------------
 
 
@@ -282,7 +287,7 @@ def test_what_cannot_be_published_is_refused_and_nothing_written(here):
                           ("user/name --license mit --scores other.json", "other.json", "student.pt"),
                           ("user/name --license mit --scores train.tsv", "train.tsv", "evaluate.py")):
         refused(lambda flags=flags: run("extra.publish", f"{STUDENT} {flags} --dry-run card"), *words)
-    with pytest.raises(publish.StudentError, match=r"^card: cannot read"):
+    with pytest.raises(StudentError, match=r"^card: cannot read"):
         run("extra.publish", "card user/name --license mit --dry-run card")
     assert not Path("card").exists()
     runtime.save_together({Path("card/README.md"): "another"})
