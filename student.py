@@ -46,6 +46,7 @@ if __name__ == "__main__":
     ARGS = parse_args()  # before torch is imported: --help and a wrong flag answer at once
 
 import functools
+import hashlib
 import io
 import itertools
 import json
@@ -86,6 +87,13 @@ UNPACKED = 2**20, 256  # bytes that a tokenizer's JSON may have: in all cases, a
 # The globals that a file of plain values names; torch.load also lets bytearray(10**11) and the like pass.
 PLAIN = re.compile(r"torch \w+Storage|collections OrderedDict|"
                    r"torch\._utils _rebuild_(tensor|tensor_v2|parameter)")
+# Why hf_hub_download failed, by the name of its error.
+NOT_FROM_HUB = {"RepositoryNotFoundError": "no such repository, or a private one: hf auth login",
+                "GatedRepoError": "its owner has to give you access, then: hf auth login",
+                "RevisionNotFoundError": "no such branch, tag or commit",
+                "EntryNotFoundError": "no such file in it", "RemoteEntryNotFoundError": "no such file in it",
+                "LocalEntryNotFoundError": "not in the cache, and the hub cannot be reached",
+                "ModuleNotFoundError": "pip install huggingface_hub"}
 LOCK = threading.Lock()  # held while a tokenizer or PyTorch's number of threads is set
 if hasattr(os, "register_at_fork"):  # not on Windows; a child would inherit what is half set, and the lock
     os.register_at_fork(before=LOCK.acquire, after_in_parent=LOCK.release, after_in_child=LOCK.release)
@@ -669,6 +677,31 @@ class Student(nn.Module):
         """
         check_libraries()
         return alone(cls._load, source).to(device).eval()
+
+    @classmethod
+    def from_hub(cls, repo: str, revision: str | None = None, device="cpu") -> "Student":
+        """Read student.pt of the repository "user/name" on the Hugging Face hub; offline, from its cache.
+
+        revision: a branch, tag or commit. Its bytes must have the hash that the hub states. Uses
+        huggingface_hub, which tokenizers requires. Raises StudentError.
+        """
+        try:
+            from huggingface_hub import hf_hub_download
+
+            path = hf_hub_download(repo, "student.pt", revision=revision)
+        except Exception as error:  # its classes, and those of its HTTP library, vary by version
+            kind = type(error).__name__
+            reason = NOT_FROM_HUB.get(kind) or f"{kind}: {' '.join(str(error).split())[:200]}"
+            at = f" at revision {revision}" if revision else ""
+            raise StudentError(f"{repo}: cannot read student.pt{at} from the hub ({reason})") from None
+        content, stated = Path(path).read_bytes(), os.path.basename(os.path.realpath(path))
+        git = hashlib.sha1(b"blob %d\0" % len(content) + content).hexdigest()
+        # The cache calls a file by the hub's hash, git's SHA-1 or SHA-256, and never checks it.
+        if re.fullmatch("[0-9a-f]{40}|[0-9a-f]{64}", stated) \
+                and stated not in (git, hashlib.sha256(content).hexdigest()):
+            raise StudentError(f"{path}: damaged (its hash is not what the hub states); delete "
+                               f"{os.path.realpath(path)} and run again")
+        return cls.load(path, device)
 
     @classmethod
     def _load(cls, source) -> "Student":

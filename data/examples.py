@@ -247,6 +247,13 @@ def read_examples(path, text_column=None, text2_column=None, label_column=None) 
 def stream_examples(path, text_column=None, text2_column=None, label_column=None,
                     chunk: int = CHUNK) -> Iterator[Examples]:
     """read_examples, `chunk` rows at a time: a file of any size passes through little memory."""
+    for part, _ in stream_rows(path, text_column, text2_column, label_column, chunk):
+        yield part
+
+
+def stream_rows(path, text_column=None, text2_column=None, label_column=None,
+                chunk: int = CHUNK) -> Iterator[tuple[Examples, tuple]]:
+    """stream_examples, each part with its rows as the file has them: lists of cells, or lines of JSON."""
     path = str(path)
     name = path.lower().removesuffix(".gz")
     wanted = text_column, text2_column, label_column
@@ -259,17 +266,17 @@ def stream_examples(path, text_column=None, text2_column=None, label_column=None
     header, columns = next(records)  # {"text": name of the column in the file, …}
     rows = 0
     while part := list(islice(records, chunk)):
-        lines, *values = zip(*part, strict=True)
+        lines, raw, *values = zip(*part, strict=True)
         values = dict(zip(columns, map(list, values), strict=True))
         yield Examples(path, values["text"], values.get("text2"), values.get("answer"), values.get("id"),
-                       array("Q", lines), columns.get("answer"), header)
+                       array("Q", lines), columns.get("answer"), header), raw
         rows += len(part)
     if not rows:
         raise UserError(f"{path}: has a header but no rows")
 
 
 def _table_records(path, name, wanted):
-    """(header, {role: name of its column}), then (line number, value of each role) of every row."""
+    """(header, {role: name of its column}), then (line number, row, value of each role) of every row."""
     rows = csv_rows(path) if name.endswith(".csv") else _tsv_rows(path)
     line, header = next(rows, (1, None))
     if header is None:
@@ -297,7 +304,7 @@ def _table_records(path, name, wanted):
             raise UserError(f"{path}:{line}: {len(row)} columns where the header has {len(header)}; "
                             f"{advice}")
         before = row
-        yield line, *[row[position] for position in positions]
+        yield line, row, *[row[position] for position in positions]
 
 
 def _columns(where, header, text_column, text2_column, label_column) -> dict:
@@ -405,7 +412,8 @@ def _json_records(path, wanted):
                 raise UserError(f"{path}:{number}: has {late[0]!r}, which the first object has not; give "
                                 f"every object the same keys (null: no answer)")
             seen.update(late)
-        yield number, *[_json_field(f"{path}:{number}", record, key, name) for key, name in columns.items()]
+        yield number, line, *[_json_field(f"{path}:{number}", record, key, name)
+                              for key, name in columns.items()]
     if columns is None:
         raise UserError(f"{path}: is empty; one JSON object per line is needed")
 

@@ -55,7 +55,8 @@ BELOW = {"student.py": set(), "runtime.py": set(), "flags.py": set(), "tasks.py"
          "data/prepare.py": {"flags", *DATA}, "data/augment.py": {"flags", *DATA}}
 OUTSIDE = {"student.py": {"torch", "tokenizers"}, "runtime.py": {"torch", "numpy"}, "flags.py": set()}
 OPTIONAL = {"teacher.py": {"safetensors", "huggingface_hub"}, "teacher_hf.py": {"transformers"},
-            "extra/export_onnx.py": {"onnx"}}
+            "extra/export_onnx.py": {"onnx"}, "student.py": {"huggingface_hub"},
+            "extra/publish.py": {"huggingface_hub"}}
 ROOMS = {"student", "runtime", "flags", "tasks", "teacher", "data"}  # teacher alone knows teacher_hf
 
 
