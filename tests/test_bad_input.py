@@ -208,7 +208,8 @@ CASES = [
     ("evaluate", "--logits a.pt", {"a.pt": saved(torch.zeros(7, 2))}, "a.pt", "7 rows", "8 rows"),
     ("evaluate", "--logits a.pt", {"a.pt": saved(torch.zeros(8, 3))}, "a.pt", "3 columns"),
     # dumps
-    ("dump", "--teacher teacher.pt swapped.pt", {}, "swapped.pt", "['1', '0']", "teacher.pt"),
+    ("dump", "--teacher teacher.pt swapped.pt", {"swapped.pt": changed("swapped.pt", label_names=["1", "2"])},
+     "swapped.pt", "['1', '2']", "teacher.pt"),
     ("dump", "--output-dir .", {"train.pt": saved(torch.zeros(12, 2))}, "train.pt", "bare", "--overwrite"),
     ("dump", "--output-dir . --dtype float16", {"train.pt": changed("logits.pt")}, "train.pt",
      "--dtype (float32, now float16)", "--overwrite"),

@@ -101,7 +101,7 @@ def chain(tmp_path_factory):
         patch.chdir(folder)
         run("train_tokenizer", "--data train.tsv unlabeled.tsv --vocab-size 800")
         run("finetune_teacher", f"{LABELLED} --scratch 1,32,2 --tokenizer tokenizer/vocab_size_800 "
-                                f"--epochs 2 --lr 2e-3 {CPU}")
+                                f"--epochs 2 --max-tokens 3072 --lr 2e-3 {CPU}")
         run("dump_logits", f"--teacher teacher/teacher.pt --data train.tsv unlabeled.tsv {CPU}")
         run("distill", f"{TAUGHT} --tokenizer tokenizer/vocab_size_800 --size mini --epochs 2 {CPU}")
         with redirect_stdout(printed):
