@@ -578,7 +578,7 @@ def _from_hub(source: str) -> Path:
     except Exception as error:  # the hub's client raises errors of its HTTP library, which varies by version
         raise UserError(f"{source}: not a local folder, and the download from the Hugging Face hub failed "
                         f"({type(error).__name__}); offline, pass a folder with config.json, vocab.txt and "
-                        f"pytorch_model.bin") from None
+                        f"pytorch_model.bin, such as models/encoder") from None
     for file in folder.iterdir():
         _check_hash(file)
     return folder
