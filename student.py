@@ -484,6 +484,8 @@ class Student(nn.Module):
 
     def compare(self, u, v):
         """Vectors (B, 2H) of first and of second texts, as embed gives them -> logits (B, C)."""
+        if self.config.pair != "siamese" or not u.shape == v.shape == (len(u), 2 * self.config.hidden_dim):
+            raise StudentError("compare takes two tensors of vectors that embed of this siamese student gave")
         return self.answer(torch.cat([u, v, (u - v).abs(), u * v], 1))
 
     def read(self, input_ids, lengths, common=None):

@@ -255,6 +255,11 @@ def test_vectors_of_texts_make_the_logits_of_pairs():
     for wrong in (new_student(pair="align"), new_student()):
         with pytest.raises(StudentError, match="siamese"):
             wrong.embed(one)
+        with pytest.raises(StudentError, match=r"compare .* siamese"):
+            wrong.compare(u, v)
+    for wrong in ((u[:, 1:], v[:, 1:]), (u, v[:1]), (u[0], v[0])):
+        with pytest.raises(StudentError, match="compare"):
+            student.compare(*wrong)
     with pytest.raises(TypeError, match=r"texts\[1\].*int"):
         student.embed(["단어2", 5])
 
