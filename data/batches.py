@@ -116,28 +116,29 @@ def encode(tokenizer, texts, texts2, max_length: int, pad_id: int, blank_id: int
     if apart not in (None, texts2 is not None):
         raise UserError("the student reads pairs, but the file has no column text2 (--text2-column)" if apart
                         else "the student reads single texts, but the file has a column text2")
-    special = tokenizer.num_special_tokens_to_add(texts2 is not None and not apart)
+    joined = texts2 is not None and not apart
+    special = tokenizer.num_special_tokens_to_add(joined)
     if max_length < special:
         raise UserError(f"--max-length {max_length} has no room for {special} special tokens")
     tokenizer.no_padding()
-    tokenizer.no_truncation()
     rows = texts if texts2 is None else list(zip(texts, texts2, strict=True))
     if apart:
         rows = list(chain.from_iterable(rows))
-    elif texts2 is not None:
-        rows = [shorter(tokenizer, row, max_length) if len(row[0]) + len(row[1]) > 4 * max_length else row
-                for row in rows]
-    tokenizer.enable_truncation(max_length)
     tokens, lengths, second = [], [], []
     for start in range(0, len(rows), CHUNK):
+        part = rows[start : start + CHUNK]
         try:
-            encodings = tokenizer.encode_batch_fast(rows[start : start + CHUNK])
+            if joined:
+                tokenizer.no_truncation()
+                part = [shorter(tokenizer, pair, max_length) for pair in part]
+            tokenizer.enable_truncation(max_length)
+            encodings = tokenizer.encode_batch_fast(part)
         except Exception as error:  # the Rust library raises bare Exception: [UNK] is not in its vocabulary
             raise UserError(f"the tokenizer cannot encode a text ({error}); train it again") from None
         ids = [encoding.ids or [blank_id] for encoding in encodings]
         lengths.append(np.fromiter(map(len, ids), np.int64, len(ids)))
         tokens.append(np.fromiter(chain.from_iterable(ids), np.int32, lengths[-1].sum()))
-        if segments and texts2 is not None:
+        if segments and joined:
             second.append(np.array([len(encoding.ids) - sum(encoding.type_ids) for encoding in encodings]))
         if progress is not None:
             progress.add(len(ids) // (1 + bool(apart)))
@@ -151,6 +152,8 @@ def shorter(tokenizer, pair: tuple, length: int) -> tuple:
 
     The tokenizer keeps what it cuts off a pair, in every combination: gigabytes where texts are long.
     """
+    if sum(map(len, pair)) <= 4 * length:
+        return pair
     tokens = [tokenizer.encode(text, add_special_tokens=False) for text in pair]
 
     def cut(i: int, least: int) -> int:  # to the end of a word; how many tokens are left

@@ -120,6 +120,7 @@ def test_what_cannot_be_encoded_is_refused():
     refused(lambda: encode(tokenizer(True), ["a"], ["b"], 2, PAD, UNKNOWN), "--max-length 2 .*3 special")
     broken = Tokenizer(models.WordLevel({"a": 0}, unk_token="[UNK]"))  # which is not in its vocabulary
     refused(lambda: encode(broken, ["b"], None, 10, PAD, UNKNOWN), "tokenizer cannot encode")
+    refused(lambda: encode(broken, ["b" * 99], ["a"], 10, PAD, UNKNOWN), "tokenizer cannot encode")
     refused(lambda: batches.largest_id(broken), "tokenizer cannot be used")
 
 
