@@ -31,6 +31,7 @@ if __name__ == "__main__":
 
 import contextlib
 import io
+import itertools
 import statistics
 
 import torch
@@ -43,22 +44,25 @@ from bench.runs import size_of
 from bench.table import filled, table
 from evaluate import TITLES, shown
 from runtime import UserError
-from student import SIZES, Student, StudentError
+from student import Student, StudentError
 
 ARMS = {"labels": "labels alone", "distilled": "distilled"}  # folder of a run: what the table calls it
+TEACHER = "teacher/teacher.pt"
 
 
 def find(folder: Path) -> dict[tuple[str, str], list[str]]:
     """{(size, folder of the arm): students of all its seeds}, the smallest size first."""
-    found = {}
+    found, parameters = {}, {}
     for arm in ARMS:
         for path in sorted(folder.glob(f"{arm}/*/student.pt")):
-            found.setdefault((size_of(Student.load(path).config), arm), []).append(str(path))
-    if {arm for _, arm in found} != set(ARMS) or not any(folder.glob("teacher*/teacher.pt")):
-        raise UserError(f"{folder}: lacks labels/*/student.pt, distilled/*/student.pt or teacher/teacher.pt; "
+            student = Student.load(path)
+            size = size_of(student.config)
+            found.setdefault((size, arm), []).append(str(path))
+            parameters[size] = sum(p.numel() for p in student.parameters())
+    if {arm for _, arm in found} != set(ARMS) or not (folder / TEACHER).exists():
+        raise UserError(f"{folder}: lacks labels/*/student.pt, distilled/*/student.pt or {TEACHER}; "
                         f"run the recipe of this corpus first")
-    sizes = [*reversed(SIZES)]
-    return dict(sorted(found.items(), key=lambda item: sizes.index(item[0][0].split(",")[0])))
+    return dict(sorted(found.items(), key=lambda item: parameters[item[0][0]]))
 
 
 def mean(values: list[float], name: str, best: str) -> str:
@@ -70,46 +74,51 @@ def mean(values: list[float], name: str, best: str) -> str:
     return f"{text} ± {scale * statistics.stdev(values):.{digits}f}"
 
 
+def gain(task, distilled: list[dict], alone: list[dict]) -> tuple[float, float, float]:
+    """How much better the mean of the seeds' task.best is, and the 95 % interval of that over rows."""
+    def draws(runs):
+        samples = tasks.resampled(task, [run["statistics"] for run in runs])
+        return torch.stack([sample[task.best] for sample in samples]).mean(0)
+
+    middle, other = (statistics.fmean(run[task.best] for run in runs) for runs in (distilled, alone))
+    return middle - other, *tasks.interval(draws(distilled) - draws(alone))
+
+
 def section(folder: Path, data: Path) -> str:
     """The table of one corpus, and a line that says what was tested on what."""
-    groups = find(folder)
-    teachers = sorted(map(str, folder.glob("teacher*/teacher.pt")))
-    models = [*(path for paths in groups.values() for path in paths), *teachers]
+    groups, teacher = find(folder), str(folder / TEACHER)
+    models = [*itertools.chain.from_iterable(groups.values()), teacher]
     train, valid, test = (str(data / f"{name}.tsv") for name in ("train", "valid", "test"))
-    args = evaluate.parse_args([*models, "--data", test])
     examples = evaluate.read_examples(test)
-    task, target, results = evaluate.assess(args, examples, torch.device("cpu"))
+    task, target, results = evaluate.assess(evaluate.parse_args([*models, "--data", test]), examples,
+                                            torch.device("cpu"))
     chosen = Student.load(models[0]).artifact["made_by"]["arguments"]
-    best = task.best = chosen.get("best") or task.best
-    other = next(name for name in task.choosers if name != best)
-    by_path = dict(zip(models, results, strict=True))
+    task.best = chosen.get("best") or task.best
+    scores = task.best, next(name for name in task.choosers if name != task.best)
     for result in results:
         result["statistics"] = result["task"].statistics(result["logits"], target)
         result |= {name: value.item() for name, value in task.scores(result["statistics"].mean(0)).items()}
+    by_path = dict(zip(models, results, strict=True))
+    groups = {key: [by_path[path] for path in paths] for key, paths in groups.items()}
 
-    def cells(paths, gain="–"):
-        runs = [by_path[path] for path in paths]
-        return [f"{runs[0]['parameters']:,}", *(mean([run[name] for run in runs], name, best)
-                                                for name in (best, other)), gain]
+    def row(name, runs, difference="–"):
+        return [name, f"{runs[0]['parameters']:,}",
+                *(mean([run[score] for run in runs], score, task.best) for score in scores), difference]
 
     flags = [word for name in ("best", "class_weights") if chosen.get(name)
              for word in (f"--{name.replace('_', '-')}", chosen[name])]
     with contextlib.redirect_stdout(said := io.StringIO()):
-        scores = [*tfidf.compare(tfidf.parse_args(["--train", train, "--valid", valid, "--test", test,
-                                                         *flags])).values()][-1]
-    rows = [["TF-IDF", "–", *(shown(name, scores[name], best) for name in (best, other)), "–"]]
-    for size, arm in groups:
-        gain = "–"
+        found = tfidf.compare(tfidf.parse_args(["--train", train, "--valid", valid, "--test", test, *flags]))
+    baseline = [*found.values()][-1]  # with the thresholds of --valid, where there are some
+    rows = [["TF-IDF", "–", *(shown(score, baseline[score], task.best) for score in scores), "–"]]
+    for (size, arm), runs in groups.items():
+        difference = "–"
         if arm == "distilled" and (size, "labels") in groups:
-            arms = [[by_path[path] for path in groups[size, name]] for name in ("distilled", "labels")]
-            draws = [torch.stack([sample[best] for sample in tasks.resampled(
-                task, [run["statistics"] for run in runs])]).mean(0) for runs in arms]
-            middle = [statistics.fmean(run[best] for run in runs) for runs in arms]
-            gain = shown("difference", (middle[0] - middle[1], *tasks.interval(draws[0] - draws[1])), best)
-        rows.append([f"{size.capitalize()}, {ARMS[arm]}", *cells(groups[size, arm], gain)])
-    rows.append(["teacher", *cells(teachers)])
-    counts = ", ".join(sorted({f"{len(paths)} seeds" for paths in groups.values()}))
-    header = ["", "parameters", TITLES.get(best, best), TITLES.get(other, other), "gain (95 %)"]
+            difference = shown("difference", gain(task, runs, groups[size, "labels"]), task.best)
+        rows.append(row(f"{size.capitalize()}, {ARMS[arm]}", runs, difference))
+    rows.append(row("teacher", [by_path[teacher]]))
+    counts = ", ".join(sorted({f"{len(runs)} seeds" for runs in groups.values()}))
+    header = ["", "parameters", *(TITLES.get(score, score) for score in scores), "gain (95 %)"]
     return "\n".join([*table(header, rows), "", f"{len(examples):,} test rows; students: {counts}. "
                       + said.getvalue().splitlines()[0].partition("; ")[2] + "."])
 
