@@ -66,8 +66,8 @@ EMBEDDING = {
     "int8": """
     integers{t} = Gather (embedding_int8, tokens{t})
     scales{t} = Gather (embedding_scales, tokens{t})
-    steps{t} = Cast <to = 1> (integers{t})
-    {x}{t}_0 = Mul (steps{t}, scales{t})"""}
+    floats{t} = Cast <to = 1> (integers{t})
+    {x}{t}_0 = Mul (floats{t}, scales{t})"""}
 LSTM = """
     y{t}_{i}, h{t}_{i} = LSTM <direction = "bidirectional", hidden_size = {H}> (
         x{t}_{i}, w_{i}, r_{i}, b_{i}, lengths32{t})"""
@@ -97,8 +97,8 @@ POOLING = {  # states x (T, B, 2H), final states h (2, B, H) -> (B, 2H); real (T
     shares{t} = Div (ones{t}, count{t})""" + WEIGHED,
     "attention": """
     squashed{t} = Tanh (x{t}_{next})
-    weight{t} = MatMul (squashed{t}, attention_columns)
-    kept{t} = Where (real{t}, weight{t}, low)
+    scores{t} = MatMul (squashed{t}, attention_columns)
+    kept{t} = Where (real{t}, scores{t}, low)
     shares{t} = Softmax <axis = 0> (kept{t})""" + WEIGHED}
 COMMON = """
     columns = Unsqueeze (tokens, axes1)
@@ -196,7 +196,8 @@ def body(config, texts: list[str], precision: str) -> str:
 def in_int8(model):
     """The model with its matrices in integers, one scale for each of their outputs.
 
-    7 bits: products of 8 bits overflow on processors without VNNI, which then give other answers.
+    7 bits: products of 8 bits overflow on processors without VNNI, which then give other answers. Two LSTMs
+    must not share matrices while they are quantized, so the second text of a pair has copies until then.
     """
     try:
         from onnxruntime import quantization
@@ -204,11 +205,24 @@ def in_int8(model):
         raise runtime.UserError("the package onnxruntime is not installed; run: pip install onnxruntime") \
             from None
     helper.set_model_props(model, {"onnx.quant.pre_process": "onnxruntime.quant"})  # else it warns
+    constants = {each.name: each for each in model.graph.initializer}
+    for node in model.graph.node:
+        if node.op_type == "LSTM" and node.output[0].startswith("y2"):
+            for i, name in ((1, node.input[1]), (2, node.input[2])):
+                node.input[i] = f"copy_{name}"
+                model.graph.initializer.add().CopyFrom(constants[name])
+                model.graph.initializer[-1].name = f"copy_{name}"
     with tempfile.TemporaryDirectory() as folder:
         path = Path(folder) / "int8.onnx"
         quantization.quantize_dynamic(model, path, ["LSTM", "MatMul", "Gemm"], per_channel=True,
                                       reduce_range=True)
-        return load_model(path)
+        model = load_model(path)
+    for node in model.graph.node:
+        node.input[:] = [name.removeprefix("copy_") for name in node.input]
+    kept = [each for each in model.graph.initializer if not each.name.startswith("copy_")]
+    del model.graph.initializer[:]
+    model.graph.initializer.extend(kept)
+    return model
 
 
 def metadata(student: Student, precision: str) -> dict[str, str]:
