@@ -95,7 +95,7 @@ def test_int8_rounds_the_embedding_by_row_and_the_rest_to_7_bits(pooling):
     student = new_student(pooling=pooling, head="relu", num_layers=2, embedding_dim=16, hidden_dim=16)
     with torch.no_grad():
         for parameter in student.parameters():
-            parameter.mul_(5)
+            parameter.mul_(3)
     content = export_onnx.onnx_bytes(student, "int8")
     assert content == export_onnx.onnx_bytes(student, "int8")  # else it could not be left alone
     stored = {each.name: onnx.numpy_helper.to_array(each)
@@ -116,8 +116,7 @@ def test_int8_rounds_the_embedding_by_row_and_the_rest_to_7_bits(pooling):
     for text, row in zip(texts, expected, strict=True):
         ids = [student.tokenizer.encode(text).ids]
         inputs = {"input_ids": np.array(ids, np.int64), "lengths": np.array([len(ids[0])], np.int64)}
-        assert session(content).run(None, inputs)[0][0] == pytest.approx(row, abs=0.015)
-    assert expected.std(0).max() > 0.03
+        assert session(content).run(None, inputs)[0][0] == pytest.approx(row, abs=expected.std(0).max() / 4)
 
 
 def test_existing_files_are_kept_unless_they_are_the_same_or_overwritten(tmp_path, capsys):

@@ -159,6 +159,22 @@ def test_eight_threads_get_what_one_gets(graph, many_batches):
         np.testing.assert_allclose(np.concatenate(list(found)), np.tile(expected, (4, 1)), rtol=0, atol=1e-6)
 
 
+def test_a_forked_child_answers_whatever_its_parent_did_before(tmp_path, graph):
+    code = f"""if True:
+        import multiprocessing, sys
+        sys.path.insert(0, {str(ROOT / "serving")!r})
+        import predictor as module
+        module.SHARE, module.CORES = 1, 2
+        predictor = module.Predictor({str(graph)!r})
+        def same():
+            return (predictor.predict(["단어5", "단어6 단어7"] * 20) == expected).all()
+        expected = predictor.predict(["단어5", "단어6 단어7"] * 20)
+        with multiprocessing.get_context("fork").Pool(1) as pool:
+            print(pool.apply_async(same).get(60), same())"""
+    result = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, timeout=100)
+    assert result.stdout == "True True\n", result.stderr
+
+
 def test_both_files_work_where_nothing_of_the_kit_and_no_torch_is(tmp_path, graph):
     shutil.copy(ROOT / "serving/predictor.py", tmp_path)
     shutil.copy(graph, tmp_path / "s.onnx")
