@@ -12,7 +12,7 @@ writes  base.onnx: input_ids (B, T) and lengths (B,), int64 -> probabilities (B,
         pairs (JSON), precision, max_length, blank_id, and of several labels per text their thresholds (JSON)
 again   a finished file is left alone; a different one is replaced only with --overwrite
 
-int8 is a quarter of the size. The scales of its activations are those of the batch: run it text by text.
+int8 is a third of the size for Base. Its activations are scaled over the batch: run it text by text.
 
 Shapes: B batch, T tokens, E embedding, H hidden, C outputs.
 """
