@@ -196,8 +196,9 @@ def body(config, texts: list[str], precision: str) -> str:
 def in_int8(model):
     """The model with its matrices in integers, one scale for each of their outputs.
 
-    7 bits: products of 8 bits overflow on processors without VNNI, which then give other answers. Two LSTMs
-    must not share matrices while they are quantized, so the second text of a pair has copies until then.
+    7 bits: on processors without VNNI, 8 bits can saturate (ONNX Runtime's documentation) and give other
+    answers. Two LSTMs must not share matrices while they are quantized, so the second text of a pair has
+    copies until then.
     """
     try:
         from onnxruntime import quantization

@@ -116,7 +116,8 @@ def test_int8_rounds_the_embedding_by_row_and_the_rest_to_7_bits(pooling):
     for text, row in zip(texts, expected, strict=True):
         ids = [student.tokenizer.encode(text).ids]
         inputs = {"input_ids": np.array(ids, np.int64), "lengths": np.array([len(ids[0])], np.int64)}
-        assert session(content).run(None, inputs)[0][0] == pytest.approx(row, abs=float(expected.std(0).max()) / 4)
+        found, = session(content).run(None, inputs)
+        assert np.abs(found[0] - row).max() < expected.std(0).max() / 4
 
 
 def test_existing_files_are_kept_unless_they_are_the_same_or_overwritten(tmp_path, capsys):
