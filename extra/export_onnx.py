@@ -1,20 +1,25 @@
 """Write a student as an ONNX graph, for ONNX Runtime in any language.
 
     python extra/export_onnx.py students/base/student.pt base.onnx
+    python extra/export_onnx.py students/base/student.pt base.int8.onnx --precision int8
+    python serving/predictor.py base.onnx "이 영화 진짜 재밌다"           # needs no torch, and no other file
 
-reads   student.pt; needs one more package: pip install onnx
+reads   student.pt; needs one more package: pip install onnx; int8 also onnxruntime
 writes  base.onnx: input_ids (B, T) and lengths (B,), int64 -> probabilities (B, C), as Student.predict's to
         1e-5 (of scores: the scores, (B, 1)); an empty text has length 0; of a student of pairs also
-        input_ids2 (B, T2) and lengths2 (B,) for the second texts; its metadata hold label_names (JSON), task,
-        blank_id, and for several labels per text their thresholds (JSON)
-        base.onnx.tokenizer.json: the tokenizer, set to cut and pad texts as the graph needs them
-again   finished files are left alone; different ones are replaced only with --overwrite
+        input_ids2 (B, T2) and lengths2 (B,) for the second texts. Its metadata hold all else that a program
+        needs: tokenizer (JSON, set to cut and pad texts as the graph needs them), label_names (JSON), task,
+        pairs (JSON), precision, max_length, blank_id, and of several labels per text their thresholds (JSON)
+again   a finished file is left alone; a different one is replaced only with --overwrite
+
+int8 is a third of the size for Base. Its activations are scaled over the batch: run it text by text.
 
 Shapes: B batch, T tokens, E embedding, H hidden, C outputs.
 """
 
 import argparse
 import sys
+import tempfile
 from pathlib import Path
 
 sys.path.insert(0, str(Path(__file__).resolve().parent.parent))
@@ -23,8 +28,9 @@ sys.path.insert(0, str(Path(__file__).resolve().parent.parent))
 def parse_args(argv=None):
     p = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     p.add_argument("student", metavar="STUDENT.pt")
-    p.add_argument("onnx", metavar="FILE.onnx", help="FILE.onnx.tokenizer.json is written beside it")
-    p.add_argument("--overwrite", action="store_true", help="replace existing files")
+    p.add_argument("onnx", metavar="FILE.onnx")
+    p.add_argument("--precision", default="float32", choices=["float32", "int8"], help="default: %(default)s")
+    p.add_argument("--overwrite", action="store_true", help="replace an existing file")
     return p.parse_args(argv)
 
 
@@ -36,10 +42,10 @@ import json
 import torch
 
 import runtime
-from student import Student, StudentError, write_whole
+from student import Student, StudentError, to_int8, write_whole
 
 try:
-    from onnx import checker, helper, numpy_helper, parser
+    from onnx import checker, helper, load_model, numpy_helper, parser
 except ImportError:
     parser = None
 
@@ -53,8 +59,15 @@ TEXT = """
     lengths32{t} = Cast <to = 6> (real_lengths{t})
     given{t} = Transpose <perm = [1, 0]> (input_ids{t})
     longer{t} = Pad (given{t}, one_step)
-    tokens{t} = Where (none{t}, blank, longer{t})
-    {x}{t}_0 = Gather (embedding_weight, tokens{t})"""
+    tokens{t} = Where (none{t}, blank, longer{t})"""
+EMBEDDING = {
+    "float32": """
+    {x}{t}_0 = Gather (embedding_weight, tokens{t})""",
+    "int8": """
+    integers{t} = Gather (embedding_int8, tokens{t})
+    scales{t} = Gather (embedding_scales, tokens{t})
+    floats{t} = Cast <to = 1> (integers{t})
+    {x}{t}_0 = Mul (floats{t}, scales{t})"""}
 LSTM = """
     y{t}_{i}, h{t}_{i} = LSTM <direction = "bidirectional", hidden_size = {H}> (
         x{t}_{i}, w_{i}, r_{i}, b_{i}, lengths32{t})"""
@@ -84,8 +97,7 @@ POOLING = {  # states x (T, B, 2H), final states h (2, B, H) -> (B, 2H); real (T
     shares{t} = Div (ones{t}, count{t})""" + WEIGHED,
     "attention": """
     squashed{t} = Tanh (x{t}_{next})
-    query{t} = Transpose <perm = [1, 0]> (attention_weight)
-    scores{t} = MatMul (squashed{t}, query{t})
+    scores{t} = MatMul (squashed{t}, attention_columns)
     kept{t} = Where (real{t}, scores{t}, low)
     shares{t} = Softmax <axis = 0> (kept{t})""" + WEIGHED}
 COMMON = """
@@ -119,8 +131,7 @@ ALIGNED = """
     minus{t} = Sub (x{t}_{next}, aligned{t})
     times{t} = Mul (x{t}_{next}, aligned{t})
     beside{t} = Concat <axis = 2> (x{t}_{next}, aligned{t}, minus{t}, times{t})
-    matrix{t} = Transpose <perm = [1, 0]> (projection_weight)
-    product{t} = MatMul (beside{t}, matrix{t})
+    product{t} = MatMul (beside{t}, projection_columns)
     sum{t} = Add (product{t}, projection_bias)
     x{t}_c = Relu (sum{t})"""
 FEATURES = {  # what the head sees
@@ -159,12 +170,13 @@ def gates(layer, name: str):
     return torch.stack([torch.cat([i, o, f, g]) for i, f, g, o in parts])
 
 
-def body(config, texts: list[str]) -> str:
+def body(config, texts: list[str], precision: str) -> str:
     """The part of the graph from the inputs of each text to what FEATURES takes."""
     n, align, graph = config.num_layers, config.pair == "align", ""
     every = align or config.pooling != "last"  # else the final states suffice
     for t in texts:
-        graph += TEXT.format(t=t, x="e" if align else "x") + (REAL.format(t=t) if every else "")
+        graph += TEXT.format(t=t) + EMBEDDING[precision].format(t=t, x="e" if align else "x")
+        graph += REAL.format(t=t) if every else ""
     graph += COMMON if align else ""
     for t in texts:
         for i in range(n):
@@ -181,12 +193,62 @@ def body(config, texts: list[str]) -> str:
     return graph
 
 
-def onnx_bytes(student: Student) -> bytes:
+def in_int8(model):
+    """The model with its matrices in integers, one scale for each of their outputs.
+
+    7 bits: on processors without VNNI, 8 bits can saturate (ONNX Runtime's documentation) and give other
+    answers. Two LSTMs must not share matrices while they are quantized, so the second text of a pair has
+    copies until then.
+    """
+    try:
+        from onnxruntime import quantization
+    except ImportError:
+        raise runtime.UserError("the package onnxruntime is not installed; run: pip install onnxruntime") \
+            from None
+    helper.set_model_props(model, {"onnx.quant.pre_process": "onnxruntime.quant"})  # else it warns
+    constants = {each.name: each for each in model.graph.initializer}
+    for node in model.graph.node:
+        if node.op_type == "LSTM" and node.output[0].startswith("y2"):
+            for i, name in ((1, node.input[1]), (2, node.input[2])):
+                node.input[i] = f"copy_{name}"
+                model.graph.initializer.add().CopyFrom(constants[name])
+                model.graph.initializer[-1].name = f"copy_{name}"
+    with tempfile.TemporaryDirectory() as folder:
+        path = Path(folder) / "int8.onnx"
+        quantization.quantize_dynamic(model, path, ["LSTM", "MatMul", "Gemm"], per_channel=True,
+                                      reduce_range=True)
+        model = load_model(path)
+    for node in model.graph.node:
+        node.input[:] = [name.removeprefix("copy_") for name in node.input]
+    kept = [each for each in model.graph.initializer if not each.name.startswith("copy_")]
+    del model.graph.initializer[:]
+    model.graph.initializer.extend(kept)
+    return model
+
+
+def metadata(student: Student, precision: str) -> dict[str, str]:
+    """What a program needs beside the graph."""
+    config, tokenizer = student.config, student.tokenizer
+    tokenizer.enable_truncation(config.max_length)
+    tokenizer.enable_padding(pad_id=config.pad_id, pad_token=tokenizer.id_to_token(config.pad_id))
+    known = {"label_names": student.label_names, "pairs": student.pairs}  # pairs null: does not tell
+    known |= {"thresholds": config.thresholds} if config.thresholds else {}
+    return {name: json.dumps(value, ensure_ascii=False) for name, value in known.items()} | {
+        "task": student.task, "precision": precision, "max_length": str(config.max_length),
+        "blank_id": str(config.blank_id), "tokenizer": tokenizer.to_str()}
+
+
+def onnx_bytes(student: Student, precision: str = "float32") -> bytes:
     """The ONNX file of a student."""
     config, texts = student.config, ["", "2"] if student.config.pair else [""]
     constants = NUMBERS | {name.replace(".", "_"): value for name, value in student.state_dict().items()}
     constants |= {"temperature": float(config.temperature), "blank": config.blank_id,
                   "mean": config.mean or 0.0, "deviation": config.deviation or 1.0}
+    constants |= {name.replace("weight", "columns"): constants[name].T
+                  for name in ("attention_weight", "projection_weight") if name in constants}
+    if precision == "int8":  # rounded as by extra/quantize.py, row by row
+        integers, scales = to_int8(student.embedding.weight)
+        constants |= {"embedding_int8": integers, "embedding_scales": scales.float()}
     layers = dict(enumerate(student.layers))
     if config.pair == "align":
         layers["c"] = student.composition
@@ -195,16 +257,16 @@ def onnx_bytes(student: Student) -> bytes:
                       f"b_{i}": torch.cat([gates(layer, "bias_ih_l0"), gates(layer, "bias_hh_l0")], 1)}
     model = parser.parse_model(f"""<ir_version: 8, opset_import: ["": 18]>
 student ({", ".join(INPUTS.format(t=t) for t in texts)}) => (float[B, {config.num_labels}] probabilities) {{
-    {body(config, texts)} {FEATURES[config.pair]} {HEAD[config.head]}
+    {body(config, texts, precision)} {FEATURES[config.pair]} {HEAD[config.head]}
     {PROBABILITIES[student.task]}
 }}""")
     needed = {name for node in model.graph.node for name in node.input}
     model.graph.initializer.extend(numpy_helper.from_array(torch.as_tensor(value).numpy(force=True), name)
                                    for name, value in constants.items() if name in needed)
-    known = {"thresholds": json.dumps(config.thresholds)} if config.thresholds else {}
-    helper.set_model_props(model, {"label_names": json.dumps(student.label_names, ensure_ascii=False),
-                                   "task": student.task, "blank_id": str(config.blank_id), **known})
     checker.check_model(model, full_check=True)
+    if precision == "int8":
+        model = in_int8(model)
+    helper.set_model_props(model, metadata(student, precision))
     return model.SerializeToString(deterministic=True)
 
 
@@ -214,20 +276,14 @@ def main(args):
     student = Student.load(args.student)
     if student.task not in PROBABILITIES:
         raise runtime.UserError(f"{args.student}: there is no graph for {student.task}; use Student.predict")
-    tokenizer, pad = student.tokenizer, student.config.pad_id
-    tokenizer.enable_truncation(student.config.max_length)
-    tokenizer.enable_padding(pad_id=pad, pad_token=tokenizer.id_to_token(pad))
-    files = {Path(args.onnx): onnx_bytes(student),
-             Path(f"{args.onnx}.tokenizer.json"): tokenizer.to_str(pretty=True).encode()}
-    runtime.refuse_to_overwrite_inputs([args.student], files)
-    there = {path: path.read_bytes() for path in files if path.is_file()}
-    for path in there:
-        if there[path] != files[path] and not args.overwrite:
-            raise runtime.UserError(f"{path}: exists and differs; choose another file, or pass --overwrite")
-    for path, content in files.items():
-        if there.get(path) != content:
-            write_whole(path, content)
-    print(f"{' and '.join(map(str, files))}: {'left alone, the same' if there == files else 'written'}")
+    path, content = Path(args.onnx), onnx_bytes(student, args.precision)
+    runtime.refuse_to_overwrite_inputs([args.student], [path])
+    same = path.is_file() and path.read_bytes() == content
+    if path.is_file() and not same and not args.overwrite:
+        raise runtime.UserError(f"{path}: exists and differs; choose another file, or pass --overwrite")
+    if not same:
+        write_whole(path, content)
+    print(f"{path}: {'left alone, the same' if same else 'written'}")
 
 
 if __name__ == "__main__":

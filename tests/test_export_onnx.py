@@ -1,4 +1,4 @@
-"""extra/export_onnx.py: the graph equals PyTorch for padded batches, and works with its tokenizer alone."""
+"""extra/export_onnx.py: the graph equals PyTorch for padded batches, and holds all that it needs."""
 
 import importlib
 import json
@@ -7,6 +7,7 @@ import subprocess
 import sys
 from pathlib import Path
 
+import numpy as np
 import pytest
 import torch
 from tokenizers import Tokenizer
@@ -14,10 +15,11 @@ from tokenizers import Tokenizer
 import runtime
 import student as student_py
 from extra import export_onnx
-from student import HEADS, POOLINGS, Student, StudentError
+from student import HEADS, POOLINGS, Student, StudentError, to_int8
 from tests.test_student import new_student
 
 onnxruntime = pytest.importorskip("onnxruntime")
+onnx = pytest.importorskip("onnx")
 pytestmark = pytest.mark.optional
 
 SCRIPT = Path(__file__).parent.parent / "extra/export_onnx.py"
@@ -66,43 +68,74 @@ def test_an_empty_text_of_length_0_is_what_predict_makes_of_it(pooling):
         torch.testing.assert_close(torch.from_numpy(found), expected[rows], rtol=0, atol=1e-5)
 
 
-def test_the_script_writes_a_graph_and_the_tokenizer_that_it_needs(tmp_path):
+def test_the_script_writes_one_file_with_all_that_it_needs(tmp_path):
     student = new_student(max_length=4, pad_id=0)
     student.save(tmp_path / "s.pt", "int8")
     command = [sys.executable, SCRIPT, "s.pt", "s.onnx"]
     subprocess.run(command, check=True, capture_output=True, cwd=tmp_path)  # from a folder without the kit
-    tokenizer = Tokenizer.from_file(str(tmp_path / "s.onnx.tokenizer.json"))
+    assert {path.name for path in tmp_path.iterdir()} == {"s.pt", "s.onnx"}
+    graph = session((tmp_path / "s.onnx").read_bytes())
+    properties = graph.get_modelmeta().custom_metadata_map
+    tokenizer = Tokenizer.from_str(properties["tokenizer"])
     texts = ["단어5 단어6", "단어7 단어8 단어9 단어10 단어11", "모름"]
     encoded = tokenizer.encode_batch(texts)
     assert [e.ids for e in encoded] == [[5, 6, 0, 0], [7, 8, 9, 10], [1, 0, 0, 0]]
-    onnx = session((tmp_path / "s.onnx").read_bytes())
-    found, = onnx.run(None, {"input_ids": [e.ids for e in encoded],
-                             "lengths": [sum(e.attention_mask) for e in encoded]})
+    found, = graph.run(None, {"input_ids": [e.ids for e in encoded],
+                              "lengths": [sum(e.attention_mask) for e in encoded]})
     expected = Student.load(tmp_path / "s.pt").predict(texts)
     torch.testing.assert_close(torch.from_numpy(found), expected, rtol=0, atol=1e-5)
-    properties = onnx.get_modelmeta().custom_metadata_map
-    assert json.loads(properties["label_names"]) == ["가", "나", "다"]
-    assert properties["blank_id"] == "1" and properties["task"] == "classification"
+    del properties["tokenizer"]
+    assert json.loads(properties.pop("label_names")) == ["가", "나", "다"]
+    assert properties == {"task": "classification", "pairs": "false", "precision": "float32",
+                          "max_length": "4", "blank_id": "1"}
+
+
+@pytest.mark.parametrize("pooling", POOLINGS)
+def test_int8_rounds_the_embedding_by_row_and_the_rest_to_7_bits(pooling):
+    student = new_student(pooling=pooling, head="relu", num_layers=2, embedding_dim=16, hidden_dim=16)
+    with torch.no_grad():
+        for parameter in student.parameters():
+            parameter.mul_(3)
+    content = export_onnx.onnx_bytes(student, "int8")
+    assert content == export_onnx.onnx_bytes(student, "int8")  # else it could not be left alone
+    stored = {each.name: onnx.numpy_helper.to_array(each)
+              for each in onnx.load_from_string(content).graph.initializer}
+    integers, scales = to_int8(student.embedding.weight.detach())
+    assert np.array_equal(stored["embedding_int8"], integers)
+    assert np.array_equal(stored["embedding_scales"], scales.float())
+    assert "embedding_weight" not in stored and "w_0" not in stored
+    for direction, lstm in enumerate((student.layers[1].ahead, student.layers[1].behind)):
+        steps, scales = (stored[f"r_1_{name}"][direction] for name in ("quantized", "scale"))
+        i, f, g, o = lstm.weight_hh_l0.detach().numpy().reshape(4, 16, 16)
+        rows = np.concatenate([i, o, f, g])
+        assert steps.dtype == np.int8 and np.abs(steps.astype(int)).max() <= 64
+        assert scales == pytest.approx(np.abs(rows).max(1) / 64, rel=0.02)  # one for each row
+        assert np.abs(steps.T * scales[:, None] - rows).max() <= scales.max() * 0.501
+    texts = ["단어5 단어6 단어9", "", "단어30"]
+    expected = student.predict(texts).numpy()
+    for text, row in zip(texts, expected, strict=True):
+        ids = [student.tokenizer.encode(text).ids]
+        inputs = {"input_ids": np.array(ids, np.int64), "lengths": np.array([len(ids[0])], np.int64)}
+        found, = session(content).run(None, inputs)
+        assert np.abs(found[0] - row).max() < expected.std(0).max() / 4
 
 
 def test_existing_files_are_kept_unless_they_are_the_same_or_overwritten(tmp_path, capsys):
-    student, paths = new_student(), [tmp_path / "s.onnx", tmp_path / "s.onnx.tokenizer.json"]
+    student, path = new_student(), tmp_path / "s.onnx"
     student.save(tmp_path / "s.pt")
-    run(tmp_path / "s.pt", paths[0])
-    before = [(path.read_bytes(), path.stat().st_mtime_ns) for path in paths]
-    paths[1].unlink()
-    run(tmp_path / "s.pt", paths[0])  # goes on where it stopped
-    run(tmp_path / "s.pt", paths[0])
-    assert (paths[0].read_bytes(), paths[0].stat().st_mtime_ns) == before[0]
-    assert paths[1].read_bytes() == before[1][0]
-    assert ["left alone" in line for line in capsys.readouterr().out.splitlines()] == [False, False, True]
+    run(tmp_path / "s.pt", path)
+    before = path.read_bytes(), path.stat().st_mtime_ns
+    run(tmp_path / "s.pt", path)
+    assert (path.read_bytes(), path.stat().st_mtime_ns) == before
+    assert ["left alone" in line for line in capsys.readouterr().out.splitlines()] == [False, True]
     assert student.predict(["단어5"]).shape == (1, 3)
-    new_student(max_length=5).save(tmp_path / "s.pt")  # another tokenizer.json, the same graph
-    with pytest.raises(runtime.UserError, match=r"tokenizer\.json.*--overwrite"):
-        run(tmp_path / "s.pt", paths[0])
-    assert paths[1].read_bytes() == before[1][0]
-    run(tmp_path / "s.pt", paths[0], "--overwrite")
-    assert paths[1].read_bytes() != before[1][0] and paths[0].read_bytes() == before[0][0]
+    new_student(max_length=5).save(tmp_path / "s.pt")  # the same graph, another length at which it cuts
+    for other in ([], ["--precision", "int8"]):
+        with pytest.raises(runtime.UserError, match=r"s\.onnx.*--overwrite"):
+            run(tmp_path / "s.pt", path, *other)
+    assert path.read_bytes() == before[0]
+    run(tmp_path / "s.pt", path, "--overwrite")
+    assert path.read_bytes() != before[0]
 
 
 def test_what_cannot_be_written_or_exported_is_refused(tmp_path, monkeypatch):
@@ -132,3 +165,8 @@ def test_without_the_package_the_error_names_the_command(tmp_path, monkeypatch):
             without.main(without.parse_args([str(tmp_path / "s.pt"), str(tmp_path / "s.onnx")]))
     importlib.reload(export_onnx)
     assert not list(tmp_path.iterdir())
+    monkeypatch.setitem(sys.modules, "onnxruntime", None)
+    new_student().save(tmp_path / "s.pt")
+    with pytest.raises(runtime.UserError, match="pip install onnxruntime"):
+        run(tmp_path / "s.pt", tmp_path / "s.onnx", "--precision", "int8")
+    assert [each.name for each in tmp_path.iterdir()] == ["s.pt"]

@@ -192,7 +192,8 @@ def test_the_graph_gives_what_predict_gives(made, tmp_path):
     run("extra.export_onnx", f"{folder / ALONE} {tmp_path / 's.onnx'}")
     session = onnxruntime.InferenceSession(str(tmp_path / "s.onnx"), providers=["CPUExecutionProvider"])
     student, rows = Student.load(folder / ALONE), read_examples(folder / "valid.tsv")
-    tokenizer = Tokenizer.from_file(str(tmp_path / "s.onnx.tokenizer.json"))
+    metadata = session.get_modelmeta().custom_metadata_map
+    tokenizer = Tokenizer.from_str(metadata["tokenizer"])
     inputs = {}
     for name, texts in {"": rows.texts, "2": rows.texts2}.items() if pairs else [("", rows.texts)]:
         encoded = tokenizer.encode_batch(texts)
@@ -201,7 +202,6 @@ def test_the_graph_gives_what_predict_gives(made, tmp_path):
     found, = session.run(["probabilities"], inputs)
     expected = student.predict(rows.texts, rows.texts2)
     torch.testing.assert_close(torch.from_numpy(found), expected, rtol=1e-5, atol=1e-5)
-    metadata = session.get_modelmeta().custom_metadata_map
     assert metadata["task"] == kind
     assert json.loads(metadata.get("thresholds", "null")) == student.config.thresholds
 

@@ -41,7 +41,8 @@ from teacher import Teacher
 
 ROOT = Path(__file__).parent.parent
 SCRIPTS = ["train_tokenizer", "finetune_teacher", "dump_logits", "distill", "evaluate"]
-FILES = [path for pattern in ("*.py", "data/*.py", "extra/*.py") for path in sorted(ROOT.glob(pattern))]
+FILES = [path for pattern in ("*.py", "data/*.py", "extra/*.py", "serving/*.py")
+         for path in sorted(ROOT.glob(pattern))]
 SOURCES = {str(path.relative_to(ROOT)): path.read_text("utf-8") for path in FILES}
 TREES = {path: ast.parse(text) for path, text in SOURCES.items()}
 
@@ -52,10 +53,12 @@ DATA = {"runtime", "data"}
 LATE = {"teacher_hf"}  # only inside a function, for models of other families
 BELOW = {"student.py": set(), "runtime.py": set(), "flags.py": set(), "tasks.py": {"student", *DATA},
          "teacher.py": DATA | LATE, "teacher_hf.py": {"teacher", *DATA},
-         "data/prepare.py": {"flags", *DATA}, "data/augment.py": {"flags", *DATA}}
-OUTSIDE = {"student.py": {"torch", "tokenizers"}, "runtime.py": {"torch", "numpy"}, "flags.py": set()}
+         "data/prepare.py": {"flags", *DATA}, "data/augment.py": {"flags", *DATA},
+         "serving/predictor.py": set()}
+OUTSIDE = {"student.py": {"torch", "tokenizers"}, "runtime.py": {"torch", "numpy"}, "flags.py": set(),
+           "serving/predictor.py": {"onnxruntime", "tokenizers", "numpy"}}
 OPTIONAL = {"teacher.py": {"safetensors", "huggingface_hub"}, "teacher_hf.py": {"transformers"},
-            "extra/export_onnx.py": {"onnx"}, "student.py": {"huggingface_hub"},
+            "extra/export_onnx.py": {"onnx", "onnxruntime"}, "student.py": {"huggingface_hub"},
             "extra/publish.py": {"huggingface_hub"}}
 ROOMS = {"student", "runtime", "flags", "tasks", "teacher", "data"}  # teacher alone knows teacher_hf
 
