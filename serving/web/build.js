@@ -16,10 +16,10 @@ import path from "node:path";
 const here = import.meta.dirname;
 const [model] = process.argv.slice(2);
 if (!model || !fs.existsSync(model)) {
-  console.error(`error: ${model ? `${model} does not exist` : "no graph given"}; use: node build.js MODEL.onnx`);
+  console.error(`error: ${model ?? "MODEL.onnx"} does not exist; use: node build.js MODEL.onnx`);
   process.exit(2);
 }
-const [onnxruntime, tokenizers] = ["onnxruntime-web", "@huggingface/tokenizers"].map((name) => path.join("node_modules", name));
+const [onnxruntime, tokenizers] = ["node_modules/onnxruntime-web", "node_modules/@huggingface/tokenizers"];
 if (!fs.existsSync(path.join(here, tokenizers))) {
   console.error("error: node_modules is missing; run: npm ci --ignore-scripts");
   process.exit(2);

@@ -6,7 +6,7 @@ import * as ort from "./vendor/ort.js";
 ort.env.wasm.numThreads = 1; // more would need a host that sends special headers
 ort.env.wasm.wasmPaths = { wasm: new URL("vendor/ort-wasm-simd-threaded.wasm", import.meta.url).href };
 
-/** The metadata of an ONNX file: field 14 of its protobuf, each with a key in field 1 and a value in field 2. */
+/** The metadata of an ONNX file: fields 14 of its protobuf, each a key (field 1) and a value (field 2). */
 export function metadata(bytes) {
   const found = {};
   for (const [field, entry] of fields(bytes)) {
@@ -67,10 +67,12 @@ export async function connect() {
 
   async function predict(texts, texts2) {
     const predictions = [];
-    for (const [i, text] of texts.entries()) predictions.push(prediction(await run(texts2 ? [text, texts2[i]] : [text])));
+    for (const [i, text] of texts.entries())
+      predictions.push(prediction(await run(texts2 ? [text, texts2[i]] : [text])));
     await new Promise((resolve) => setTimeout(resolve)); // lets the page draw
     return predictions;
   }
   const pairs = session.inputNames.includes("input_ids2");
-  return { task: known.task, label_names: names, pairs, max_texts: 200, max_characters: 10_000, local: true, predict };
+  const limits = { max_texts: 200, max_characters: 10_000 };
+  return { task: known.task, label_names: names, pairs, ...limits, local: true, predict };
 }

@@ -1,4 +1,4 @@
-/* The page: an answer as one types, the words that moved it, and tables. It knows no model: predict.js has it. */
+/* The page: an answer as one types, the words that moved it, and tables. The model is behind predict.js. */
 
 import { connect } from "./predict.js";
 import { isBlank, tableOf, textColumns, written } from "./table.js";
@@ -10,42 +10,46 @@ const SHOWN = 5; // classes, the most probable ones
 const TEXTS = {
   ko: {
     title: "문장 분류", title_regression: "문장 점수", title_pairs: "문장 쌍", other: "English",
-    text: "글을 적으면 바로 답합니다", text1: "첫째 글", text2: "둘째 글", example: "예: 배우들 연기는 좋은데 이야기가 지루해요",
+    text: "글을 적으면 바로 답합니다", text1: "첫째 글", text2: "둘째 글",
+    example: "예: 배우들 연기는 좋은데 이야기가 지루해요",
     loading: "모델을 불러오는 중입니다…", none: "해당 없음", chosen: "해당",
     words: "낱말을 하나씩 빼 보면: ‘{0}’ 확률의 변화(%p)", words_regression: "낱말을 하나씩 빼 보면: 점수의 변화",
     up: "‘{0}’ 쪽으로", down: "반대쪽으로", up_regression: "점수를 높임", down_regression: "점수를 낮춤",
     no_words: "없음", file: "파일로 한꺼번에", choose: "파일 고르기",
     drop: "CSV나 TSV 파일을 여기에 놓으면 {0} 열을 더해 돌려줍니다. 첫 줄은 열 이름이어야 합니다.",
-    column: "글이 있는 열", column2: "둘째 글이 있는 열", start: "시작", working: "{1}행 중 {0}행", download: "{0} 내려받기",
-    rows: "{0}행",
+    column: "글이 있는 열", column2: "둘째 글이 있는 열", start: "시작",
+    working: "{1}행 중 {0}행", download: "{0} 내려받기", rows: "{0}행",
     local: "모델이 브라우저 안에서 돌아갑니다. 글과 파일은 이 기기를 떠나지 않습니다.",
     server: "글과 파일의 내용은 답을 얻으려고 이 페이지의 서버로 보냅니다.",
     unreachable: "서버가 답하지 않습니다. 잠시 뒤에 다시 해 보세요.",
     no_model: "model.onnx를 읽을 수 없습니다. 웹 서버를 거쳐 여세요.",
-    not_text: "CSV나 TSV가 아니거나, UTF-8도 CP949도 아닌 파일입니다.",
-    excel: "엑셀 파일입니다. 엑셀에서 ‘CSV UTF-8’로 저장해 넣어 주세요.",
+    kind: "CSV나 TSV 파일만 읽습니다. 엑셀에서는 ‘CSV UTF-8’로 저장하세요.",
+    not_text: "UTF-8도 CP949도 아닌 파일입니다.",
     no_rows: "열 이름 아래에 행이 없습니다.", open_quote: "{0}행: 따옴표가 닫히지 않았습니다.",
     wide: "{0}행: 칸이 {1}개인데 열 이름은 {2}개입니다.",
   },
   en: {
-    title: "Text classification", title_regression: "Text scores", title_pairs: "Pairs of texts", other: "한국어",
+    title: "Text classification", title_regression: "Text scores", title_pairs: "Pairs of texts",
+    other: "한국어",
     text: "Type a text to see the answer", text1: "First text", text2: "Second text",
     example: "배우들 연기는 좋은데 이야기가 지루해요",
     loading: "Loading the model…", none: "None", chosen: "applies",
     words: "Leaving out one word at a time: change in the probability of “{0}” (points)",
     words_regression: "Leaving out one word at a time: change in the score",
-    up: "Towards “{0}”", down: "Away from it", up_regression: "Raise the score", down_regression: "Lower the score",
+    up: "Towards “{0}”", down: "Away from it",
+    up_regression: "Raise the score", down_regression: "Lower the score",
     no_words: "none", file: "A whole file", choose: "Choose a file",
-    drop: "Drop a CSV or TSV file here to get it back with {0} added. Its first line must hold the column names.",
-    column: "Column of the texts", column2: "Column of the second texts", start: "Start", working: "{0} of {1} rows",
-    download: "Download {0}", rows: "{0} rows",
+    drop: "Drop a CSV or TSV file here to get it back with {0} added. The first line must name the columns.",
+    column: "Column of the texts", column2: "Column of the second texts", start: "Start",
+    working: "{0} of {1} rows", download: "Download {0}", rows: "{0} rows",
     local: "The model runs in your browser. Texts and files never leave this device.",
     server: "Texts and the contents of files are sent to the server of this page to be answered.",
     unreachable: "The server does not answer. Try again in a moment.",
     no_model: "Cannot read model.onnx. Open this page through a web server.",
-    not_text: "This is not a CSV or TSV file, or it is neither UTF-8 nor CP949.",
-    excel: "This is an Excel file. Save it as “CSV UTF-8” in Excel first.",
-    no_rows: "There are no rows below the column names.", open_quote: "Row {0}: a quotation mark is never closed.",
+    kind: "Only CSV and TSV files can be read. In Excel, save as “CSV UTF-8”.",
+    not_text: "The file is neither UTF-8 nor CP949.",
+    no_rows: "There are no rows below the column names.",
+    open_quote: "Row {0}: a quotation mark is never closed.",
     wide: "Row {0} has {1} cells, but there are {2} column names.",
   },
 };
@@ -75,7 +79,7 @@ function showError(place, error = place.error) {
   place.textContent = known ? say(error.message, ...(error.values ?? [])) : error ? error.message : "";
 }
 
-// ---- asking the model ----------------------------------------------------------------------------------------
+// ---- asking the model -------------------------------------------------------------------------------------
 
 let connecting;
 async function connected() {
@@ -90,7 +94,8 @@ async function connected() {
 
 /** The predictions of all rows of the columns, asked in parts as large as the model takes. */
 async function predictions(columns, progress = () => {}) {
-  const cut = columns.map((column) => column.map((text) => text.slice(0, model.max_characters).toWellFormed()));
+  const whole = (text) => text.slice(0, model.max_characters).toWellFormed(); // no half an emoji at the end
+  const cut = columns.map((column) => column.map(whole));
   const found = [];
   while (found.length < cut[0].length) {
     const start = found.length;
@@ -105,7 +110,7 @@ async function predictions(columns, progress = () => {}) {
   return found;
 }
 
-// ---- the answer to what is typed -----------------------------------------------------------------------------
+// ---- the answer to what is typed --------------------------------------------------------------------------
 
 let asked = 0;
 let pause;
@@ -153,29 +158,31 @@ function showAnswer() {
   const [first] = shown.predictions;
   const strong = (text) => make("strong", { textContent: text });
   if (model.task === "regression") $("answer").replaceChildren(strong(first.score.toFixed(2)));
-  else if (model.task === "multilabel") $("answer").replaceChildren(strong(first.labels.join(", ") || say("none")));
-  else $("answer").replaceChildren(strong(first.label), ` ${percent(first.probability)}`);
+  else if (model.task === "classification")
+    $("answer").replaceChildren(strong(first.label), ` ${percent(first.probability)}`);
+  else $("answer").replaceChildren(strong(first.labels.join(", ") || say("none")));
   showClasses(first);
   showWords(first);
 }
 
 /** The class whose words are shown: the one that was picked, else the most probable one. */
 function shownClass({ probabilities }) {
-  return picked ?? model.label_names.reduce((best, name) => (probabilities[name] > probabilities[best] ? name : best));
+  const higher = (best, name) => (probabilities[name] > probabilities[best] ? name : best);
+  return picked ?? model.label_names.reduce(higher);
 }
 
 function showClasses(first) {
   $("classes").replaceChildren();
   if (model.task === "regression") return;
   let names = model.label_names;
-  if (model.task === "classification")
+  if (model.task === "classification" && names.length > SHOWN)
     names = names.toSorted((a, b) => first.probabilities[b] - first.probabilities[a])
       .filter((name, i) => i < SHOWN || name === picked);
   for (const name of names) {
     const share = first.probabilities[name];
     const bar = make("span", { className: "bar" });
     bar.style.setProperty("--share", share);
-    const row = make("button", { type: "button" }, make("span", { className: "name", textContent: name }), bar,
+    const row = make("button", { type: "button" }, make("span", { textContent: name }), bar,
       make("span", { className: "share", textContent: percent(share) }));
     row.setAttribute("aria-pressed", name === shownClass(first));
     row.onclick = () => {
@@ -183,8 +190,8 @@ function showClasses(first) {
       showAnswer();
       document.querySelector("#classes [aria-pressed=true]").focus();
     };
-    const given = first.labels?.includes(name);
-    if (given) row.append(make("span", { className: "given", textContent: say("chosen") }));
+    if (first.labels?.includes(name))
+      row.append(make("span", { className: "given", textContent: say("chosen") }));
     $("classes").append(make("li", {}, row));
   }
 }
@@ -192,13 +199,13 @@ function showClasses(first) {
 function showWords(first) {
   const name = model.task === "regression" ? undefined : shownClass(first);
   const value = (prediction) => (name === undefined ? prediction.score : prediction.probabilities[name]);
-  const scale = name === undefined ? 1 : 100;
+  const [scale, digits] = name === undefined ? [1, 2] : [100, 1];
   const words = shown.words.map((list) => list.map(({ word, row }) => (
     { word, change: row && scale * (value(first) - value(shown.predictions[row])) })));
-  const signed = (change) => `${change < 0 ? "−" : "+"}${Math.abs(change).toFixed(name === undefined ? 2 : 1)}`;
+  const signed = (change) => `${change < 0 ? "−" : "+"}${Math.abs(change).toFixed(digits)}`;
   const all = words.flat();
   const largest = Math.max(0.05 * scale, ...all.map(({ change }) => Math.abs(change ?? 0)));
-  const seen = ({ change }) => change !== undefined && !/^.0\.0+$/.test(signed(change)); // not zero as printed
+  const seen = ({ change }) => Number(Math.abs(change).toFixed(digits)) > 0; // not "0.0", not undefined
 
   $("words").hidden = false;
   $("words-title").textContent = say(ofTask("words"), name);
@@ -208,7 +215,8 @@ function showWords(first) {
     for (const each of list) {
       const word = each.word.trimEnd();
       if (seen(each)) {
-        const mark = make("mark", { textContent: word, className: each.change > 0 ? "up" : "down", title: signed(each.change) });
+        const className = each.change > 0 ? "up" : "down";
+        const mark = make("mark", { className, textContent: word, title: signed(each.change) });
         mark.style.setProperty("--strength", `${Math.round(55 * Math.abs(each.change) / largest)}%`);
         $("marked").append(mark);
       } else $("marked").append(word);
@@ -219,18 +227,20 @@ function showWords(first) {
   for (const [key, sign] of [["up", 1], ["down", -1]]) {
     const listed = all.filter((each) => seen(each) && each.change * sign > 0)
       .sort((a, b) => sign * (b.change - a.change)).slice(0, 8)
-      .map(({ word, change }) => make("span", {}, word.trim(), " ", make("b", { textContent: signed(change) })));
+      .map(({ word, change }) => (
+        make("span", {}, word.trim(), " ", make("b", { textContent: signed(change) }))));
     $("changes").append(make("div", { className: key }, make("dt", { textContent: say(ofTask(key), name) }),
       make("dd", {}, ...(listed.length ? listed : [say("no_words")]))));
   }
 }
 
-// ---- tables --------------------------------------------------------------------------------------------------
+// ---- tables -----------------------------------------------------------------------------------------------
 
 let job = 0; // a file that comes while another is answered takes its place
 
 function newColumns() {
-  return { classification: ["label", "probability"], multilabel: ["labels", "probability"], regression: ["score"] }[model.task];
+  const answer = { classification: "label", multilabel: "labels", regression: "score" }[model.task];
+  return model.task === "regression" ? [answer] : [answer, "probability"];
 }
 
 /** The cells of a prediction, as extra/predict_table.py writes them. */
@@ -272,7 +282,7 @@ function chooseColumns(table, turn) {
   const example = (i) => (table.rows.find(({ cells }) => cells[i])?.cells[i] ?? "").slice(0, 30);
   const selects = ["column", "column2"].slice(0, 1 + model.pairs).map((id) => (
     make("select", { id }, ...table.header.cells.map((name, i) => (
-      make("option", { value: i, textContent: `${name} — ${example(i)}` }))))));
+      make("option", { value: i, textContent: `${name}: ${example(i)}` }))))));
   const fields = selects.map((select) => (
     make("p", {}, make("label", { htmlFor: select.id, textContent: say(select.id) }), select)));
   $("columns").replaceChildren(...fields, make("button", { className: "button", textContent: say("start") }));
@@ -299,9 +309,11 @@ async function fill(table, columns, turn) {
     $("progress-text").textContent = say("working", number(done), number(rows.length));
   };
   progress(0);
-  const found = await predictions(columns.map((column) => rows.map(({ cells }) => cells[column] ?? "")), progress);
+  const texts = columns.map((column) => rows.map(({ cells }) => cells[column] ?? ""));
+  const found = await predictions(texts, progress);
   const added = new Map(rows.map((row, i) => [row, cells(found[i])]));
-  const blob = new Blob(written(table, newColumns(), table.rows.map((row) => added.get(row))), { type: "text/csv" });
+  const parts = written(table, newColumns(), table.rows.map((row) => added.get(row)));
+  const blob = new Blob(parts, { type: "text/csv" });
   const name = table.name.replace(/(\.[^.]*)?$/, ".answers$1");
   const link = make("a", { href: URL.createObjectURL(blob), download: name, className: "button",
     textContent: say("download", name) });
@@ -310,14 +322,15 @@ async function fill(table, columns, turn) {
   link.click();
 }
 
-// ---- the page ------------------------------------------------------------------------------------------------
+// ---- the page ---------------------------------------------------------------------------------------------
 
 /** Everything in the language of the page. */
 function write() {
   const pairs = model?.pairs ?? false;
+  const columns = (model ? newColumns() : ["label", "probability"]).join(language === "ko" ? ", " : " and ");
   document.documentElement.lang = language;
   for (const element of document.querySelectorAll("[data-say]"))
-    element.textContent = say(element.dataset.say, (model ? newColumns() : ["label", "probability"]).join(", "));
+    element.textContent = say(element.dataset.say, columns);
   $("language").textContent = say("other");
   $("language").lang = language === "ko" ? "en" : "ko";
   document.title = say(pairs ? "title_pairs" : ofTask("title"));
@@ -336,7 +349,7 @@ for (const box of boxes)
 $("language").onclick = () => {
   language = language === "ko" ? "en" : "ko";
   write();
-  showAnswer();
+  if (model) showAnswer();
   showError($("error"));
   showError($("file-error"));
 };

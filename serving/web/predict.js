@@ -4,7 +4,8 @@ const TRIES = 5; // if the server is busy
 const TIMEOUT = 30_000; // ms
 
 async function ask(address, body) {
-  const options = body && { method: "POST", headers: { "Content-Type": "application/json" }, body: JSON.stringify(body) };
+  const headers = { "Content-Type": "application/json" };
+  const options = body && { method: "POST", headers, body: JSON.stringify(body) };
   for (let tries = TRIES; ; tries--) {
     const response = await fetch(address, { ...options, signal: AbortSignal.timeout(TIMEOUT) }).catch(() => {
       throw new Error("unreachable");

@@ -1,7 +1,7 @@
 /* A table from the bytes of a file, and the same table with more columns. */
 
-const TEXT_NAMES = ["text", "document", "sentence", "review", "comment", "content", "문장", "글", "리뷰", "내용", "본문",
-  "댓글", "후기", "텍스트"];
+const TEXT_NAMES = ["text", "document", "sentence", "review", "comment", "content", "문장", "글", "리뷰", "내용",
+  "본문", "댓글", "후기", "텍스트"];
 
 /** What is wrong with a file: a key of TEXTS in page.js, and what stands in its braces. */
 export class TableError extends Error {
@@ -11,21 +11,21 @@ export class TableError extends Error {
   }
 }
 
-/** UTF-8, with or without BOM; UTF-16 as Excel writes "Unicode text"; else CP949, which browsers call EUC-KR. */
+/** UTF-8, with or without BOM; UTF-16, as Excel's "Unicode text"; else CP949, which browsers call EUC-KR. */
 function decoded(bytes) {
   const encodings = bytes[0] === 0xff && bytes[1] === 0xfe ? ["utf-16le"] : ["utf-8", "euc-kr"];
   for (const encoding of encodings) {
     try {
       const text = new TextDecoder(encoding, { fatal: true }).decode(bytes);
-      if (!text.includes("\0")) return text; // as .xlsx and other files have it
+      if (!text.includes("\0")) return text; // which files that hold no text have
     } catch {} // not this one
   }
   throw new TableError("not_text");
 }
 
 /**
- * A cell that begins with a quotation mark ends at the next single one (RFC 4180). In .tsv and .txt, as in the
- * kit's files, quotation marks mean nothing. A record keeps its text as it stands in the file.
+ * A cell that begins with a quotation mark ends at the next single one (RFC 4180). In .tsv and .txt, as
+ * elsewhere in the kit, quotation marks mean nothing. A record keeps its text as it stands in the file.
  * -> {separator, quotes, records: [{cells, raw, end}]}, end: its line break
  */
 function parsed(text, name) {
@@ -59,11 +59,12 @@ function parsed(text, name) {
 
 /** -> {name, separator, quotes, header, rows}. Row i is line i + 2 of the sheet. Raises TableError. */
 export function tableOf(bytes, name) {
-  if (bytes[0] === 0x50 && bytes[1] === 0x4b) throw new TableError("excel"); // "PK": .xlsx
+  if (!/\.(csv|tsv|txt)$/i.test(name)) throw new TableError("kind");
   const { records: [header, ...rows], ...rest } = parsed(decoded(bytes), name);
   if (!rows.length) throw new TableError("no_rows");
-  for (const [i, { cells }] of rows.entries())
-    if (cells.length > header.cells.length) throw new TableError("wide", i + 2, cells.length, header.cells.length);
+  const width = header.cells.length;
+  const wide = rows.findIndex(({ cells }) => cells.length > width);
+  if (wide >= 0) throw new TableError("wide", wide + 2, rows[wide].cells.length, width);
   return { name, header, rows, ...rest };
 }
 
@@ -77,13 +78,15 @@ export function textColumns(header, pairs) {
 
 /** The file with new columns, for Excel too: UTF-8 with a BOM. added: for each row its cells. */
 export function written({ header, rows, separator, quotes }, names, added) {
-  const cell = (value) => quotes && /["\r\n,;\t]/.test(value) ? `"${value.replaceAll('"', '""')}"` : value;
+  const quoted = (value) => (/["\r\n,;\t]/.test(value) ? `"${value.replaceAll('"', '""')}"` : value);
+  const cell = (value) => (quotes ? quoted(value) : value.replace(/[\t\r\n]/g, " "));
   const line = ({ cells, raw, end }, more) => {
     const missing = separator.repeat(header.cells.length - cells.length); // of a short row
     return raw + missing + more.map((value) => separator + cell(value)).join("") + (end || header.end);
   };
   while (names.some((name) => header.cells.includes(name))) names = names.map((name) => `predicted_${name}`);
-  return ["\ufeff", line(header, names), ...rows.map((row, i) => (isBlank(row) ? row.raw + row.end : line(row, added[i])))];
+  const body = rows.map((row, i) => (isBlank(row) ? row.raw + row.end : line(row, added[i])));
+  return ["\ufeff", line(header, names), ...body];
 }
 
 /** Whether a row is an empty line, which stays one. */
