@@ -13,7 +13,8 @@ const TEXTS = {
     text: "글을 적으면 바로 답합니다", text1: "첫째 글", text2: "둘째 글",
     example: "예: 배우들 연기는 좋은데 이야기가 지루해요",
     loading: "모델을 불러오는 중입니다…", none: "해당 없음", chosen: "해당",
-    words: "낱말을 하나씩 빼 보면: ‘{0}’ 확률의 변화(%p)", words_regression: "낱말을 하나씩 빼 보면: 점수의 변화",
+    words: "낱말마다 ‘{0}’의 확률에 더한 몫 (그 낱말을 뺀 글과 견주어, %p)",
+    words_regression: "낱말마다 점수에 더한 몫 (그 낱말을 뺀 글과 견주어)",
     up: "‘{0}’ 쪽으로", down: "반대쪽으로", up_regression: "점수를 높임", down_regression: "점수를 낮춤",
     no_words: "없음", file: "파일로 한꺼번에", choose: "파일 고르기",
     drop: "CSV나 TSV 파일을 여기에 놓으면 {0} 열을 더해 돌려줍니다. 첫 줄은 열 이름이어야 합니다.",
@@ -34,8 +35,8 @@ const TEXTS = {
     text: "Type a text to see the answer", text1: "First text", text2: "Second text",
     example: "배우들 연기는 좋은데 이야기가 지루해요",
     loading: "Loading the model…", none: "None", chosen: "applies",
-    words: "Leaving out one word at a time: change in the probability of “{0}” (points)",
-    words_regression: "Leaving out one word at a time: change in the score",
+    words: "What each word adds to the probability of “{0}” (points, beside the text without it)",
+    words_regression: "What each word adds to the score (beside the text without it)",
     up: "Towards “{0}”", down: "Away from it",
     up_regression: "Raise the score", down_regression: "Lower the score",
     no_words: "none", file: "A whole file", choose: "Choose a file",
@@ -182,16 +183,17 @@ function showClasses(first) {
     const share = first.probabilities[name];
     const bar = make("span", { className: "bar" });
     bar.style.setProperty("--share", share);
-    const row = make("button", { type: "button" }, make("span", { textContent: name }), bar,
-      make("span", { className: "share", textContent: percent(share) }));
+    const label = make("span", {}, name);
+    if (first.labels?.includes(name))
+      label.append(" ", make("span", { className: "given", textContent: say("chosen") }));
+    const number = make("span", { className: "share", textContent: percent(share) });
+    const row = make("button", { type: "button" }, label, bar, number);
     row.setAttribute("aria-pressed", name === shownClass(first));
     row.onclick = () => {
       picked = name;
       showAnswer();
       document.querySelector("#classes [aria-pressed=true]").focus();
     };
-    if (first.labels?.includes(name))
-      row.append(make("span", { className: "given", textContent: say("chosen") }));
     $("classes").append(make("li", {}, row));
   }
 }
@@ -205,6 +207,7 @@ function showWords(first) {
   const signed = (change) => `${change < 0 ? "−" : "+"}${Math.abs(change).toFixed(digits)}`;
   const all = words.flat();
   const largest = Math.max(0.05 * scale, ...all.map(({ change }) => Math.abs(change ?? 0)));
+  const strong = ({ change }) => Math.abs(change) >= largest / 10;
   const seen = ({ change }) => Number(Math.abs(change).toFixed(digits)) > 0; // not "0.0", not undefined
 
   $("words").hidden = false;
@@ -214,7 +217,7 @@ function showWords(first) {
     if (i) $("marked").append(make("br"));
     for (const each of list) {
       const word = each.word.trimEnd();
-      if (seen(each)) {
+      if (strong(each)) {
         const className = each.change > 0 ? "up" : "down";
         const mark = make("mark", { className, textContent: word, title: signed(each.change) });
         mark.style.setProperty("--strength", `${Math.round(55 * Math.abs(each.change) / largest)}%`);
