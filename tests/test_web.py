@@ -30,6 +30,7 @@ from test_predictor import FORMS, exported, student_of
 from tokenizers import Tokenizer
 
 import train_tokenizer
+from data.examples import read_examples
 from student import Student, StudentConfig
 
 pytest.importorskip("onnx")
@@ -81,13 +82,13 @@ class Handler(SimpleHTTPRequestHandler):
         if self.server.failing:
             return self.answer(*self.server.failing)
         assert len(asked["texts"]) <= 9 and sum(map(len, asked["texts"])) <= 2000
-        found = self.server.predictor.predict(asked["texts"], asked.get("texts2"))
-        return self.answer(200, {"predictions": predictions(self.server.predictor, found)})
+        found = predictions(self.server.predictor, asked["texts"], asked.get("texts2"))
+        return self.answer(200, {"predictions": found})
 
 
-def predictions(predictor, found) -> list[dict]:
+def predictions(predictor, *columns) -> list[dict]:
     rows = []
-    for row, answer in zip(found.tolist(), predictor._chosen(found), strict=True):
+    for row, answer in zip(predictor.predict(*columns).tolist(), predictor.answers(*columns), strict=True):
         shares = dict(zip(predictor.label_names, row, strict=True))
         rows.append({"classification": {"label": answer, "probability": max(row), "probabilities": shares},
                      "multilabel": {"labels": answer, "probabilities": shares},
@@ -266,7 +267,7 @@ def test_other_tasks_and_pairs(page, tmp_path, task, pair):
         if pair:
             rows = [rows[0] + [one] * 2, [two] * 4 + left_out(two)]
         found = predictor.predict(*rows)
-        answer = predictor._chosen(found[:1])[0]
+        answer = predictor.answers(*(row[:1] for row in rows))[0]
         column = found[0].argmax()
         if task == "regression":
             assert page.text("answer") == f"{answer:.2f}" and not page.all("#classes button")
@@ -490,7 +491,7 @@ def hostile(count: int, seed: int) -> list[str]:
 
 
 def sample_texts():
-    return [line.split("\t")[0] for path in SAMPLE for line in path.read_text("utf-8").splitlines()[1:]]
+    return [text for path in SAMPLE for text in read_examples(path).texts]
 
 
 @pytest.fixture(scope="module", params=["bpe", "wordpiece", "unigram"])
@@ -587,7 +588,7 @@ def test_static_pages_of_every_task(page, static, tmp_path, task, pair):
         page.open(server.url)
         found = page.driver.execute_async_script(RUN, *columns, *[None] * (2 - len(columns)))
     assert found["names"] == predictor.label_names
-    expected = predictions(predictor, predictor.predict(*columns))
+    expected = predictions(predictor, *columns)
     for ours, theirs in zip(found["predictions"], expected, strict=True):
         assert ours.keys() == theirs.keys()
         for key, value in theirs.items():
