@@ -79,6 +79,8 @@ class Handler(SimpleHTTPRequestHandler):
     def do_POST(self):
         asked = json.loads(self.rfile.read(int(self.headers["Content-Length"])))
         self.server.asked.append(asked)
+        if self.server.slow in asked["texts"]:
+            self.server.go.wait(30)
         if self.server.failing:
             return self.answer(*self.server.failing)
         assert len(asked["texts"]) <= 9 and sum(map(len, asked["texts"])) <= 2000
@@ -98,9 +100,11 @@ def predictions(predictor, *columns) -> list[dict]:
 
 @contextlib.contextmanager
 def serving(folder, predictor=None):
-    """A server of the folder; .url, .asked: the bodies it got, .failing: (status, body) that it answers."""
+    """A server of the folder; .url, .asked: the bodies it got, .failing: (status, body) that it answers,
+    .slow: a text that waits for .go."""
     with ThreadingHTTPServer(("127.0.0.1", 0), partial(Handler, directory=folder)) as server:
         server.predictor, server.asked, server.failing = predictor, [], None
+        server.slow, server.go = None, threading.Event()
         server.url = f"http://127.0.0.1:{server.server_port}/"
         threading.Thread(target=server.serve_forever, daemon=True).start()
         yield server
@@ -282,6 +286,20 @@ def test_other_tasks_and_pairs(page, tmp_path, task, pair):
             changes, unit = 100 * (found[0, column] - found[1:, column]), 0.1
         expected = sorted(change for change in changes.tolist() if abs(change) >= unit / 2)
         np.testing.assert_allclose(sorted(c for _, c in page.changes()), expected, atol=0.51 * unit)
+
+
+def test_a_late_answer_does_not_replace_a_newer_one(page, tmp_path):
+    predictor = exported(student_of(), tmp_path / "s.onnx")
+    with serving(WEB, predictor) as server:
+        page.open(server.url)
+        server.slow = "단어7"
+        page["text"].send_keys("단어7")
+        page.until(lambda: server.asked)
+        page.type("단어5 단어9")
+        shown = page.text("answer")
+        server.go.set()
+        time.sleep(0.5)
+        assert page.text("answer") == shown and page.text("marked") == "단어5 단어9"
 
 
 def test_errors_take_one_line_and_pass(page, tmp_path):
