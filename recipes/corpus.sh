@@ -3,28 +3,35 @@
 # The recipe of each corpus calls it, and says what to know of that corpus. CORPUS is a name of data.prepare.
 # CHECKPOINT is a hub id or a folder; the default is models/encoder. Run it again to continue after an interruption.
 # AUGMENT: flags of data.augment, whose variants and new pairs of the texts are added. TASK: flags of the teacher and
-# of the students, such as --best macro_f1.
+# of the students, such as --best macro_f1. STUDENT: flags of the students. TOKENIZER: a folder, instead of a new one.
+# TEACHERS: what teaches, in OUT; labels/base*/student.pt: the students of labels alone, all seeds together.
 set -eu
-[ $# -ge 1 ] || { sed -n '2,6p' "$0" | cut -c3- >&2; exit 2; }
+[ $# -ge 1 ] || { sed -n '2,7p' "$0" | cut -c3- >&2; exit 2; }
 [ ! -d "${2:-}" ] || set -- "$1" "$(cd "$2" && pwd)"  # a folder is meant from where this was called
 cd "$(dirname "$0")/.."
 PY=${PYTHON:-python}
-D=data/$1 OUT=${OUT:-runs/$1}
+D=data/$1 OUT=${OUT:-runs/$1} TEACHERS=${TEACHERS:-teacher/teacher.pt}
 SIZES=${SIZES:-base tiny} SEEDS=${SEEDS:-0 1 2} TASK=${TASK:-}
 TEXTS=$D/train.tsv LOGITS=$OUT/logits/train.pt
 
 [ -e $D/train.tsv ] || $PY -m data.prepare "$1"
-$PY train_tokenizer.py --data $D/train.tsv --output-dir "$OUT/tokenizer"
-$PY finetune_teacher.py --train $D/train.tsv --valid $D/valid.tsv ${2:+--checkpoint "$2"} --layer-decay 0.9 $TASK \
-    --output-dir "$OUT/teacher"
+if [ -z "${TOKENIZER:-}" ]; then
+    $PY train_tokenizer.py --data $D/train.tsv --output-dir "$OUT/tokenizer"
+    TOKENIZER=$OUT/tokenizer/vocab_size_3000
+fi
+case $TEACHERS in *teacher/teacher.pt*)
+    $PY finetune_teacher.py --train $D/train.tsv --valid $D/valid.tsv ${2:+--checkpoint "$2"} --layer-decay 0.9 $TASK \
+        --output-dir "$OUT/teacher";;
+esac
+STUDENT="--valid $D/valid.tsv --tokenizer $TOKENIZER --size $SIZES --seed $SEEDS $TASK ${STUDENT:-}"
+$PY distill.py --train $D/train.tsv --alpha 1 $STUDENT --output-dir "$OUT/labels"
 if [ -n "${AUGMENT:-}" ]; then
     # Variants are unlabelled text for the teacher to judge: worth most where a corpus is small.
     $PY -m data.augment --data $D/train.tsv $AUGMENT --out "$OUT/augmented.tsv"
     TEXTS="$TEXTS $OUT/augmented.tsv" LOGITS="$LOGITS $OUT/logits/augmented.pt"
 fi
-$PY dump_logits.py --teacher "$OUT/teacher/teacher.pt" --data $TEXTS --output-dir "$OUT/logits"
-STUDENT="--valid $D/valid.tsv --tokenizer $OUT/tokenizer/vocab_size_3000 --size $SIZES --seed $SEEDS $TASK"
-$PY distill.py --train $D/train.tsv --alpha 1 $STUDENT --output-dir "$OUT/labels"
+for each in $TEACHERS; do MODELS="${MODELS:-} $OUT/$each"; done
+$PY dump_logits.py --teacher $MODELS --data $TEXTS --output-dir "$OUT/logits"
 $PY distill.py --train $TEXTS --logits $LOGITS $STUDENT --output-dir "$OUT/distilled"
-$PY evaluate.py "$OUT"/labels/*/student.pt "$OUT"/distilled/*/student.pt "$OUT/teacher/teacher.pt" \
+$PY evaluate.py "$OUT"/labels/*/student.pt "$OUT"/distilled/*/student.pt $(ls "$OUT/teacher/teacher.pt" 2>/dev/null || true) \
     --data $D/test.tsv --seen $D/train.tsv --all

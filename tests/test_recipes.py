@@ -17,7 +17,7 @@ RECIPES = {"demo.sh": [], "demo-tasks.sh": [], "mine.sh": ["reviews.tsv", "scrat
            "nsmc.sh": ["some/checkpoint"], "shopping.sh": [], "steam.sh": [], "hate-speech.sh": [],
            "unsmile.sh": ["some/checkpoint"], "kmhas.sh": [], "kote.sh": [], "3i4k.sh": [],
            "klue-nli.sh": ["some/checkpoint"], "kornli.sh": [], "question-pair.sh": [], "paws-x.sh": [],
-           "klue-sts.sh": [], "korsts.sh": [], "corpus.sh": ["kote"], "answers.sh": []}
+           "klue-sts.sh": [], "korsts.sh": [], "nli-sts.sh": [], "corpus.sh": ["kote"], "answers.sh": []}
 TEACHER_LESS = {"answers.sh": {"extra/import_logits.py"}}  # what takes the place of the teacher's scripts
 PAIRS = ["klue-nli", "kornli", "question-pair", "paws-x", "klue-sts", "korsts"]
 CORPORA = ["shopping", "steam", "hate-speech", "unsmile", "kmhas", "kote", "3i4k", *PAIRS]
@@ -64,7 +64,8 @@ def test_every_recipe_is_tested():
 def test_calls_have_flags_that_exist_and_end_in_a_table(recipe, name):
     code, calls = recipe(name, UNLABELED="unlabeled.tsv.gz")
     assert code == 0
-    teacher = TEACHER_LESS.get(name, {"finetune_teacher.py", "dump_logits.py"})
+    peers = name.removesuffix(".sh") in [*PAIRS, "nli-sts"] and not RECIPES[name]  # students teach
+    teacher = TEACHER_LESS.get(name, {"dump_logits.py"} | (set() if peers else {"finetune_teacher.py"}))
     assert {call[0] for call in calls} >= {"train_tokenizer.py", "distill.py", "evaluate.py"} | teacher
     for call in calls:
         parsed(call)
@@ -79,12 +80,18 @@ def test_the_unlabelled_file_goes_from_the_dump_to_the_students(recipe):
 
 @pytest.mark.parametrize("name", CORPORA)
 def test_a_corpus_is_prepared_and_taught_with_and_without_logits(recipe, name):
-    """The default checkpoint is that of finetune_teacher.py, and every student is tested on the test file."""
+    """The default checkpoint is that of finetune_teacher.py; pairs without a checkpoint are taught by the
+    students of labels alone. Every student is tested on the test file."""
     _, calls = recipe(f"{name}.sh", SEEDS="0 1")
     assert calls[0][:2] == ["-m", "data.prepare"] and parsed(calls[0]).corpus == name
-    teacher, dumped = (next(parsed(call) for call in calls if call[0] == script)
-                       for script in ("finetune_teacher.py", "dump_logits.py"))
-    assert teacher.checkpoint == ("some/checkpoint" if RECIPES[f"{name}.sh"] else parsed_default().checkpoint)
+    fine_tuned = [parsed(call).checkpoint for call in calls if call[0] == "finetune_teacher.py"]
+    dumped = next(parsed(call) for call in calls if call[0] == "dump_logits.py")
+    if name in PAIRS and not RECIPES[f"{name}.sh"]:
+        assert not fine_tuned and dumped.teacher == [f"runs/{name}/labels/base*/student.pt"]
+    else:
+        assert fine_tuned == [RECIPES[f"{name}.sh"][0] if RECIPES[f"{name}.sh"] else
+                              parsed_default().checkpoint]
+        assert dumped.teacher == [f"runs/{name}/teacher/teacher.pt"]
     alone, taught = (parsed(call) for call in calls if call[0] == "distill.py")
     assert alone.alpha == [1] and alone.logits is None and alone.train == [f"data/{name}/train.tsv"]
     assert taught.alpha != [1] and taught.train == dumped.data and len(taught.logits) == len(taught.train)
@@ -109,6 +116,18 @@ def test_the_demo_of_tasks_reads_files_that_are_there(recipe):
         if call[0] == "evaluate.py":
             assert not {f"{Path(parsed(call).data).parent}/test.tsv"} & {
                 word for other in calls if other[0] != "evaluate.py" for word in other}
+
+
+def test_similarity_begins_where_inference_ended(recipe):
+    """The students of KorSTS have the tokenizer of KLUE-NLI, and the layers of its student."""
+    _, calls = recipe("nli-sts.sh")
+    assert [parsed(call).corpus for call in calls if call[:2] == ["-m", "data.prepare"]] == [
+        "klue-nli", "korsts"]
+    assert len([call for call in calls if call[0] == "train_tokenizer.py"]) == 1
+    students = [parsed(call) for call in calls if call[0] == "distill.py"]
+    assert [args.start for args in students] == [None] * 2 + ["runs/klue-nli/distilled/base/student.pt"] * 2
+    assert {str(path) for args in students for path in args.tokenizer} == {
+        "runs/klue-nli/tokenizer/vocab_size_3000"}
 
 
 @pytest.mark.parametrize("name", PAIRS)

@@ -1,0 +1,10 @@
+#!/bin/sh
+# Inference first, then similarity: students of KLUE-NLI are where those of KorSTS begin. sh recipes/nli-sts.sh [CHECKPOINT]
+# CHECKPOINT is a hub id or a folder. Without one the students of labels alone teach.
+# Run it again to continue after an interruption.
+set -eu
+HERE=$(dirname "$0")
+export SIZES=base
+sh "$HERE/klue-nli.sh" "$@"
+export TOKENIZER=runs/klue-nli/tokenizer/vocab_size_3000 STUDENT="--start runs/klue-nli/distilled/base/student.pt"
+OUT=runs/nli-sts exec sh "$HERE/korsts.sh" "$@"
