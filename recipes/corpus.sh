@@ -3,10 +3,11 @@
 # The recipe of each corpus calls it, and says what to know of that corpus. CORPUS is a name of data.prepare.
 # CHECKPOINT is a hub id or a folder; the default is models/encoder. Run it again to continue after an interruption.
 # AUGMENT: flags of data.augment, whose variants and new pairs of the texts are added. TASK: flags of the teacher and
-# of the students, such as --best macro_f1. STUDENT: flags of the students. TOKENIZER: a folder, instead of a new one.
-# TEACHERS: what teaches, in OUT; labels/base*/student.pt: the students of labels alone, all seeds together.
+# of the students, such as --best macro_f1. STUDENT: flags of the students; ALONE: of those of labels alone.
+# TOKENIZER: a folder, instead of a new one. TEACHERS: what teaches, in OUT; labels/base*/student.pt: the students of
+# labels alone, all seeds together.
 set -eu
-[ $# -ge 1 ] || { sed -n '2,7p' "$0" | cut -c3- >&2; exit 2; }
+[ $# -ge 1 ] || { sed -n '2,8p' "$0" | cut -c3- >&2; exit 2; }
 [ ! -d "${2:-}" ] || set -- "$1" "$(cd "$2" && pwd)"  # a folder is meant from where this was called
 cd "$(dirname "$0")/.."
 PY=${PYTHON:-python}
@@ -24,13 +25,14 @@ case $TEACHERS in *teacher/teacher.pt*)
         --output-dir "$OUT/teacher";;
 esac
 STUDENT="--valid $D/valid.tsv --tokenizer $TOKENIZER --size $SIZES --seed $SEEDS $TASK ${STUDENT:-}"
-$PY distill.py --train $D/train.tsv --alpha 1 $STUDENT --output-dir "$OUT/labels"
+$PY distill.py --train $D/train.tsv --alpha 1 $STUDENT ${ALONE:-} --output-dir "$OUT/labels"
 if [ -n "${AUGMENT:-}" ]; then
     # Variants are unlabelled text for the teacher to judge: worth most where a corpus is small.
     $PY -m data.augment --data $D/train.tsv $AUGMENT --out "$OUT/augmented.tsv"
     TEXTS="$TEXTS $OUT/augmented.tsv" LOGITS="$LOGITS $OUT/logits/augmented.pt"
 fi
-for each in $TEACHERS; do MODELS="${MODELS:-} $OUT/$each"; done
+MODELS=
+for each in $TEACHERS; do MODELS="$MODELS $OUT/$each"; done
 $PY dump_logits.py --teacher $MODELS --data $TEXTS --output-dir "$OUT/logits"
 $PY distill.py --train $TEXTS --logits $LOGITS $STUDENT --output-dir "$OUT/distilled"
 $PY evaluate.py "$OUT"/labels/*/student.pt "$OUT"/distilled/*/student.pt $(ls "$OUT/teacher/teacher.pt" 2>/dev/null || true) \

@@ -6,4 +6,5 @@
 # Run it again to continue after an interruption.
 set -eu
 [ $# -gt 0 ] || export TEACHERS="labels/base*/student.pt"
+export ALONE="--dropout 0.3"
 exec sh "$(dirname "$0")/corpus.sh" kornli "$@"

@@ -5,5 +5,5 @@
 # Run it again to continue after an interruption.
 set -eu
 [ $# -gt 0 ] || export TEACHERS="labels/base*/student.pt"
-export AUGMENT="--pairs 4 --symmetric"
+export ALONE="--dropout 0.3" AUGMENT="--times 0 --pairs 4 --symmetric"
 exec sh "$(dirname "$0")/corpus.sh" korsts "$@"
