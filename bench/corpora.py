@@ -14,6 +14,8 @@ needs   pip install -r requirements-bench.txt, for the baseline: character n-gra
 import argparse
 from pathlib import Path
 
+import flags
+
 
 def parse_args(argv=None):
     p = argparse.ArgumentParser(prog="python -m bench.corpora", description=__doc__,
@@ -22,6 +24,8 @@ def parse_args(argv=None):
     arg("corpora", nargs="+", metavar="CORPUS")
     arg("--runs", default="runs", type=Path, metavar="DIR", help="default: %(default)s")
     arg("--data", default="data", type=Path, metavar="DIR", help="default: %(default)s")
+    arg("--ngrams", type=flags.count, default=4, metavar="N",
+        help="of the baseline: of 1 to N characters (default: %(default)s)")
     arg("--page", default="docs/results.md", type=Path, metavar="FILE", help="default: %(default)s")
     return p.parse_args(argv)
 
@@ -86,7 +90,7 @@ def gain(task, distilled: list[dict], alone: list[dict]) -> tuple[float, float, 
     return middle - other, *tasks.interval(draws(distilled) - draws(alone))
 
 
-def section(folder: Path, data: Path) -> str:
+def section(folder: Path, data: Path, ngrams: int) -> str:
     """The table of one corpus, and a line that says what was tested on what."""
     groups, teachers = find(folder), [str(Path(path)) for path in read_logits(folder / LOGITS).teacher_files]
     models = list(dict.fromkeys([*itertools.chain.from_iterable(groups.values()), *teachers]))
@@ -112,10 +116,11 @@ def section(folder: Path, data: Path) -> str:
         return [name, f"{runs[0]['parameters']:,}",
                 *(mean([run[score] for run in runs], score, task.best) for score in scores), difference]
 
-    flags = [word for name in ("best", "class_weights") if chosen.get(name)
-             for word in (f"--{name.replace('_', '-')}", chosen[name])]
+    options = [word for name in ("best", "class_weights") if chosen.get(name)
+               for word in (f"--{name.replace('_', '-')}", chosen[name])]
+    options += ["--train", train, "--valid", valid, "--test", test, "--ngrams", str(ngrams)]
     with contextlib.redirect_stdout(said := io.StringIO()):
-        found = tfidf.compare(tfidf.parse_args(["--train", train, "--valid", valid, "--test", test, *flags]))
+        found = tfidf.compare(tfidf.parse_args(options))
     baseline = [*found.values()][-1]  # with the thresholds of --valid, where there are some
     rows = [["TF-IDF", "–", *(shown(score, baseline[score], task.best) for score in scores), "–"]]
     for (size, arm), runs in groups.items():
@@ -135,7 +140,7 @@ def main(args) -> None:
     for name in args.corpora:
         filled(text, "", args.page, name)  # a page without the place ends here, before anything is run
     for name in args.corpora:
-        text = filled(text, section(args.runs / name, args.data / name), args.page, name)
+        text = filled(text, section(args.runs / name, args.data / name, args.ngrams), args.page, name)
         runtime.save_together({args.page: text})
         print(f"{args.page}: {name}")
 
