@@ -5,8 +5,8 @@
 Each model is run once. Figures of several seeds are their mean and standard deviation. The gain is that of
 distilled students over those of labels alone, the difference of the means, with its 95 % interval over rows.
 
-reads   what recipes/corpus.sh left in RUNS/CORPUS/: teacher/teacher.pt, labels/*/student.pt,
-        distilled/*/student.pt; DATA/CORPUS/train.tsv, valid.tsv, test.tsv
+reads   what recipes/corpus.sh left in RUNS/CORPUS/: labels/*/student.pt, distilled/*/student.pt,
+        logits/train.pt, which names the teachers; DATA/CORPUS/train.tsv, valid.tsv, test.tsv
 writes  in --page what stands between <!-- CORPUS --> and <!-- /CORPUS -->
 needs   pip install -r requirements-bench.txt, for the baseline: character n-grams (bench/tfidf.py)
 """
@@ -42,12 +42,14 @@ import tasks
 from bench import tfidf
 from bench.runs import size_of
 from bench.table import filled, table
+from data.logits import read_logits
+from dump_logits import load
 from evaluate import TITLES, shown
 from runtime import UserError
 from student import Student, StudentError
 
 ARMS = {"labels": "labels alone", "distilled": "distilled"}  # folder of a run: what the table calls it
-TEACHER = "teacher/teacher.pt"
+LOGITS = "logits/train.pt"
 
 
 def find(folder: Path) -> dict[tuple[str, str], list[str]]:
@@ -59,8 +61,8 @@ def find(folder: Path) -> dict[tuple[str, str], list[str]]:
             size = size_of(student.config)
             found.setdefault((size, arm), []).append(str(path))
             parameters[size] = sum(p.numel() for p in student.parameters())
-    if {arm for _, arm in found} != set(ARMS) or not (folder / TEACHER).exists():
-        raise UserError(f"{folder}: lacks labels/*/student.pt, distilled/*/student.pt or {TEACHER}; "
+    if {arm for _, arm in found} != set(ARMS) or not (folder / LOGITS).exists():
+        raise UserError(f"{folder}: lacks labels/*/student.pt, distilled/*/student.pt or {LOGITS}; "
                         f"run the recipe of this corpus first")
     return dict(sorted(found.items(), key=lambda item: parameters[item[0][0]]))
 
@@ -86,8 +88,8 @@ def gain(task, distilled: list[dict], alone: list[dict]) -> tuple[float, float, 
 
 def section(folder: Path, data: Path) -> str:
     """The table of one corpus, and a line that says what was tested on what."""
-    groups, teacher = find(folder), str(folder / TEACHER)
-    models = [*itertools.chain.from_iterable(groups.values()), teacher]
+    groups, teachers = find(folder), [str(Path(path)) for path in read_logits(folder / LOGITS).teacher_files]
+    models = list(dict.fromkeys([*itertools.chain.from_iterable(groups.values()), *teachers]))
     train, valid, test = (str(data / f"{name}.tsv") for name in ("train", "valid", "test"))
     examples = evaluate.read_examples(test)
     task, target, results = evaluate.assess(evaluate.parse_args([*models, "--data", test]), examples,
@@ -95,10 +97,15 @@ def section(folder: Path, data: Path) -> str:
     chosen = Student.load(models[0]).artifact["made_by"]["arguments"]
     task.best = chosen.get("best") or task.best
     scores = task.best, next(name for name in task.choosers if name != task.best)
+    taught = [results[models.index(path)] for path in teachers]
+    if len(taught) > 1:  # what the students learned: their mean logits, before calibration
+        raw = [each["logits"] * getattr(load(each["model"]).config, "temperature", 1.0) for each in taught]
+        results.append({"task": task, "logits": torch.stack(raw).mean(0),
+                        "parameters": sum(each["parameters"] for each in taught)})
     for result in results:
         result["statistics"] = result["task"].statistics(result["logits"], target)
         result |= {name: value.item() for name, value in task.scores(result["statistics"].mean(0)).items()}
-    by_path = dict(zip(models, results, strict=True))
+    by_path = dict(zip(models, results, strict=False))
     groups = {key: [by_path[path] for path in paths] for key, paths in groups.items()}
 
     def row(name, runs, difference="–"):
@@ -116,7 +123,7 @@ def section(folder: Path, data: Path) -> str:
         if arm == "distilled" and (size, "labels") in groups:
             difference = shown("difference", gain(task, runs, groups[size, "labels"]), task.best)
         rows.append(row(f"{size.capitalize()}, {ARMS[arm]}", runs, difference))
-    rows.append(row("teacher", [by_path[teacher]]))
+    rows.append(row("teacher" if len(taught) == 1 else f"{len(taught)} teachers, mean", results[-1:]))
     counts = ", ".join(sorted({f"{len(runs)} seeds" for runs in groups.values()}))
     header = ["", "parameters", *(TITLES.get(score, score) for score in scores), "gain (95 %)"]
     return "\n".join([*table(header, rows), "", f"{len(examples):,} test rows; students: {counts}. "

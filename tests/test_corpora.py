@@ -5,10 +5,11 @@ import statistics
 
 import pytest
 import torch
-from helpers import LABELLED, STUDENT, TAUGHT, refused, run
+from helpers import CPU, LABELLED, STUDENT, TAUGHT, refused, run
 
 from bench import corpora
 from data.examples import read_examples
+from data.logits import read_logits
 from student import Student
 from teacher import Teacher
 
@@ -25,6 +26,7 @@ def page(here):
     for arm, flags in (("labels", f"{LABELLED} --alpha 1"), ("distilled", TAUGHT)):
         run("distill", f"{flags} {STUDENT} --seed {' '.join(map(str, SEEDS[arm]))} --best macro_f1 "
                        f"--output-dir runs/reviews/{arm}")
+    shutil.copytree(here / "logits", here / "runs/reviews/logits")
     path = here / "page.md"
     path.write_text("before\n<!-- reviews -->\nold\n<!-- /reviews -->\nafter\n", encoding="utf-8")
     return path
@@ -77,6 +79,22 @@ def test_a_table_has_means_and_a_gain_over_rows_drawn_again(page, here):
     assert float(middle) == pytest.approx(gain(torch.arange(len(truth))), abs=1e-4)
     assert [float(end) for end in rest.strip("()").split(" … ")] == pytest.approx([low, high], abs=1e-3)
     assert page.read_text("utf-8").startswith("before\n<!-- reviews -->\n| ")
+
+
+@pytest.mark.optional
+def test_the_row_of_several_teachers_has_what_their_dumped_mean_has(page, here):
+    pytest.importorskip("sklearn")
+    student = next((here / "runs/reviews/labels").glob("*/student.pt"))
+    teachers = f"--teacher teacher/teacher.pt {student}"
+    run("dump_logits", f"{teachers} --data train.tsv --output-dir runs/reviews/logits --overwrite {CPU}")
+    run("dump_logits", f"{teachers} --data test.tsv --output-dir mean {CPU}")
+    found, test = read_logits("mean/test.pt"), read_examples("test.tsv")
+    guesses = [found.names[i] for i in found.values.argmax(1)]
+    right = statistics.mean(guess == answer for guess, answer in zip(guesses, test.answers, strict=True))
+    *_, row = make("reviews")
+    assert (row[0], row[3]) == ("2 teachers, mean", f"{right:.2%}")
+    models = Teacher.load("teacher/teacher.pt"), Student.load(student)
+    assert row[1] == f"{sum(p.numel() for model in models for p in model.parameters()):,}"
 
 
 def test_what_is_missing_is_named_and_the_page_stays(page, here, capsys):
