@@ -35,7 +35,8 @@ from data.examples import read_examples
 from runtime import UserError
 from teacher import Teacher
 
-PACKAGES = ("torch", "tokenizers", "numpy", "transformers", "accelerate", "fasttext-wheel")
+PACKAGES = ("torch", "tokenizers", "numpy", "transformers", "accelerate", "fasttext-wheel",
+            "onnxruntime")
 MAX_LENGTH = 128  # tokens of a row, both sides; the scripts' default
 CPU = torch.device("cpu")
 

@@ -45,31 +45,34 @@ def new_student(made, size: str) -> Student:
     return Student.load(path)
 
 
-def against_pipeline(args, made, student: Student):
+def beside_pipeline(args, made, ours: dict):
+    """Rates of `ours`, {name: predict}, and of the pipeline in turn; returns ({name: rates}, {"transformers
+    …": rates} of the pipeline's faster way, {"…": median} of its slower, the machine's rates, checked)."""
     model, tokenizer = common.peer_teacher(made)
     pipe = common.peer("transformers").pipeline("text-classification", model=model, tokenizer=tokenizer,
                                                 device="cpu")
-    texts = made.texts
+    texts, options = made.texts, {"top_k": None, "truncation": True, "max_length": common.MAX_LENGTH}
+    theirs = {"pipeline, its default": partial(pipe, **options),
+              "pipeline, batch_size=32": partial(pipe, batch_size=32, **options)}
 
-    def piped(texts, **batching):
-        return pipe(texts, top_k=None, truncation=True, max_length=common.MAX_LENGTH, **batching)
+    def rate(predict):
+        return lambda: len(texts) / common.timed(lambda: predict(texts))
 
-    def rate(function):
-        return lambda: len(texts) / common.timed(function)
-
-    values, rates = common.alternate(args, {
-        "ours": rate(lambda: student.predict(texts)),
-        "pipeline, its default": rate(lambda: piped(texts)),
-        "pipeline, batch_size=32": rate(lambda: piped(texts, batch_size=32)),
-    }, cold=("pipeline, its default", "pipeline, batch_size=32"))
-    ours = values.pop("ours")
-    slower, faster = sorted(values, key=lambda side: statistics.median(values[side]))
-    publish(args, "predict-base", {"ours": ours, f"transformers {faster}": values[faster]}, student, texts,
-            rates, common.same_teacher(made, model, tokenizer),
-            also={f"{slower}, examples/s": statistics.median(values[slower])})
+    values, rates = common.alternate(args, {name: rate(predict) for name, predict in (ours | theirs).items()},
+                                     cold=theirs)
+    slower, faster = sorted(theirs, key=lambda side: statistics.median(values[side]))
+    return ({name: values[name] for name in ours}, {f"transformers {faster}": values[faster]},
+            {f"{slower}, examples/s": statistics.median(values[slower])}, rates,
+            common.same_teacher(made, model, tokenizer))
 
 
-def against_fasttext(args, made, student: Student):
+def against_pipeline(args, made, student: Student):
+    ours, theirs, also, rates, checked = beside_pipeline(args, made, {"ours": student.predict})
+    publish(args, "predict-base", ours | theirs, student, made.texts, rates, checked, also=also)
+
+
+def trained_fasttext(args, made):
+    """(model, texts of one line each, ten times those of `made`)."""
     fasttext = common.peer("fasttext")
     texts = [" ".join(text.split()) for text in made.texts] * 10  # fastText wants a text to be one line
     path = made.folder / "fasttext.txt"
@@ -80,6 +83,11 @@ def against_fasttext(args, made, student: Student):
     labels, _ = model.predict(texts)
     if len(labels) != len(texts):
         raise runtime.UserError("the sides differ: fastText predicted other rows")
+    return model, texts
+
+
+def against_fasttext(args, made, student: Student):
+    model, texts = trained_fasttext(args, made)
     values, rates = common.alternate(args, {
         "ours": lambda: len(texts) / common.timed(lambda: student.predict(texts)),
         "fastText, predict(list), one core": lambda: len(texts) / common.timed(lambda: model.predict(texts))})
@@ -90,9 +98,10 @@ def against_fasttext(args, made, student: Student):
                       len(model.words) + model.f.getArgs().bucket + len(model.labels))})
 
 
-def one_review(args, made, student: Student):
-    """Milliseconds of one text: all texts on one side, then all on the other, as a server has one model in
-    its caches."""
+def beside_teacher(args, made, ours: dict):
+    """Median milliseconds of one text in one thread, of `ours`, {name: predict}, and of the teacher: all
+    texts on one side, then all on the next, as a server has one model in its caches. Returns ({name: medians
+    of the rounds}, the machine's rates, texts, checked)."""
     model, tokenizer = common.peer_teacher(made)
     texts = made.texts[: 10 if args.tiny else 60]
 
@@ -106,12 +115,17 @@ def one_review(args, made, student: Student):
 
     threads = torch.get_num_threads()
     torch.set_num_threads(1)
-    values, rates = common.alternate(args, {
-        "ours": lambda: milliseconds(lambda text: student.predict([text])),
-        "transformers, the teacher": lambda: milliseconds(theirs)})
+    sides = {name: partial(milliseconds, lambda text, predict=predict: predict([text]))
+             for name, predict in ours.items()}
+    sides["transformers, the teacher"] = partial(milliseconds, theirs)
+    values, rates = common.alternate(args, sides)
     torch.set_num_threads(threads)
-    publish(args, "predict-one", values, student, texts, rates,
-            common.same_teacher(made, model, tokenizer), unit="ms")
+    return values, rates, texts, common.same_teacher(made, model, tokenizer)
+
+
+def one_review(args, made, student: Student):
+    values, rates, texts, checked = beside_teacher(args, made, {"ours": student.predict})
+    publish(args, "predict-one", values, student, texts, rates, checked, unit="ms")
 
 
 def publish(args, name, values, student, texts, rates, checked, unit="examples/s", also=None):

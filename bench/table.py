@@ -21,6 +21,12 @@ ROWS = {
     "predict-base": "predict in bulk, Base",
     "predict-tiny": "predict in bulk, Tiny",
     "predict-one": "predict one review, Base, one thread",
+    "predictor-one": "`Predictor`, one review, Base, one thread",
+    "predictor-tail": "`Predictor`, the same, 99th percentile, the other core busy",
+    "predictor-bulk": "`Predictor` in bulk, Base",
+    "predictor-int8": "`Predictor` in bulk, Base",
+    "predictor-tiny": "`Predictor` in bulk, Tiny, one core",
+    "predictor-memory": "memory of a process with `Predictor`, Base",
     "scaling-time": "training time per example",
     "scaling-memory": "memory of training",
 }

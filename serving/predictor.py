@@ -95,8 +95,8 @@ class Predictor:
         if "tokenizer" not in known:
             raise PredictorError(f"{path}: has no tokenizer; write it again with extra/export_onnx.py")
         try:
-            self.task, self.in_int8 = known["task"], known["precision"] == "int8"
-            self.label_names, self.pairs = json.loads(known["label_names"]), json.loads(known["pairs"])
+            self.task, self.pairs = known["task"], json.loads(known["pairs"])
+            self.label_names = json.loads(known["label_names"])
             self.thresholds = json.loads(known.get("thresholds", "null"))
             self.tokenizer = Tokenizer.from_str(known["tokenizer"])  # cuts texts at max_length
         except Exception as error:  # the tokenizers library raises nothing narrower
@@ -113,8 +113,7 @@ class Predictor:
         texts. Of scores, these (N, 1).
 
         Fewer than SHARE texts per core run in the calling thread alone, more in a pool of a thread per core,
-        which all calls share. Rows of similar length make a batch; an int8 graph runs each by itself, since
-        its answer would depend on the others.
+        which all calls share. Rows of similar length make a batch.
         """
         columns = [checked(texts, "texts")]
         if texts2 is not None:
@@ -185,8 +184,6 @@ class Predictor:
 
     def _run(self, ids: list):
         """Of each text of a row a list of token ids of all rows -> probabilities (B, C)."""
-        if self.in_int8 and len(ids[0]) > 1:
-            return np.concatenate([self._run([[text] for text in row]) for row in zip(*ids, strict=True)])
         inputs = {}
         for texts, second in zip(ids, ("", "2"), strict=False):
             lengths = [len(text) for text in texts]

@@ -5,6 +5,7 @@ import math
 import os
 import subprocess
 import sys
+import time
 from pathlib import Path
 from types import SimpleNamespace
 
@@ -375,6 +376,37 @@ def test_tiny_prediction_against_fasttext(made, tmp_path):
     tiny(prediction, made, tmp_path, lambda args, made: prediction.against_fasttext(
         args, made, prediction.new_student(made, "tiny")))
     check(tmp_path, "predict-tiny")
+
+
+@pytest.mark.optional
+def test_tiny_predictor(made, tmp_path):
+    pytest.importorskip("onnxruntime")
+    pytest.importorskip("fasttext")
+    from bench import predictor
+    tiny(predictor, made, tmp_path)
+    found = check(tmp_path, *(f"predictor-{name}" for name in (
+        "one", "tail", "bulk", "int8", "tiny", "memory")))
+    assert [found[f"predictor-{name}"]["precision"] for name in ("bulk", "int8")] == ["fp32", "int8"]
+    busy, quiet = (found["predictor-tail"]["also"][f"percentile {q}, ms"] for q in ("50, busy", "99, quiet"))
+    assert busy <= found["predictor-tail"]["ours"]["median"]
+    assert found["predictor-tail"]["theirs"]["median"] <= quiet
+    with_torch, without = (found["predictor-memory"][side]["median"] for side in ("theirs", "ours"))
+    assert 20 < without < with_torch - 50  # MB: PyTorch alone has more than 100
+
+
+@pytest.mark.optional
+@pytest.mark.skipif(not Path("/proc/self/stat").exists(), reason="Linux")
+def test_a_core_is_busy_within_the_block_only():
+    pytest.importorskip("onnxruntime")
+    from bench import predictor
+    with predictor.a_busy_core() as process:
+        def ticks():
+            return int(Path(f"/proc/{process.pid}/stat").read_text().split()[13])
+        start, deadline = ticks(), time.monotonic() + 60
+        while ticks() < start + 10 and time.monotonic() < deadline:
+            time.sleep(0.02)
+        assert ticks() >= start + 10 and process.poll() is None
+    assert process.poll() is not None
 
 
 @pytest.mark.optional

@@ -125,7 +125,7 @@ def test_int8_is_a_third_and_answers_alike_whatever_is_beside_a_text(tmp_path, s
     found, expected = predictor.predict(rows), student.predict(rows).numpy()
     assert 0 < np.abs(found - expected).mean() < 0.005 and np.abs(found - expected).max() < 0.1
     right = [np.array([student.label_names[i] for i in p.argmax(1)]) == labels for p in (found, expected)]
-    assert abs(right[0].mean() - right[1].mean()) <= 0.004  # of 500: two texts
+    assert abs(right[0].mean() - right[1].mean()) <= 0.006  # of 500: three texts
     for i in range(0, len(rows), 50):
         assert np.array_equal(predictor.predict([rows[i]]), found[i : i + 1])
     assert np.array_equal(predictor.predict(rows[::-1]), found[::-1])

@@ -58,7 +58,7 @@ BELOW = {"student.py": set(), "runtime.py": set(), "flags.py": set(), "tasks.py"
 OUTSIDE = {"student.py": {"torch", "tokenizers"}, "runtime.py": {"torch", "numpy"}, "flags.py": set(),
            "serving/predictor.py": {"onnxruntime", "tokenizers", "numpy"}}
 OPTIONAL = {"teacher.py": {"safetensors", "huggingface_hub"}, "teacher_hf.py": {"transformers"},
-            "extra/export_onnx.py": {"onnx", "onnxruntime"}, "student.py": {"huggingface_hub"},
+            "extra/export_onnx.py": {"onnx"}, "student.py": {"huggingface_hub"},
             "extra/publish.py": {"huggingface_hub"}}
 ROOMS = {"student", "runtime", "flags", "tasks", "teacher", "data"}  # teacher alone knows teacher_hf
 
