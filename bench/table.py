@@ -21,6 +21,8 @@ ROWS = {
     "predict-base": "predict in bulk, Base",
     "predict-tiny": "predict in bulk, Tiny",
     "predict-one": "predict one review, Base, one thread",
+    "serve": "serve Base, a worker per core",
+    "serve-memory": "memory of a serving process (PSS)",
     "scaling-time": "training time per example",
     "scaling-memory": "memory of training",
 }
