@@ -120,8 +120,8 @@ def compare(args, made):
         after = megabytes(ours[0])
     for each in (*found["ours"], last):
         if each["errors"]:
-            raise runtime.UserError(f"server.py: {each['errors']} of {each['requests']} requests failed, such "
-                                    f"as {each['first']}")
+            raise runtime.UserError(f"server.py: {each['errors']} of {each['requests']} requests failed: "
+                                    f"{each['first']}")
     rounds = {name: each[-args.rounds :] for name, each in found.items()}
     them = f"Student behind a Flask route, {CONNECTIONS} connections"
     count = sum(each["requests"] for each in (*found["ours"], last))

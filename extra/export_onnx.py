@@ -38,6 +38,7 @@ if __name__ == "__main__":
     ARGS = parse_args()  # before torch is imported: --help and a wrong flag answer at once
 
 import json
+import os
 
 import torch
 
@@ -200,6 +201,7 @@ def in_int8(model):
     answers. Two LSTMs must not share matrices while they are quantized, so the second text of a pair has
     copies until then.
     """
+    os.environ.setdefault("ORT_DISABLE_TELEMETRY", "1")  # newer onnxruntime reports to Microsoft by default
     try:
         from onnxruntime import quantization
     except ImportError:

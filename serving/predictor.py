@@ -38,6 +38,8 @@ import threading
 from concurrent.futures import ThreadPoolExecutor
 
 import numpy as np
+
+os.environ.setdefault("ORT_DISABLE_TELEMETRY", "1")  # newer onnxruntime reports to Microsoft by default
 import onnxruntime
 from tokenizers import Tokenizer
 

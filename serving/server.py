@@ -87,8 +87,8 @@ def watch(args) -> int:
               f"--port", file=sys.stderr)
         return 2
     os.environ.setdefault("OPENBLAS_NUM_THREADS", "1")  # numpy computes nothing here that needs more
-    # Workers are forks of a process without threads, and share its memory: onnxruntime, which starts one,
-    # and the graph come after the fork.
+    # Workers are forks of a process without threads, and share its memory: onnxruntime and the graph, which
+    # start some, come after the fork.
     method = "forkserver" if "forkserver" in multiprocessing.get_all_start_methods() else "spawn"
     context, workers, stopping = multiprocessing.get_context(method), {}, False
     context.set_forkserver_preload(["fastapi", "httptools", "numpy", "uvicorn"])
