@@ -47,7 +47,7 @@ torture: .venv/installed-test .venv/installed-test-optional
 	TORTURE=50 $(PY) -m pytest -q -s tests/torture
 
 bench: .venv/installed-bench
-	for name in distillation dumping finetuning prediction predictor scaling; do \
+	for name in distillation dumping finetuning prediction predictor serving scaling; do \
 	    $(PY) -m bench.$$name $(BENCH) || exit 1; done
 	$(PY) -m bench.table
 

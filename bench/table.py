@@ -27,6 +27,8 @@ ROWS = {
     "predictor-int8": "`Predictor` in bulk, Base",
     "predictor-tiny": "`Predictor` in bulk, Tiny, one core",
     "predictor-memory": "memory of a process with `Predictor`, Base",
+    "serve": "serve Base, a worker per core",
+    "serve-memory": "memory of a serving process (PSS)",
     "scaling-time": "training time per example",
     "scaling-memory": "memory of training",
 }

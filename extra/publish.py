@@ -5,9 +5,10 @@
     python extra/publish.py card user/name                           # card/README.md may have been edited
 
 reads   student.pt, and the log.jsonl beside it, from which the card has the command, paths reduced to the
-        names of files; --scores is what evaluate.py --json printed. A README.md in DIR is the card as it is
-writes  student.pt and README.md: to the hub in one commit, in a repository that is made if need be; with
-        --dry-run to a folder. The token is that of `hf auth login`, or HF_TOKEN
+        names of files; --scores is what evaluate.py --json printed. A README.md in DIR is the card as it is.
+        A graph beside it, student.onnx of extra/export_onnx.py, is published too
+writes  student.pt, README.md, student.onnx: to the hub in one commit, in a repository that is made if need
+        be; with --dry-run to a folder. The token is that of `hf auth login`, or HF_TOKEN
 """
 
 import argparse
@@ -22,7 +23,7 @@ def parse_args(argv=None):
     arg = p.add_argument
     arg("source", metavar="DIR|STUDENT.pt", help="a folder with student.pt, or the file")
     arg("repo", metavar="USER/NAME", help="the repository; an existing one gets another commit")
-    arg("--dry-run", metavar="DIR", help="write the two files to this folder, and upload nothing")
+    arg("--dry-run", metavar="DIR", help="write the files to this folder, and upload nothing")
     arg("--private", action="store_true", help="a new repository is private")
     # what the card says
     arg("--license", metavar="ID", help="such as apache-2.0, mit, cc-by-sa-4.0; needed for a new card")
@@ -112,7 +113,7 @@ def limits(student: Student) -> list[str]:
     return found
 
 
-def card(args, path: Path, student: Student) -> str:
+def card(args, path: Path, student: Student, graph: bool) -> str:
     """README.md: what the hub reads (YAML, of which JSON is a part), then what people read."""
     task, config = of_model(student, path), student.config
     head = {"language": args.language, "license": args.license, "pipeline_tag": "text-classification",
@@ -130,7 +131,9 @@ def card(args, path: Path, student: Student) -> str:
         "```python",
         "from student import Student      # student.py of DistilKoBiLSTM; pip install torch tokenizers",
         f'student = Student.from_hub("{args.repo}")',
-        f"student.answers({example})", "```", "",
+        f"student.answers({example})", *([] if not graph else [
+            "", "from predictor import Predictor  # serving/predictor.py; without PyTorch",
+            f'Predictor.from_hub("{args.repo}").answers({example})']), "```", "",
         f"- **Task.** {student.task}{', of pairs of texts' * bool(student.pairs)}; "
         f"{'outputs' if student.task == 'regression' else 'labels'}: {', '.join(student.label_names)}.",
         f"- **Teacher.** {args.teacher or 'Not stated.'}",
@@ -147,15 +150,14 @@ def card(args, path: Path, student: Student) -> str:
     return "\n".join(lines)
 
 
-def upload(repo: str, path: Path, readme: bytes, private: bool) -> None:
-    """One commit with both files. Raises UserError."""
+def upload(repo: str, files: dict[str, bytes], private: bool) -> None:
+    """One commit with all files. Raises UserError."""
     try:
         from huggingface_hub import CommitOperationAdd, HfApi
 
         api = HfApi()
         api.create_repo(repo, private=private or None, exist_ok=True)
-        commit = api.create_commit(repo, [CommitOperationAdd("student.pt", path),
-                                          CommitOperationAdd("README.md", readme)],
+        commit = api.create_commit(repo, [CommitOperationAdd(*file) for file in files.items()],
                                    commit_message="A student and its card")
     except Exception as error:  # its classes, and those of its HTTP library, vary by version
         reason = f"{type(error).__name__}: {' '.join(str(error).split())[:300]}"
@@ -171,18 +173,22 @@ def main(args):
         path, readme = path / "student.pt", path / "README.md"
     if not re.fullmatch(r"[\w.-]+/[\w.-]+", args.repo):
         raise UserError(f"{args.repo}: a repository of the hub is called user/name")
-    student = Student.load(path)
+    student, graph = Student.load(path), path.with_suffix(".onnx")
+    if graph.is_file() and graph.stat().st_mtime < path.stat().st_mtime:
+        raise UserError(f"{graph}: older than {path}; write it again with extra/export_onnx.py, or remove it")
     if readme and readme.is_file():
         text = readme.read_bytes()
         print(f"{readme}: is the card")
     elif not args.license:
         raise UserError("--license is needed for the card, such as apache-2.0")
     else:
-        text = card(args, path, student).encode()
+        text = card(args, path, student, graph.is_file()).encode()
+    files = {"student.pt": path.read_bytes(), "README.md": text}
+    if graph.is_file():
+        files["student.onnx"] = graph.read_bytes()
     if args.dry_run is None:
-        return upload(args.repo, path, text, args.private)
-    content = {Path(args.dry_run, "student.pt"): path.read_bytes(),
-               Path(args.dry_run, "README.md"): text}
+        return upload(args.repo, files, args.private)
+    content = {Path(args.dry_run, name): data for name, data in files.items()}
     for file, data in content.items():
         if file.exists() and not (file.is_file() and file.read_bytes() == data):
             raise UserError(f"{file}: exists and differs; remove it, or name another folder")

@@ -29,13 +29,17 @@ if __name__ == "__main__":
     ARGS = parse_args()  # before onnxruntime is imported: --help and a wrong flag answer at once
 
 import functools
+import hashlib
 import itertools
 import json
+import re
 import sys
 import threading
 from concurrent.futures import ThreadPoolExecutor
 
 import numpy as np
+
+os.environ.setdefault("ORT_DISABLE_TELEMETRY", "1")  # newer onnxruntime reports to Microsoft by default
 import onnxruntime
 from tokenizers import Tokenizer
 
@@ -44,6 +48,13 @@ CHUNK = 65_536  # texts whose token ids predict holds at a time
 PART = 1024  # texts that a thread tokenizes at a time
 SHARE = 256  # texts per core from which several threads are worth starting
 BATCH = 512  # tokens of a batch, padding included
+# Why hf_hub_download failed, by the name of its error.
+NOT_FROM_HUB = {"RepositoryNotFoundError": "no such repository, or a private one: hf auth login",
+                "GatedRepoError": "its owner has to give you access, then: hf auth login",
+                "RevisionNotFoundError": "no such branch, tag or commit",
+                "EntryNotFoundError": "no such file in it", "RemoteEntryNotFoundError": "no such file in it",
+                "LocalEntryNotFoundError": "not in the cache, and the hub cannot be reached",
+                "ModuleNotFoundError": "pip install huggingface_hub"}
 CORES = len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1
 
 # The threads of large calls, shared by all Predictors of a process: they do not survive a fork.
@@ -83,6 +94,9 @@ class Predictor:
                 content = file.read()
         except OSError as error:
             raise PredictorError(f"{path}: cannot read ({error.strerror or error})") from None
+        if content[:2] == b"PK":  # zip, as torch.save writes
+            raise PredictorError(f"{path}: not a graph but a student; write its graph with: "
+                                 f"python extra/export_onnx.py {path} student.onnx")
         options = onnxruntime.SessionOptions()
         options.intra_op_num_threads = options.inter_op_num_threads = 1
         options.enable_mem_pattern = False  # would keep a plan for every shape that it ever met
@@ -108,6 +122,31 @@ class Predictor:
         self.tokenizer.no_padding()  # _run pads
         self.apart = len(self.session.get_inputs()) > 2  # both texts of a pair have inputs of their own
 
+    @classmethod
+    def from_hub(cls, repo: str, file: str = "student.onnx", revision: str | None = None) -> "Predictor":
+        """Read a graph of the repository "user/name" on the Hugging Face hub; offline, from its cache.
+
+        revision: a branch, tag or commit. Its bytes must have the hash that the hub states. Uses
+        huggingface_hub, which tokenizers requires. Raises PredictorError.
+        """
+        try:
+            from huggingface_hub import hf_hub_download
+
+            path = hf_hub_download(repo, file, revision=revision)
+        except Exception as error:  # its classes, and those of its HTTP library, vary by version
+            at, kind = f" at revision {revision}" * bool(revision), type(error).__name__
+            reason = NOT_FROM_HUB.get(kind) or f"{kind}: {one_line(error)}"
+            raise PredictorError(f"{repo}: cannot read {file}{at} from the hub ({reason})") from None
+        with open(path, "rb") as graph:
+            content, stated = graph.read(), os.path.basename(os.path.realpath(path))
+        # The cache calls a file by the hub's hash, git's SHA-1 or SHA-256, and never checks it.
+        found = (hashlib.sha1(b"blob %d\0" % len(content) + content), hashlib.sha256(content))
+        if re.fullmatch("[0-9a-f]{40}|[0-9a-f]{64}", stated) \
+                and stated not in [each.hexdigest() for each in found]:
+            raise PredictorError(f"{path}: damaged (its hash is not what the hub states); delete "
+                                 f"{os.path.realpath(path)} and run again")
+        return cls(path)
+
     def predict(self, texts: list[str], texts2: list[str] | None = None) -> np.ndarray:
         """Probabilities (N, C), float32, of `texts` in order; of a graph of pairs texts2 has the second
         texts. Of scores, these (N, 1).
@@ -132,12 +171,12 @@ class Predictor:
 
     def answers(self, texts: list[str], texts2: list[str] | None = None) -> list:
         """Of each text, or pair: its label, a string; its labels, a list of them; or its score, a float."""
-        return self._chosen(self.predict(texts, texts2))
+        return self.chosen(self.predict(texts, texts2))
 
     def decode(self, found: np.ndarray) -> list[tuple]:
         """What predict returned -> for each row the answer, as a data file would have it, and its
         probability: of several labels that these apply and no other, of a score None."""
-        answers = self._chosen(found)
+        answers = self.chosen(found)
         if self.task == "regression":
             return [(f"{score:.6g}", None) for score in answers]
         if self.task == "classification":
@@ -151,7 +190,8 @@ class Predictor:
         """(N, C) bool: which labels are given, those whose probability is above their threshold."""
         return found > np.array(self.thresholds or [0.5] * len(self.label_names), np.float32)
 
-    def _chosen(self, found) -> list:
+    def chosen(self, found: np.ndarray) -> list:
+        """What predict returned -> what answers returns."""
         if self.task == "regression":
             return found[:, 0].tolist()
         if self.task == "multilabel":

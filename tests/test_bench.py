@@ -20,7 +20,7 @@ from student import SIZES, Student, StudentConfig
 from teacher import Teacher, TeacherConfig
 
 ROOT = Path(__file__).parent.parent
-PARTS = {"__init__", "baselines", "common", "runs"}  # of the others
+PARTS = {"__init__", "baselines", "client", "common", "runs"}  # of the others
 MODULES = sorted({path.stem for path in ROOT.glob("bench/*.py")} - PARTS)
 RATES = {"fp32": 100.0, "bf16": 400.0, "copy": 10.0}
 FILES = ["--train", str(ROOT / "data/sample/train.tsv"), "--valid", str(ROOT / "data/sample/valid.tsv")]
@@ -407,6 +407,19 @@ def test_a_core_is_busy_within_the_block_only():
             time.sleep(0.02)
         assert ticks() >= start + 10 and process.poll() is None
     assert process.poll() is not None
+
+
+@pytest.mark.optional
+@pytest.mark.skipif(sys.platform != "linux", reason="/proc")
+def test_tiny_serving(tmp_path):
+    for name in ("flask", "uvicorn", "onnx"):
+        pytest.importorskip(name)
+    from bench import serving
+    args = serving.parse_args(["--tiny", *FILES, "--results", str(tmp_path)])
+    serving.compare(args, common.material(args, tmp_path / "made", teacher=False))
+    found = check(tmp_path, "serve", "serve-memory")
+    assert found["serve"]["n"] == 64 and found["serve"]["also"]["last round, errors"] == 0
+    assert 10 < found["serve-memory"]["ours"]["median"] < found["serve-memory"]["theirs"]["median"] < 1000
 
 
 @pytest.mark.optional

@@ -1,4 +1,4 @@
-"""Student.from_hub and extra/publish.py, against a server in this process that speaks the hub's API."""
+"""from_hub of Student and Predictor, extra/publish.py, against a server here that speaks the hub's API."""
 
 import base64
 import hashlib
@@ -193,6 +193,57 @@ def test_a_file_of_the_cache_that_changed_is_refused(hub, students, tmp_path):
     blob.write_bytes(contents[1])
     [text] = from_hub(hub, tmp_path / "hf", ("user/name", None), HF_HUB_OFFLINE="1")
     assert "student.pt: damaged" in text and f"delete {blob}" in text
+
+
+GRAPH = """
+import json, sys
+sys.modules["torch"] = None
+from serving.predictor import Predictor, PredictorError
+for given in json.loads(sys.argv[1]):
+    try:
+        print(json.dumps(Predictor.from_hub(**given).predict(json.loads(sys.argv[2])).tolist()))
+    except PredictorError as error:
+        print(json.dumps(str(error)))
+"""
+
+
+@pytest.mark.optional
+def test_a_graph_that_was_published_comes_back_without_torch(hub, students, tmp_path):
+    """As with a student: revisions, the cache, the hash; one older than its student is not published."""
+    pytest.importorskip("onnx")
+    pytest.importorskip("onnxruntime")
+    _, found = students
+    run("extra.export_onnx", "hot.pt hot.onnx")
+    run("extra.publish", "hot.pt user/name --license mit --dry-run card")
+    assert 'Predictor.from_hub("user/name").answers(' in front_and_body("card")[1]
+    done = ask(hub, tmp_path / "hf", ROOT / "extra/publish.py", "card", "user/name", HF_TOKEN=TOKEN)
+    assert done.returncode == 0, done.stderr
+    files = hub.repos["user/name"]["main"]
+    assert files.keys() == {"student.pt", "README.md", "student.onnx"}
+    old = hub.oid("user/name", "main")
+    hub.commit("user/name", {"student.onnx": b"new", "int8.onnx": files["student.onnx"]})
+
+    def graphs(*given, **more):
+        out = ask(hub, tmp_path / "hf", "-c", GRAPH, json.dumps(given), json.dumps(TEXTS), **more)
+        assert out.returncode == 0, out.stderr
+        return [json.loads(line) for line in out.stdout.splitlines()]
+
+    pinned, named = {"repo": "user/name", "revision": old}, {"repo": "user/name", "file": "int8.onnx"}
+    absent = {"repo": "user/name", "file": "none.onnx", "revision": "v2"}
+    *loaded, error = graphs(pinned, named, absent)
+    assert loaded == [[pytest.approx(row, abs=1e-5) for row in found[1]]] * 2
+    assert error.startswith("user/name: ") and all(word in error for word in ("none.onnx", "v2", "no such"))
+    before = len(hub.asked)
+    assert graphs(pinned, named, HF_HUB_OFFLINE="1") == loaded and len(hub.asked) == before
+    [blob] = [path for path in (tmp_path / "hf").rglob(hashlib.sha256(files["student.onnx"]).hexdigest())
+              if path.is_file()]
+    blob.write_bytes(blob.read_bytes() + b"\x00")
+    [error] = graphs(pinned, HF_HUB_OFFLINE="1")
+    assert "damaged" in error and f"delete {blob}" in error
+
+    os.utime("hot.onnx", (0, 0))
+    refused(lambda: run("extra.publish", "hot.pt user/name --license mit --dry-run again"),
+            r"hot\.onnx", "older")
 
 
 def test_a_machine_without_huggingface_hub_is_told_what_to_install(monkeypatch):

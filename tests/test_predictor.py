@@ -3,6 +3,7 @@
 import csv
 import io
 import json
+import os
 import shutil
 import subprocess
 import sys
@@ -173,6 +174,16 @@ def test_a_forked_child_answers_whatever_its_parent_did_before(tmp_path, graph):
             print(pool.apply_async(same).get(60), same())"""
     result = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, timeout=100)
     assert result.stdout == "True True\n", result.stderr
+
+
+@pytest.mark.skipif(sys.platform != "linux", reason="/proc")
+def test_onnxruntime_does_not_report_home(tmp_path):
+    """The releases that do so start a thread for it when they are imported, and look for a home."""
+    code = "import os; from serving import predictor; print(len(os.listdir('/proc/self/task')))"
+    env = {**os.environ, "OPENBLAS_NUM_THREADS": "1", "HOME": str(tmp_path), "PYTHONPATH": str(ROOT)}
+    env.pop("ORT_DISABLE_TELEMETRY", None)
+    result = subprocess.run([sys.executable, "-c", code], env=env, capture_output=True, text=True)
+    assert result.stdout == "1\n" and result.stderr == "" and not list(tmp_path.iterdir())
 
 
 def test_both_files_work_where_nothing_of_the_kit_and_no_torch_is(tmp_path, graph):

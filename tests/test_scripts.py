@@ -54,12 +54,13 @@ LATE = {"teacher_hf"}  # only inside a function, for models of other families
 BELOW = {"student.py": set(), "runtime.py": set(), "flags.py": set(), "tasks.py": {"student", *DATA},
          "teacher.py": DATA | LATE, "teacher_hf.py": {"teacher", *DATA},
          "data/prepare.py": {"flags", *DATA}, "data/augment.py": {"flags", *DATA},
-         "serving/predictor.py": set()}
+         "serving/predictor.py": set(), "serving/server.py": {"predictor"}}
 OUTSIDE = {"student.py": {"torch", "tokenizers"}, "runtime.py": {"torch", "numpy"}, "flags.py": set(),
-           "serving/predictor.py": {"onnxruntime", "tokenizers", "numpy"}}
+           "serving/predictor.py": {"onnxruntime", "tokenizers", "numpy"},
+           "serving/server.py": {"anyio", "fastapi", "pydantic", "starlette", "uvicorn"}}
 OPTIONAL = {"teacher.py": {"safetensors", "huggingface_hub"}, "teacher_hf.py": {"transformers"},
             "extra/export_onnx.py": {"onnx"}, "student.py": {"huggingface_hub"},
-            "extra/publish.py": {"huggingface_hub"}}
+            "extra/publish.py": {"huggingface_hub"}, "serving/predictor.py": {"huggingface_hub"}}
 ROOMS = {"student", "runtime", "flags", "tasks", "teacher", "data"}  # teacher alone knows teacher_hf
 
 
