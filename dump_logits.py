@@ -47,6 +47,7 @@ if __name__ == "__main__":
     ARGS = parse_args()  # before torch is imported: --help and a wrong flag answer at once
 
 import shutil
+import time
 from functools import partial
 from pathlib import Path
 
@@ -59,12 +60,14 @@ from data import look
 from data.batches import encode, logits_in_order
 from data.examples import Examples, Survey, fingerprint_of_first, read_again, stem, survey
 from data.logits import Logits, compare_with_labels, fingerprints, read_logits, write_logits
-from runtime import RANK, UserError
+from runtime import RANK, WORLD, UserError
 from student import Student, StudentError
 from teacher import Teacher
 
 BLOCK = 8192  # rows of a block; batches do not cross blocks, so that a block's bits depend on its texts alone
-load = partial(runtime.load_model, loaders={"teacher": Teacher.load, "student": Student.load})
+FEW = 32  # rows that tell how long all will take
+load = partial(runtime.load_model, loaders={"teacher": partial(Teacher.load, mapped=True),
+                                            "student": Student.load})
 
 
 def output_paths(data: list[str], output_dir: str) -> list[Path]:
@@ -175,6 +178,17 @@ class Dump:
                             f"{self.args.dtype}; use --dtype float32 --precision fp32")
         return logits
 
+    def expect(self, part: Examples, rows: int) -> None:
+        """Print how long `rows` will take, by a few of `part`, which are computed first."""
+        few = part.take(range(0, len(part), -(-len(part) // FEW)))
+        for some in (few.take([0]), few):  # the first one is to warm up
+            start = time.perf_counter()
+            for teacher in self.teachers:
+                teacher.logits(some.texts, some.texts2, self.args.max_tokens, self.precision)
+        seconds = (time.perf_counter() - start) / len(few) * rows / WORLD
+        print(f"{self.file.path}: about {runtime.clock(seconds)} for {rows:,} rows in {self.precision}",
+              flush=True)
+
     def write(self) -> None:
         """Compute the missing blocks and write the file."""
         progress = runtime.Progress(Path(self.file.path).name, self.file.rows * len(self.teachers), "texts")
@@ -183,6 +197,9 @@ class Dump:
             names.append(self.name_of(part))
             logits = self.found(number, names[-1], len(part))
             if logits is None:
+                if not progress.done:
+                    self.expect(part, progress.total // len(self.teachers))
+                    progress.start = time.perf_counter()  # its rate is of what follows
                 logits = self.compute(part, progress)
                 runtime.save(logits, self.blocks / f"{names[-1]}.pt")
                 runtime.barrier(self.device)  # a next block of the same texts is then there for every rank
@@ -260,6 +277,10 @@ def main(args):
         if not args.check:
             runtime.lock(path.with_name(f".{path.stem}.lock"), path.name)
         dumps.append(Dump(file, columns, teachers, made_by, task, path, args, device))
+    precision = "bf16" if all(dump.precision == "bf16" for dump in dumps) else "fp32"
+    for teacher in teachers:
+        if isinstance(teacher, Teacher):
+            teacher.hold(precision)
     for dump in dumps:
         if args.overwrite and RANK == 0:
             shutil.rmtree(dump.blocks, ignore_errors=True)

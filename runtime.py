@@ -4,10 +4,12 @@ At least two scripts use each piece, and none of it knows models, losses or text
 """
 
 import contextlib
+import ctypes
 import glob
 import hashlib
 import json
 import math
+import mmap
 import os
 import pickletools
 import platform
@@ -38,6 +40,7 @@ _world = os.environ.get("WORLD_SIZE", "")
 WORLD = int(_world) if _world.isdigit() and "RANK" in os.environ else 1
 RANK = int(os.environ.get("RANK") or 0) if WORLD > 1 else 0  # some clusters set RANK alone
 PATIENCE = timedelta(minutes=10)  # how long a rank waits for the others before it gives up
+HALVES = (torch.bfloat16, torch.float16)
 OUT_OF_MEMORY = re.compile("out of memory|can't allocate memory|not enough memory|ALLOC(ATION)?_FAILED",
                            re.IGNORECASE)
 HUB_ID = re.compile(r"[\w.-]+/[\w.-]+(?<!\.pt)")
@@ -314,13 +317,13 @@ def refuse_to_overwrite_inputs(read: list, written: list[Path]) -> None:
             raise UserError(f"{file}: would be overwritten, but is an input; choose another output")
 
 
-def load(path, kind: str, format: int, keys=()) -> dict:
+def load(path, kind: str, format: int, keys=(), mmap: bool = False) -> dict:
     """Read an artifact of this kit: tensors, numbers, strings and lists only, never pickled code.
 
     Raises UserError when the file is missing, is not a .pt file, carries code, is damaged, is of another kind
-    or of a newer format, or lacks one of `keys`.
+    or of a newer format, or lacks one of `keys`. `mmap` as in load_weights.
     """
-    return check(load_weights(path), path, kind, format, keys)
+    return check(load_weights(path, mmap), path, kind, format, keys)
 
 
 def check(artifact, path, kind: str, format: int, keys=()) -> dict:
@@ -460,6 +463,26 @@ def check_legacy(path) -> None:
                         raise ValueError(f"Unsupported global: GLOBAL {'.'.join(name.split())}")
         except MemoryError:  # a text in it claims to be longer than any file
             raise ValueError("damaged: a length is wrong") from None
+
+
+def finite(tensor: torch.Tensor, mapped: bool = False) -> bool:
+    """Whether all numbers are, without the memory that isfinite() takes; `mapped`: give_back it after."""
+    found = not tensor.numel() or all(limit.isfinite() for limit in tensor.detach().aminmax())
+    if mapped:
+        give_back(tensor)
+    return found
+
+
+def give_back(tensor: torch.Tensor) -> None:
+    """Let the system use the memory of a tensor that is mapped from a file, until it is read again.
+
+    On other systems than Linux nothing happens: there such memory is free only when another program wants it.
+    """
+    start = -(-tensor.data_ptr() // mmap.PAGESIZE) * mmap.PAGESIZE
+    size = tensor.data_ptr() + tensor.nbytes - start  # of the whole pages in it
+    if sys.platform == "linux" and tensor.device.type == "cpu" and size > 0:
+        MADV_PAGEOUT = 21  # loses nothing, whatever the tensor is; Python's mmap has no name for it
+        ctypes.CDLL(None).madvise(ctypes.c_void_p(start), ctypes.c_size_t(size), MADV_PAGEOUT)
 
 
 def fingerprint(value: torch.Tensor | str) -> str:

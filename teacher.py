@@ -194,6 +194,8 @@ class Encoder(nn.Module):
 class Teacher(nn.Module):
     """An encoder with its family's head, its tokenizer, and the names of its outputs."""
 
+    mapped = False  # its weights are still in their file: hold()
+
     def __init__(self, config: TeacherConfig, tokenizer: Tokenizer, label_names: list[str], max_length: int,
                  task: str = "classification"):
         super().__init__()
@@ -289,14 +291,40 @@ class Teacher(nn.Module):
             "tokenizer": self.tokenizer.to_str(), "label_names": self.label_names,
             "max_length": self.max_length, **extra}, path)
 
+    def hold(self, precision: str) -> None:
+        """Take weights that load() left in their file into memory for `precision`, tensor by tensor.
+
+        In bf16 the matrices, which autocast would round before each product, are held in bf16; an embedding
+        table, of which a batch reads a few rows, stays as it is stored. So logits keep their bits.
+        """
+        table, bf16 = self.word_embeddings.weight, precision == "bf16"
+        readers = [module for module in self.modules()
+                   if any(each is table for each in module.parameters(recurse=False))]
+        stays = bf16 and all(type(module) is nn.Embedding for module in readers)  # others may compute with it
+        for module in self.modules():
+            matrix = bf16 and (isinstance(module, nn.Linear) or type(module).__name__ == "Conv1D")  # GPT-2's
+            for parameter in module.parameters(recurse=False):
+                if not (stays and parameter is table and parameter.dtype != torch.float32):
+                    dtype = torch.bfloat16 if matrix else torch.float32
+                    stored = parameter.data
+                    # A copy even of float32: the file may be replaced while the script runs.
+                    parameter.data = stored.to(dtype, copy=stored.dtype == torch.float32)
+                    if self.mapped and parameter.data is not stored:
+                        runtime.give_back(stored)
+        self.mapped = False
+        if table.dtype != torch.float32:
+            for module in readers:
+                module.register_forward_hook(lambda module, args, rows: rows.float())
+
     @classmethod
-    def load(cls, path, device="cpu") -> "Teacher":
+    def load(cls, path, device="cpu", mapped: bool = False) -> "Teacher":
         """Read teacher.pt: tensors and plain values only, never code; or a published classifier, as
-        load_published. Raises UserError.
+        load_published. With `mapped`, weights stay in their file, as they are stored, until hold().
+        Raises UserError.
         """
         if not Path(path).is_file() and not str(path).endswith(".pt"):
-            return load_published(str(path)).to(device).eval()
-        artifact = runtime.load(path, "teacher", FORMAT)
+            return load_published(str(path), mapped).to(device).eval()
+        artifact = runtime.load(path, "teacher", FORMAT, mmap=mapped)
         try:
             config, names, weights, max_length = (
                 artifact[key] for key in ("config", "label_names", "weights", "max_length"))
@@ -305,12 +333,14 @@ class Teacher(nn.Module):
                     or not all(isinstance(name, str) for name in [task, *names]) \
                     or max_length.__class__ is not int or max_length < 1:
                 raise ValueError("its label names or its maximum length cannot be read")
-            if not all(value.dtype == torch.float32 and value.isfinite().all() for value in weights.values()):
+            if not all(value.dtype == torch.float32 and runtime.finite(value, mapped)
+                       for value in weights.values()):
                 raise ValueError("its weights are not float32, or not finite")
             if "settings" in config:  # of a family that is not of this file
                 from teacher_hf import PackageTeacher as cls
             tokenizer = Tokenizer.from_str(artifact["tokenizer"])
             teacher = cls.of_weights(config, weights, tokenizer, names, max_length, task)
+            teacher.mapped = mapped
         except UserError as error:
             raise UserError(f"{path}: {error}") from None
         except Exception as error:  # the tokenizers library raises bare Exception
@@ -382,7 +412,7 @@ def setting_names(family: str) -> dict[str, str]:
 
 def load_checkpoint(source: str, label_names: list[str], max_length: int, kind: type = Teacher,
                     task: str = "classification", mean: float | None = None,
-                    deviation: float | None = None) -> tuple[Teacher, list[str]]:
+                    deviation: float | None = None, mapped: bool = False) -> tuple[Teacher, list[str]]:
     """A Teacher (or a subclass, `kind`) with the weights of a published checkpoint; a report of each tensor.
 
     `source` is a folder, or a model id on the Hugging Face hub. A published head whose id2label lists the
@@ -391,7 +421,7 @@ def load_checkpoint(source: str, label_names: list[str], max_length: int, kind: 
     number of classes or another task, starts from random weights (normal, std = initializer_range); the line
     of the report that says why begins with "the checkpoint's head". A published head of scores is kept, and
     gives them in units of `deviation` from `mean` inside. Of another family, teacher_hf.py reads the folder.
-    Raises UserError if files do not fit.
+    Weights are float32, or as they are stored if they are `mapped`. Raises UserError if files do not fit.
     """
     folder = _folder_of(source)
     settings = read_json(folder / "config.json")
@@ -405,7 +435,7 @@ def load_checkpoint(source: str, label_names: list[str], max_length: int, kind: 
         from teacher_hf import read_folder
 
         teacher, report = read_folder(folder, settings, published, label_names, max_length, task,
-                                      {"mean": mean, "deviation": deviation})
+                                      {"mean": mean, "deviation": deviation}, mapped)
         return teacher, report + _told(teacher, names, published, contradiction, report, max_length)
     config = _config(settings, len(label_names) or 1, folder / "config.json")
     config.mean, config.deviation = mean, deviation
@@ -415,7 +445,7 @@ def load_checkpoint(source: str, label_names: list[str], max_length: int, kind: 
         from teacher_hf import package_config, read_tokenizer
 
         tokenizer = read_tokenizer(folder, package_config(settings, folder / "config.json"))[0]
-    file, tensors = _read_weights(folder)
+    file, tensors = read_weights(folder)
     tensors, outside, prefix = _without_prefix(tensors, config.family)
     if config.num_layers > len(tensors):
         raise UserError(f"{file}: holds only {len(tensors)} tensors for {config.num_layers} layers")
@@ -431,15 +461,15 @@ def load_checkpoint(source: str, label_names: list[str], max_length: int, kind: 
     if unfit:
         outside |= {name: tensors.pop(name) for name in [*tensors]
                     if name.startswith(head.removesuffix("weight"))}
-    weights, used, fresh = _match(teacher, tensors, file)
+    weights, used, fresh = _match(teacher, tensors, file, mapped)
     if deviation is not None and "head_out.weight" not in fresh:
         unit = settings.get("target_deviation", 1.0), settings.get("target_mean", 0.0)
         if not all(isinstance(value, float) and math.isfinite(value) for value in unit):
             raise UserError(f"{folder / 'config.json'}: target_deviation and target_mean are {unit}, must be "
                             f"finite numbers")
         scale, shift = unit
-        weights["head_out.weight"] *= scale / deviation
-        weights["head_out.bias"] = (weights["head_out.bias"] * scale + shift - mean) / deviation
+        weights["head_out.weight"] = weights["head_out.weight"].float() * (scale / deviation)
+        weights["head_out.bias"] = (weights["head_out.bias"].float() * scale + shift - mean) / deviation
     teacher.load_state_dict(weights, assign=True)
     unused = sorted({*tensors, *outside} - used)
     report = [f"{file}: {len(used)} tensors read, {len(unused)} not used, {len(fresh)} started fresh",
@@ -449,7 +479,7 @@ def load_checkpoint(source: str, label_names: list[str], max_length: int, kind: 
     return teacher, report + _told(teacher, names, published, contradiction, report, max_length)
 
 
-def load_published(source: str) -> Teacher:
+def load_published(source: str, mapped: bool = False) -> Teacher:
     """A published classifier, a folder or a hub id, as it is: task and labels from its config.json, its own
     head, rows of up to 512 tokens. Raises UserError if labels have no names, or the head is not trained.
     """
@@ -464,7 +494,9 @@ def load_published(source: str) -> Teacher:
                         f"finetune_teacher.py --checkpoint {source} --epochs 0 --train … --valid …")
     if len(set(names)) < len(names):
         raise UserError(f"{source}: id2label in config.json has the same name twice: {names}")
-    teacher, report = load_checkpoint(str(folder), ["score"] if unit else names, 512, task=task, **unit)
+    teacher, report = load_checkpoint(str(folder), ["score"] if unit else names, 512, task=task,
+                                      mapped=mapped, **unit)
+    teacher.mapped = mapped
     if fresh := [line for line in report if line.startswith(("the checkpoint's head", "starts fresh"))]:
         raise UserError(f"{source}: has no trained head for {task} ({fresh[0]}); train one: "
                         f"finetune_teacher.py --checkpoint {source} --train … --valid …")
@@ -496,7 +528,7 @@ def shortened(teacher: Teacher, max_length: int) -> list[str]:
             f"{teacher.max_length} tokens"] * (teacher.max_length < max_length)
 
 
-def _match(teacher: Teacher, tensors: dict, file: Path) -> tuple[dict, set[str], list[str]]:
+def _match(teacher: Teacher, tensors: dict, file: Path, mapped: bool) -> tuple[dict, set[str], list[str]]:
     """(weights of the teacher, names of the published tensors they are made of, names of fresh weights).
 
     Weights of a head start fresh if no tensor fits them; those of the encoder must all be there.
@@ -508,11 +540,15 @@ def _match(teacher: Teacher, tensors: dict, file: Path) -> tuple[dict, set[str],
         unfit = [name for name in theirs if name not in tensors or list(tensors[name].shape) != shape]
         if not unfit:
             parts = [tensors[name] for name in theirs]
-            weights[ours] = torch.cat(parts).float()
-            if not all(part.is_floating_point() for part in parts) or not weights[ours].isfinite().all():
+            weights[ours] = parts[0] if mapped and not parts[1:] else torch.cat(parts)
+            if not mapped or weights[ours].dtype not in runtime.HALVES:
+                weights[ours] = weights[ours].float()
+            if not all(part.is_floating_point() for part in parts) or not runtime.finite(weights[ours]):
                 raise UserError(f"{file}: tensor {' or '.join(theirs)} does not hold finite floating-point "
                                 f"numbers; get the file again")
             used.update(theirs)
+            for part in parts if mapped else ():
+                runtime.give_back(part)
         elif not ours.startswith("encoder."):
             norm = "norm" in ours and ours.endswith("weight")
             weights[ours] = torch.full(tensor.shape, float(norm))
@@ -635,8 +671,8 @@ def weight_file(folder: Path) -> Path:
     raise UserError(f"{folder}: no {' or '.join(WEIGHTS)} in it{_remedy(folder)}")
 
 
-def _read_weights(folder: Path) -> tuple[Path, dict]:
-    """(weight_file, its tensors by name)."""
+def read_weights(folder: Path) -> tuple[Path, dict]:
+    """(weight_file, its tensors by name, mapped into memory)."""
     file = weight_file(folder)
     if file.suffix == ".json":
         return file, {key: tensor for shard in _shards(file)
@@ -677,7 +713,7 @@ def _tensors(file: Path) -> dict:
     """Tensors by name; a key state_dict around them becomes a prefix of their names."""
     if not file.name.endswith(".safetensors"):
         try:
-            tensors = runtime.load_weights(file)
+            tensors = runtime.load_weights(file, mmap=True)
         except UserError as error:
             if "GLOBAL" not in str(error):  # what PyTorch says of a class that it would have to import
                 raise

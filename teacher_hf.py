@@ -21,8 +21,8 @@ from tokenizers import Tokenizer, processors
 from torch import nn
 
 from data.batches import largest_id
-from runtime import UserError
-from teacher import Teacher, unfit_head, weight_file
+from runtime import HALVES, UserError, finite
+from teacher import Teacher, read_weights, unfit_head, weight_file
 
 INSTALL = 'pip install "transformers[sentencepiece]"'
 # Settings that would fetch or run code, or say how weights were stored; they are left out.
@@ -162,11 +162,14 @@ def package_config(settings: dict, where):
 
 
 def read_folder(folder: Path, settings: dict, published: list[str], label_names: list[str], max_length: int,
-                task: str, unit: dict) -> tuple[PackageTeacher, list[str]]:
+                task: str, unit: dict, mapped: bool = False) -> tuple[PackageTeacher, list[str]]:
     """What load_checkpoint does, of a folder of another family. `unit`: mean and deviation of the scores."""
     path = folder / "config.json"
     config = package_config(settings, path)
     weight_file(folder)  # a UserError if there is none
+    tensors = read_weights(folder)[1].values() if mapped else ()
+    stored = {tensor.dtype for tensor in tensors if tensor.is_floating_point()}
+    dtype = stored.pop() if len(stored) == 1 and stored < {*HALVES} else torch.float32
     tokenizer, lines, wrapped = read_tokenizer(folder, config)
     text = config.get_text_config()
     if getattr(text, "pad_token_id", None) is None:
@@ -174,10 +177,10 @@ def read_folder(folder: Path, settings: dict, published: list[str], label_names:
     try:
         model, info = package().AutoModelForSequenceClassification.from_pretrained(
             folder, config=config, output_loading_info=True, ignore_mismatched_sizes=True,
-            torch_dtype=torch.float32, local_files_only=True, trust_remote_code=False)
+            torch_dtype=dtype, local_files_only=True, trust_remote_code=False)
     except Exception as error:  # the package's own errors are of many kinds
         raise UserError(f"{folder}: transformers cannot read the model ({_shortly(error)})") from None
-    if bad := [name for name, value in model.named_parameters() if not value.isfinite().all()]:
+    if bad := [name for name, value in model.named_parameters() if not finite(value, mapped)]:
         raise UserError(f"{folder}: tensor {bad[0]} does not hold finite numbers; get the file again")
     fresh = {*info["missing_keys"]}  # a mismatch is a name, since transformers 5 with two shapes
     fresh |= {key if isinstance(key, str) else key[0] for key in info["mismatched_keys"]}
@@ -204,6 +207,7 @@ def read_folder(folder: Path, settings: dict, published: list[str], label_names:
     elif unit["deviation"] is not None:
         unit = {"mean": 0.0, "deviation": 1.0}  # a published head gives scores as they are
 
+    model.config.torch_dtype = torch.float32  # what the model is, wherever its weights still are
     tables = [module for name, module in model.named_modules() if name.endswith("position_embeddings")]
     skipped = max((1 + table.padding_idx for table in tables  # positions start after it, as in RoBERTa
                    if getattr(table, "padding_idx", None) is not None), default=0)

@@ -7,6 +7,8 @@ import os
 import re
 import shlex
 import signal
+import subprocess
+import sys
 from pathlib import Path
 
 import numpy as np
@@ -17,6 +19,7 @@ import runtime
 from runtime import UserError
 from teacher import published_names
 
+ROOT = Path(__file__).resolve().parents[1]
 WORDS = ["좋다", "최고", "추천", "재밌다", "별로", "최악", "지루", "실망", "영화", "배우", "그냥", "정말"]
 CPU = "--device cpu --precision fp32"
 # Flags with which the kit's models are trained, without files and folders.
@@ -66,6 +69,32 @@ def publish(teacher, folder, **config) -> None:
                            Path(folder) / "tokenizer_config.json":
                            json.dumps({"tokenizer_class": "PreTrainedTokenizerFast"}),
                            Path(folder) / "tokenizer.json": teacher.tokenizer.to_str()})
+
+
+PEAKS = """
+import re, sys
+sys.path.insert(0, ROOT)
+import dump_logits
+for number, teacher in enumerate(sys.argv[1:]):
+    dump_logits.main(dump_logits.parse_args(
+        f"--teacher {teacher} --data few.tsv --output-dir {number} --device cpu --precision bf16".split()))
+    status = dict(re.findall(r"(VmHWM|RssShmem):\\s+(\\d+) kB", open("/proc/self/status").read()))
+    print("peak", status["VmHWM"], status["RssShmem"])
+"""
+
+
+def peak_above(small, large) -> int:
+    """By how many bytes the peak of a process's memory grows that has dumped 32 rows by teacher `small` in
+    bf16, and then does so by `large`. What is mapped from files counts."""
+    if not Path("/proc/self/status").exists():
+        pytest.skip("no /proc to read the peak of memory from")
+    write_rows(Path("few.tsv").resolve(), reviews(32, 0), "text")
+    done = subprocess.run([sys.executable, "-c", PEAKS.replace("ROOT", repr(str(ROOT))), small, large],
+                          check=True, capture_output=True, text=True)
+    (before, _), (after, shared) = re.findall(r"^peak (\d+) (\d+)$", done.stdout, re.M)
+    if int(shared) > 10_000:
+        pytest.skip("the files are in memory, not on a disk")
+    return 1024 * (int(after) - int(before))
 
 
 def refused(call, *patterns: str) -> str:

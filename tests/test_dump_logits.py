@@ -4,19 +4,33 @@ import json
 import os
 import re
 import shutil
+from itertools import count
 from pathlib import Path
+from types import SimpleNamespace
 
 import numpy as np
 import pytest
 import torch
-from helpers import CPU, Killed, die_after, read, refused, reviews, run, snapshot, write_rows
+from helpers import (
+    CPU,
+    Killed,
+    die_after,
+    peak_above,
+    publish,
+    read,
+    refused,
+    reviews,
+    run,
+    snapshot,
+    write_rows,
+)
 
 import dump_logits
 import runtime
 from data.examples import read_again, read_examples
 from data.logits import fingerprints
 from student import Student
-from teacher import Teacher
+from teacher import Teacher, TeacherConfig
 
 TEXTS = [text for text, _ in reviews(120, 0)]  # of train.tsv
 ONE = "--teacher teacher/teacher.pt"
@@ -332,6 +346,41 @@ def test_precision_auto_is_decided_once_for_a_file(folder, blocks, monkeypatch):
     del blocks[:]
     dump(f"{ONE} --data train.tsv --precision auto")
     assert [len(call) for call in blocks] == [32, 24] and read("logits/train.pt")["precision"] == "bf16"
+
+
+# ---- memory and time of large teachers ---------------------------------------------------------------------
+
+
+@pytest.mark.parametrize("stored", ["published in bf16", "teacher.pt"])
+def test_a_dump_in_bf16_takes_little_more_memory_than_the_weights_in_bf16(kit, here, stored):
+    """64 million of them, which are 257 MB in float32."""
+    tokenizer, size = Teacher.load("teacher/teacher.pt").tokenizer, 100
+    for name, layers, wide in (("small", 1, 16), ("large", 5, 1024)):
+        teacher = Teacher(TeacherConfig("bert", size, wide, layers, 2, 4 * wide, wide, 64, 2, 2), tokenizer,
+                          ["0", "1"], 64)
+        if stored == "teacher.pt":
+            teacher.save(f"{name}.pt")
+        else:
+            publish(teacher.bfloat16(), name, id2label={"0": "0", "1": "1"})
+    weights = 2 * sum(each.numel() for each in teacher.parameters())
+    assert peak_above(*(f"{name}.pt" if stored == "teacher.pt" else name for name in ("small", "large"))) \
+        < 1.3 * weights + 24e6
+
+
+def test_the_expected_time_is_printed_first(folder, capsys, monkeypatch):
+    """Of the rows that are missing, by 30 of them that take 1.5 seconds."""
+    clock = count(1000, 1.5)
+    monkeypatch.setattr(dump_logits, "time", SimpleNamespace(perf_counter=lambda: next(clock)))
+    dump(f"{ONE} --data train.tsv")
+    dump(f"{ONE} --data train.tsv")
+    lines = [line for line in capsys.readouterr().out.splitlines() if line.startswith("train.tsv: ")]
+    assert lines[1] == "train.tsv: about 6s for 120 rows in fp32" and "texts/s" in lines[2]
+    assert sum("about" in line for line in lines) == 1
+    monkeypatch.setattr(dump_logits, "BLOCK", 60)
+    killed(f"{ONE} --data train.tsv --output-dir other", 1)
+    dump(f"{ONE} --data train.tsv --output-dir other")
+    first, then = (line for line in capsys.readouterr().out.splitlines() if "about" in line)
+    assert first == "train.tsv: about 6s for 120 rows in fp32" and "for 60 rows" in then
 
 
 # ---- --check -----------------------------------------------------------------------------------------------

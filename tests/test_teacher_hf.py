@@ -3,6 +3,7 @@ folder to a student; what is refused."""
 
 import json
 import shutil
+from copy import deepcopy
 from pathlib import Path
 
 import pytest
@@ -13,15 +14,20 @@ from helpers import (
     STUDENT,
     assert_same_run,
     interrupted,
+    log_lines,
+    peak_above,
     read,
     refused,
     reviews,
     run,
     write_rows,
 )
+from test_torchrun import TOLERANCE, halved, largest_difference, two
 from tokenizers import ByteLevelBPETokenizer, processors
 
+from data.logits import fingerprints
 from data.published import read_json
+from finetune_teacher import parameter_groups
 from student import Student
 from teacher import Teacher, load_checkpoint
 from teacher_hf import PackageTeacher
@@ -354,6 +360,95 @@ def test_an_interrupted_run_continues_with_the_same_bits(here, shelf):
     assert interrupted("finetune_teacher", f"{flags} out", 5).code == 130
     run("finetune_teacher", f"{flags} out")
     assert_same_run("out", "whole", "teacher.pt")
+
+
+@pytest.mark.parametrize("name, options", [
+    ("modernbert", {}), ("t5", {"dropout_rate": 0.0})])  # neither has biases of keys: largest_difference
+def test_two_processes_finetune_and_dump_what_one_does(here, name, options):
+    publish(Path("it"), name, **options)
+    flags = (f"{LABELLED} --checkpoint it --epochs 1 --lr 2e-3 --max-tokens 100 --clip 0.8 --layer-decay 0.9 "
+             f"{CPU} --output-dir")
+    run("finetune_teacher", f"{flags} one")
+    first, second = two("finetune_teacher", f"{flags} two")
+    assert (first.returncode, second.returncode, second.lines("out")) == (0, 0, []), first.lines("err")
+    halved("finetune_teacher", f"{flags} halved")
+    weights, others, wrong = (read(f"{folder}/teacher.pt")["weights"] for folder in ("one", "two", "halved"))
+    assert largest_difference(weights, others) < 20 * TOLERANCE  # sums of 100 tokens, not 20
+    assert largest_difference(weights, wrong) > 500 * TOLERANCE
+    flags = f"--teacher one/teacher.pt --data train.tsv {CPU} --output-dir"
+    run("dump_logits", f"{flags} d-one")
+    assert [process.returncode for process in two("dump_logits", f"{flags} d-two")] == [0, 0]
+    assert torch.equal(read("d-one/train.pt")["logits"], read("d-two/train.pt")["logits"])
+
+
+@pytest.mark.parametrize("name", ["modernbert", "gpt2"])
+def test_bf16_trains_and_dumps_nearly_as_float32(here, shelf, name):
+    found = {}
+    for precision in ("fp32", "bf16"):
+        machine = f"{precision} --device cpu --precision {precision}"
+        run("finetune_teacher", f"{LABELLED} --checkpoint {shelf(name)[0]} --epochs 2 --max-tokens 400 "
+                                f"--lr 1e-3 --output-dir {machine}")
+        run("dump_logits", f"--teacher {precision}/teacher.pt --data train.tsv --output-dir {machine}")
+        first, *_, last = log_lines(precision)
+        assert first["precision"] == read(f"{precision}/train.pt")["precision"] == precision
+        found[precision] = last["train_loss"], read(f"{precision}/train.pt")["logits"]
+    assert {each.dtype for each in read("bf16/teacher.pt")["weights"].values()} == {torch.float32}
+    (loss, logits), (rounded, others) = found["fp32"], found["bf16"]
+    assert rounded == pytest.approx(loss, rel=0.05) and rounded != loss
+    assert 0 < (others - logits).square().mean().sqrt() < 0.2 * logits.std()
+
+
+def test_the_rate_falls_from_layer_to_layer_and_vectors_do_not_decay(shelf):
+    teacher, rates = load_checkpoint(str(shelf("modernbert")[0]), NAMES, MAX_LENGTH)[0], {}
+    for group in parameter_groups(teacher, 0.8, 0.5, 0.03):
+        rates |= {id(each): (group["peak"], group["weight_decay"]) for each in group["params"]}
+    model = teacher.model
+    assert len(rates) == len([*teacher.parameters()])
+    for parameter, expected in ((model.model.embeddings.tok_embeddings.weight, (0.1, 0.03)),
+                                (model.model.layers[0].attn.Wqkv.weight, (0.2, 0.03)),
+                                (model.model.layers[1].mlp.Wo.weight, (0.4, 0.03)),
+                                (model.model.layers[1].mlp_norm.weight, (0.4, 0.0)),
+                                (model.classifier.weight, (0.8, 0.03)), (model.classifier.bias, (0.8, 0.0))):
+        assert rates[id(parameter)] == pytest.approx(expected)
+
+
+# ---- weights that stay in their file -----------------------------------------------------------------------
+
+
+@pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16, torch.float16])
+@pytest.mark.parametrize("name", FAMILIES)
+def test_weights_held_for_a_precision_give_the_same_bits(shelf, tmp_path, name, dtype):
+    """As float32 weights, and the same fingerprints, however they are stored."""
+    folder, model, _ = shelf(name)
+    shutil.copytree(folder, tmp_path / "it")
+    deepcopy(model).to(dtype).save_pretrained(tmp_path / "it")
+    configure(tmp_path / "it", id2label=dict(enumerate(NAMES)), label2id={"가": 0, "나": 1, "다": 2})
+    whole, _ = load_checkpoint(str(tmp_path / "it"), NAMES, 512)
+    for precision in ("fp32", "bf16"):
+        teacher = Teacher.load(str(tmp_path / "it"), mapped=True)
+        assert fingerprints(teacher) == fingerprints(whole)
+        teacher.hold(precision)
+        for texts2 in (None, TEXTS2):
+            assert torch.equal(teacher.logits(TEXTS, texts2, precision=precision),
+                               whole.logits(TEXTS, texts2, precision=precision))
+        matrices = {each.weight.dtype for each in teacher.modules() if isinstance(each, torch.nn.Linear)}
+        assert matrices == {torch.bfloat16 if precision == "bf16" else torch.float32}
+
+
+@pytest.mark.parametrize("stored", ["published in bf16", "teacher.pt"])
+def test_a_dump_in_bf16_takes_little_more_memory_than_the_weights_in_bf16(here, stored):
+    """63 million of them, which are 252 MB in float32."""
+    size = {"num_attention_heads": 8, "id2label": {0: "0", 1: "1"}, "label2id": {"0": 0, "1": 1}}
+    for name, layers, wide in (("small", 1, 16), ("large", 6, 1024)):
+        model, _ = publish(Path(name), "modernbert", 2, num_hidden_layers=layers, hidden_size=wide,
+                           intermediate_size=2 * wide, **size)
+        if stored == "teacher.pt":
+            Teacher.load(name).save(f"{name}.pt")
+        else:
+            model.bfloat16().save_pretrained(name)
+    weights = 2 * sum(each.numel() for each in model.parameters())
+    assert peak_above(*(f"{name}.pt" if stored == "teacher.pt" else name for name in ("small", "large"))) \
+        < 1.3 * weights + 24e6
 
 
 # ---- heads -------------------------------------------------------------------------------------------------
