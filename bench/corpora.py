@@ -121,8 +121,11 @@ def section(folder: Path, data: Path, ngrams: int) -> str:
     options += ["--train", train, "--valid", valid, "--test", test, "--ngrams", str(ngrams)]
     with contextlib.redirect_stdout(said := io.StringIO()):
         found = tfidf.compare(tfidf.parse_args(options))
-    baseline = [*found.values()][-1]  # with the thresholds of --valid, where there are some
-    rows = [["TF-IDF", "–", *(shown(score, baseline[score], task.best) for score in scores), "–"]]
+    if task.column == "labels":  # the one with the thresholds of --valid
+        found = dict([*found.items()][-1:])
+    names = ["TF-IDF", *[*found][1:]]  # of pairs, also by one similarity
+    rows = [[name, "–", *(shown(score, baseline[score], task.best) for score in scores), "–"]
+            for name, baseline in zip(names, found.values(), strict=True)]
     for (size, arm), runs in groups.items():
         difference = "–"
         if arm == "distilled" and (size, "labels") in groups:
