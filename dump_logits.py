@@ -37,8 +37,8 @@ def parse_args(argv=None):
     # data
     flags.add_columns(arg, "label, labels or score if there; only to print how good they are", task=True)
     # machine
-    arg("--max-tokens", type=flags.count, default=8192,
-        help="tokens per batch, padding included (default: %(default)s)")
+    arg("--max-tokens", type=flags.count,
+        help="tokens per batch, padding included (default: 1024 for a Transformer on the CPU, else 8192)")
     flags.add_machine(arg)
     return p.parse_args(argv)
 
@@ -265,6 +265,9 @@ def main(args):
     columns = tasks.columns(args)
     files = [survey(file, *columns) for file in args.data]
     teachers = load_teachers(args.teacher, device)
+    if args.max_tokens is None:  # a larger batch does not fit in a CPU's caches, at a cost of 10 to 50 %
+        slim = device.type == "cpu" and any(isinstance(teacher, Teacher) for teacher in teachers)
+        args.max_tokens = 1024 if slim else 8192
     for file in files:
         task = task_of(teachers, file, args)
         file.refuse_other_answers(task, *columns)

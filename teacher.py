@@ -508,7 +508,8 @@ def load_published(source: str, mapped: bool = False) -> Teacher:
 def _folder_of(source: str) -> Path:
     """The folder with a published model: `source` itself, or that of an id in the hub's cache."""
     folder = Path(source) if os.path.isdir(source) else _from_hub(source)
-    if (folder / "adapter_config.json").exists() and not (folder / "config.json").exists():
+    others = (folder / "adapter_config.json").exists() or any(folder.glob("*.gguf"))
+    if others and not (folder / "config.json").exists():
         raise UserError(f"{folder}: no config.json in it{_remedy(folder)}")
     return folder
 

@@ -46,6 +46,12 @@ def parse_args(doc: str, argv=None, *, rows: tuple[int, int, int], add=None) -> 
     return args
 
 
+def add_family(arg) -> None:
+    """--family, of a comparison whose result then has another name (common.name_of)."""
+    arg("--family", default="electra", choices=["electra", "modernbert"],
+        help="of the default teacher; only transformers builds a modernbert (default: %(default)s)")
+
+
 def settle(args: argparse.Namespace) -> argparse.Namespace:
     """Keep the process to --cores and the peers quiet. Must come before the import of PyTorch and tokenizers,
     whose threads follow the cores that they find."""

@@ -33,7 +33,7 @@ import train_tokenizer
 from bench.table import figure
 from data.examples import read_examples
 from runtime import UserError
-from teacher import Teacher
+from teacher import FAMILIES, Teacher
 
 PACKAGES = ("torch", "tokenizers", "numpy", "transformers", "accelerate", "fasttext-wheel",
             "onnxruntime")
@@ -145,14 +145,17 @@ def student_work(tokens: int, rows: int, batches: int, parameters: int, embeddin
 
 
 def teacher_work(lengths: list[int], batches: int, parameters: int, config: dict,
-                 training: bool) -> tuple[float, float]:
-    """(operations, bytes) that an encoder and its head need for rows of these lengths, special tokens too.
+                 training: bool) -> tuple[float, float] | None:
+    """(operations, bytes) that an encoder and its head need for rows of these lengths, special tokens too;
+    None if transformers alone builds it: its layers are not counted here.
 
     `config`: of the published folder. Of each token and layer 2(4D² + 2DI), of each row and layer 4D·T² for
     attention; the last layer computes keys and values of all tokens, the rest for the first alone, which the
     head reads. Bytes, float32: the weights once per batch, each layer's input and output; in training as
     student_work, with 8D + 2I values per token and layer, and A·T of attention, out and in.
     """
+    if config.get("model_type", "electra") not in FAMILIES:
+        return None
     D, I, L = config["hidden_size"], config["intermediate_size"], config["num_hidden_layers"]  # noqa: E741
     E, A = config.get("embedding_size", D), config["num_attention_heads"]
     tokens, rows, squares = sum(lengths), len(lengths), sum(length * length for length in lengths)
@@ -165,8 +168,10 @@ def teacher_work(lengths: list[int], batches: int, parameters: int, config: dict
     return 3.0 * operations, 4.0 * (11 * batches * parameters + 2 * saved)
 
 
-def roofline(work: tuple[float, float], rates: dict, precision: str, seconds: float) -> dict:
+def roofline(work: tuple[float, float] | None, rates: dict, precision: str, seconds: float) -> dict:
     """The least time that the machine's own rates allow for this work, and the fraction of them reached."""
+    if work is None:
+        return {}
     operations, moved = work
     least = max(operations / rates[precision], moved / rates["copy"])
     return {"operations": operations, "bytes": moved, "matmul_per_second": rates[precision],
@@ -220,6 +225,11 @@ def command(argv: list[str]) -> str:
     """What was typed; of files outside this folder the names alone."""
     words = (Path(word).name if Path(word).is_absolute() else word for word in argv[1:])
     return " ".join(["python -m", f"bench.{Path(argv[0]).stem}", *words])
+
+
+def name_of(what: str, args, precision: str) -> str:
+    """Of a result: dump-fp32, or dump-modernbert-fp32 of the family that --family chose."""
+    return "-".join([what, *[args.family] * (args.family != "electra"), precision])
 
 
 def publish(args, name: str, values: dict[str, list], *, unit: str, n: int, precision: str,
@@ -316,7 +326,8 @@ def trained_tokenizer(args, folder: Path, kind: str) -> Path:
 
 
 def published(args, made: Material, small_head: bool) -> Path:
-    """A published folder with a head for these labels: of --checkpoint, or an ELECTRA of random weights."""
+    """A published folder with a head for these labels: of --checkpoint, or an ELECTRA of random weights, or a
+    ModernBERT of about its size if --family says so."""
     transformers, folder = peer("transformers"), made.folder / "published"
     torch.manual_seed(0)
     labels = {"num_labels": len(made.names), "id2label": dict(enumerate(made.names)),
@@ -333,10 +344,15 @@ def published(args, made: Material, small_head: bool) -> Path:
         (folder / "tokenizer_config.json").write_text(json.dumps(
             {"do_lower_case": False, "strip_accents": False, "tokenizer_class": "ElectraTokenizer"}), "utf-8")
         tokenizer = transformers.AutoTokenizer.from_pretrained(folder)
-        model = transformers.ElectraForSequenceClassification(transformers.ElectraConfig(
-            vocab_size=len(tokenizer), embedding_size=128, hidden_size=256, intermediate_size=1024,
-            num_hidden_layers=1 if args.tiny else 6, num_attention_heads=4,
-            initializer_range=0.05, **labels))  # at 0.02 all texts would get nearly the same logits
+        family, sizes = "Electra", {"embedding_size": 128, "intermediate_size": 1024}
+        if getattr(args, "family", "electra") == "modernbert":
+            family, sizes = "ModernBert", {"intermediate_size": 640, "pad_token_id": tokenizer.pad_token_id}
+            tokenizer.model_input_names = ["input_ids", "attention_mask"]
+        config = getattr(transformers, f"{family}Config")(
+            vocab_size=len(tokenizer), hidden_size=256, num_hidden_layers=1 if args.tiny else 6,
+            num_attention_heads=4, **sizes, **labels,
+            initializer_range=0.05)  # at 0.02 all texts would get nearly the same logits
+        model = getattr(transformers, f"{family}ForSequenceClassification")(config)
         fresh = True
     if fresh and not small_head:
         *_, last = (module for module in model.modules() if isinstance(module, nn.Linear))

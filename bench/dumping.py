@@ -1,18 +1,20 @@
 """dump_logits.py against a transformers loop: batches of 32 in file order, padded per batch, float32.
 
     python -m bench.dumping                                               # the sample, minutes
+    python -m bench.dumping --family modernbert                           # a teacher by transformers
     python -m bench.dumping --long --train train.tsv --checkpoint koreview-electra
 
 Both sides read the file, load the teacher, encode, run and save a tensor; all of that is timed.
 
-writes  RESULTS/dump-fp32.json, and dump-bf16.json where dump_logits.py chooses bf16 here
+writes  RESULTS/dump-fp32.json, and dump-bf16.json where dump_logits.py chooses bf16 here; with
+        --family modernbert dump-modernbert-…
 """
 
 import bench
 
 
 def parse_args(argv=None):
-    return bench.parse_args(__doc__, argv, rows=(100, 3000, 20_000))
+    return bench.parse_args(__doc__, argv, rows=(100, 3000, 20_000), add=bench.add_family)
 
 
 if __name__ == "__main__":
@@ -32,7 +34,7 @@ from data.examples import read_examples
 
 BATCH = 32
 USUAL = f"transformers, batches of {BATCH} in file order, fp32"
-MAX_TOKENS = 8192  # of dump_logits.py's batches
+MAX_TOKENS = 1024  # of dump_logits.py's batches
 
 
 def ours(made, precision: str):
@@ -86,7 +88,8 @@ def compare(args, made):
     values, rates = common.alternate(args, sides)
     for precision in precisions:
         common.publish(
-            args, f"dump-{precision}", {"ours": values[precision], USUAL: values["usual"]},
+            args, common.name_of("dump", args, precision),
+            {"ours": values[precision], USUAL: values["usual"]},
             unit="examples/s", n=n, precision=precision,
             checked=agreement(found[precision], found["usual"], precision),
             roof=common.roofline(work, rates, precision, n / statistics.median(values[precision])))

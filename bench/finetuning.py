@@ -1,6 +1,7 @@
 """finetune_teacher.py against transformers.Trainer: the same model, epochs, rates and rows per step.
 
     python -m bench.finetuning                                            # the sample, minutes
+    python -m bench.finetuning --family modernbert                        # a teacher by transformers
     python -m bench.finetuning --long --train train.tsv --valid valid.tsv --checkpoint koreview-electra
 
 The Trainer has DataCollatorWithPadding and its defaults otherwise, float32. finetune_teacher.py fills batches
@@ -9,7 +10,8 @@ encoding and validation. Speed counts at equal accuracy: the comparison fails if
 paired difference on --valid lies below zero. A teacher of random weights learns nothing from the sample in
 one epoch: there the result says so. Give a checkpoint and data to compare accuracies.
 
-writes  RESULTS/finetune-fp32.json, and finetune-bf16.json where finetune_teacher.py chooses bf16 here
+writes  RESULTS/finetune-fp32.json, and finetune-bf16.json where finetune_teacher.py chooses bf16 here; with
+        --family modernbert finetune-modernbert-…
 """
 
 import bench
@@ -17,6 +19,7 @@ import bench
 
 def parse_args(argv=None):
     return bench.parse_args(__doc__, argv, rows=(100, 900, 20_000), add=lambda arg: (
+        bench.add_family(arg),
         arg("--epochs", type=int, default=1, help="default: %(default)s"),
         arg("--lr", type=float, default=3e-4, help="default: %(default)s")))
 
@@ -109,7 +112,7 @@ def compare(args, made):
     values, rates = common.alternate(args, sides | {"usual": trainer}, cold=("usual",))
     for precision in precisions:
         common.publish(
-            args, f"finetune-{precision}",
+            args, common.name_of("finetune", args, precision),
             {"ours": values[precision], "transformers.Trainer, fp32": values["usual"]},
             unit="examples/s", n=n, precision=precision,
             roof=common.roofline(work, rates, precision, n / statistics.median(values[precision])),

@@ -367,6 +367,12 @@ def test_a_dump_in_bf16_takes_little_more_memory_than_the_weights_in_bf16(kit, h
         < 1.3 * weights + 24e6
 
 
+def test_batches_are_small_for_a_transformer_on_the_cpu(folder):
+    for teacher, tokens in (("teacher/teacher.pt", 1024), ("students/tiny/student.pt", 8192)):
+        run("dump_logits", f"--teacher {teacher} --data valid.tsv --output-dir {tokens} {CPU}")
+        assert read(f"{tokens}/valid.pt")["made_by"]["arguments"]["max_tokens"] == tokens
+
+
 def test_the_expected_time_is_printed_first(folder, capsys, monkeypatch):
     """Of the rows that are missing, by 30 of them that take 1.5 seconds."""
     clock = count(1000, 1.5)

@@ -811,6 +811,7 @@ def test_shards_in_safetensors(classifier):
     ("model_best.safetensors", [r"model_best\.safetensors", r"rename it to model\.safetensors"]),
     ("best.ckpt", [r"best\.ckpt", r"rename it to pytorch_model\.bin"]),
     ("adapter_config.json", [r"adapter_config\.json", "merge_and_unload"]),
+    ("model-Q4_K_M.gguf", [r"model-Q4_K_M\.gguf", "float", "safetensors"]),
     ("tf_model.h5", [r"tf_model\.h5", "from_tf"]), ("flax_model.msgpack", ["from_flax"]),
     ("model.ckpt.index", [r"model\.ckpt\.index", "from_tf"]),
     ("optimizer.pt", ["no pytorch_model.bin or model"]),
@@ -822,8 +823,8 @@ def test_a_folder_without_weights_is_refused_with_what_it_has(classifier, name, 
     (folder / "training_args.bin").write_bytes(b"")
     message = refused(lambda: load_checkpoint(str(folder), ["0", "1"], 20), *parts)
     assert "training_args" not in message
-    if name == "adapter_config.json":
-        (folder / "config.json").unlink()  # as peft writes its folder
+    if name in ("adapter_config.json", "model-Q4_K_M.gguf"):
+        (folder / "config.json").unlink()  # as peft writes its folder, and llama.cpp its file
         refused(lambda: load_checkpoint(str(folder), ["0", "1"], 20), *parts)
 
 
