@@ -65,7 +65,7 @@ from student import Student, StudentError
 from teacher import Teacher
 
 BLOCK = 8192  # rows of a block; batches do not cross blocks, so that a block's bits depend on its texts alone
-FEW = 32  # rows that tell how long all will take
+FEW = 16  # rows that tell how long all will take
 load = partial(runtime.load_model, loaders={"teacher": partial(Teacher.load, mapped=True),
                                             "student": Student.load})
 

@@ -346,6 +346,21 @@ def test_tiny_dumping(made, tmp_path):
 
 
 @pytest.mark.optional
+def test_tiny_comparisons_of_a_teacher_by_transformers(tmp_path):
+    """Its results have names of their own, and no roof."""
+    pytest.importorskip("transformers")
+    pytest.importorskip("accelerate")
+    (tmp_path / "made").mkdir()
+    flags = ["--tiny", "--family", "modernbert", *FILES, "--results", str(tmp_path / "results")]
+    material = common.material(dumping.parse_args(flags), tmp_path / "made")
+    assert json.loads((material.checkpoint / "config.json").read_text("utf-8"))["model_type"] == "modernbert"
+    for module, name in ((dumping, "dump"), (finetuning, "finetune")):
+        module.compare(module.parse_args(flags), material)
+        result = json.loads((tmp_path / f"results/{name}-modernbert-fp32.json").read_text("utf-8"))
+        assert result["roofline"] == {} and table.kind(result) in table.ROWS and result["ratio"] > 0
+
+
+@pytest.mark.optional
 def test_tiny_distillation(made, tmp_path):
     from bench import distillation
     tiny(distillation, made, tmp_path)

@@ -374,19 +374,19 @@ def test_batches_are_small_for_a_transformer_on_the_cpu(folder):
 
 
 def test_the_expected_time_is_printed_first(folder, capsys, monkeypatch):
-    """Of the rows that are missing, by 30 of them that take 1.5 seconds."""
+    """Of the rows that are missing, by 15 of them that take 1.5 seconds."""
     clock = count(1000, 1.5)
     monkeypatch.setattr(dump_logits, "time", SimpleNamespace(perf_counter=lambda: next(clock)))
     dump(f"{ONE} --data train.tsv")
     dump(f"{ONE} --data train.tsv")
     lines = [line for line in capsys.readouterr().out.splitlines() if line.startswith("train.tsv: ")]
-    assert lines[1] == "train.tsv: about 6s for 120 rows in fp32" and "texts/s" in lines[2]
+    assert lines[1] == "train.tsv: about 12s for 120 rows in fp32" and "texts/s" in lines[2]
     assert sum("about" in line for line in lines) == 1
     monkeypatch.setattr(dump_logits, "BLOCK", 60)
     killed(f"{ONE} --data train.tsv --output-dir other", 1)
     dump(f"{ONE} --data train.tsv --output-dir other")
     first, then = (line for line in capsys.readouterr().out.splitlines() if "about" in line)
-    assert first == "train.tsv: about 6s for 120 rows in fp32" and "for 60 rows" in then
+    assert first == "train.tsv: about 12s for 120 rows in fp32" and "for 60 rows" in then
 
 
 # ---- --check -----------------------------------------------------------------------------------------------
