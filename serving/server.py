@@ -41,12 +41,18 @@ def positive(text: str) -> int:
     return value
 
 
+def port(text: str) -> int:
+    if not 0 <= (value := int(text)) < 65536:
+        raise ValueError
+    return value
+
+
 def parse_args(argv=None):
     p = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     arg = p.add_argument
     arg("onnx", metavar="FILE.onnx")
     arg("--host", default="127.0.0.1", help="address to listen on; 0.0.0.0 is all (default: %(default)s)")
-    arg("--port", type=int, default=8000, choices=range(65536), metavar="N",
+    arg("--port", type=port, default=8000, metavar="N",
         help="0 picks a free one (default: %(default)s)")
     arg("--workers", type=positive, default=cores(), metavar="N", help="processes (default: one per core)")
     arg("--max-texts", type=positive, default=1000, metavar="N", help="of a request (default: %(default)s)")
@@ -170,6 +176,7 @@ from uvicorn.protocols.http.httptools_impl import HttpToolsProtocol
 
 WEB = Path(__file__).resolve().with_name("web")
 SMALL = 2000  # bytes of a body that is answered without a thread: 2 ms of work at most
+HEAD = 1_000_000  # bytes of headers, with what of the body came in one piece with them
 HELD = 16  # times the largest body: what the bodies that wait in a worker may have together
 
 
@@ -317,18 +324,28 @@ class Together:
 
 
 class Patient(HttpToolsProtocol):
-    """uvicorn's, with a time limit for the headers of a request, which has none there."""
+    """uvicorn's, with limits for the headers of a request, which have none there: their time and size."""
 
     def connection_made(self, transport):
         super().connection_made(transport)
+        self.head = 0  # bytes that have come of the headers; None after them
         self.limit = self.loop.call_later(self.timeout_keep_alive, transport.close)
 
+    def data_received(self, data):
+        if self.head is not None:
+            self.head += len(data)
+            if self.head > HEAD:
+                return self.transport.close()
+        super().data_received(data)
+
     def on_message_begin(self):
+        self.head = 0
         self.limit.cancel()
         self.limit = self.loop.call_later(self.timeout_keep_alive, self.transport.close)
         super().on_message_begin()
 
     def on_headers_complete(self):
+        self.head = None
         self.limit.cancel()
         super().on_headers_complete()
 
@@ -395,6 +412,10 @@ def application(predictor, args) -> FastAPI:
         return Health(status="ok", task=predictor.task, label_names=predictor.label_names,
                       pairs=bool(predictor.pairs), max_texts=args.max_texts,
                       max_characters=args.max_characters, max_bytes=largest, version=version)
+
+    @app.head("/health", include_in_schema=False)
+    async def alive() -> Response:
+        return Response()
 
     @app.exception_handler(HTTPException)
     async def refused(request: Request, error: HTTPException) -> Response:

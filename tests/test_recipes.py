@@ -118,6 +118,12 @@ def test_the_demo_of_tasks_reads_files_that_are_there(recipe):
                 word for other in calls if other[0] != "evaluate.py" for word in other}
 
 
+def test_students_that_teach_must_be_trained(recipe, tmp_path):
+    (tmp_path / "calls").touch()
+    assert recipe("korsts.sh", SIZES="tiny") == (2, [])
+    assert recipe("klue-nli.sh", SIZES="tiny")[0] == 0  # a checkpoint teaches
+
+
 def test_similarity_begins_where_inference_ended(recipe):
     """The students of KorSTS have the tokenizer of KLUE-NLI, and the layers of its student."""
     _, calls = recipe("nli-sts.sh")

@@ -1,5 +1,6 @@
 """serving/server.py as a user runs it: a process on a free port, where neither the kit nor PyTorch is."""
 
+import contextlib
 import http.client
 import json
 import os
@@ -249,6 +250,17 @@ def test_slow_clients_are_let_go(folder):
         assert rest(silent) == rest(slow_headers) == b""
         head, _, body = rest(slow_body).partition(b"\r\n\r\n")
         assert head.startswith(b"HTTP/1.1 408 ") and "body" in json.loads(body)["error"]
+
+
+def test_headers_without_end_are_cut_and_load_balancers_are_answered(port):
+    flood = socket.create_connection(("127.0.0.1", port), timeout=60)
+    with contextlib.suppress(ConnectionError):
+        flood.sendall(b"GET /health HTTP/1.1\r\nX: " + b"a" * 8_000_000 + b"\r\n\r\n")
+    with contextlib.suppress(ConnectionError):
+        assert rest(flood) == b""
+    probe = socket.create_connection(("127.0.0.1", port), timeout=60)
+    probe.sendall(b"HEAD /health HTTP/1.1\r\nHost: x\r\nConnection: close\r\n\r\n")
+    assert rest(probe).startswith(b"HTTP/1.1 200 ")
 
 
 def refused(port):
