@@ -18,6 +18,7 @@ import importlib.util
 import math
 import multiprocessing
 import os
+import re
 import signal
 import socket
 import sys
@@ -177,6 +178,7 @@ from uvicorn.protocols.http.httptools_impl import HttpToolsProtocol
 WEB = Path(__file__).resolve().with_name("web")
 SMALL = 2000  # bytes of a body that is answered without a thread: 2 ms of work at most
 HEAD = 1_000_000  # bytes of headers, with what of the body came in one piece with them
+UPGRADE = re.compile(rb"\r\nupgrade:[^\r\n]*", re.IGNORECASE)  # to HTTP/2: the parser would drop the body
 HELD = 16  # times the largest body: what the bodies that wait in a worker may have together
 
 
@@ -324,7 +326,8 @@ class Together:
 
 
 class Patient(HttpToolsProtocol):
-    """uvicorn's, with limits for the headers of a request, which have none there: their time and size."""
+    """uvicorn's, with limits for the headers of a request, which have none there: their time and size; and
+    deaf to offers of another protocol, which curl --http2 and Java make."""
 
     def connection_made(self, transport):
         super().connection_made(transport)
@@ -336,6 +339,8 @@ class Patient(HttpToolsProtocol):
             self.head += len(data)
             if self.head > HEAD:
                 return self.transport.close()
+            head, *body = data.partition(b"\r\n\r\n")
+            data = b"".join([UPGRADE.sub(b"", head), *body])
         super().data_received(data)
 
     def on_message_begin(self):
@@ -348,6 +353,10 @@ class Patient(HttpToolsProtocol):
         self.head = None
         self.limit.cancel()
         super().on_headers_complete()
+
+    def on_message_complete(self):
+        self.head = 0
+        super().on_message_complete()
 
 
 def application(predictor, args) -> FastAPI:

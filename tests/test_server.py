@@ -263,6 +263,18 @@ def test_headers_without_end_are_cut_and_load_balancers_are_answered(port):
     assert rest(probe).startswith(b"HTTP/1.1 200 ")
 
 
+def test_an_offer_of_http2_is_ignored_and_the_body_read(port):
+    body = json.dumps({"text": "단어5"}).encode()
+    head = (b"POST /predict HTTP/1.1\r\nHost: x\r\nConnection: %s\r\nUpgrade: h2c\r\n"
+            b"HTTP2-Settings: AAMAAABk\r\nContent-Length: %d\r\n\r\n")
+    client = socket.create_connection(("127.0.0.1", port), timeout=60)
+    client.sendall(head % (b"Upgrade, HTTP2-Settings", len(body)) + body)
+    first = client.recv(65536)
+    assert first.startswith(b"HTTP/1.1 200 ")
+    client.sendall(head % (b"Upgrade, close", len(body)) + body)
+    assert rest(client).startswith(b"HTTP/1.1 200 ")
+
+
 def refused(port):
     status, *rest = ask(port, {"text": "단어5"})
     assert status in (200, 503)
