@@ -13,9 +13,10 @@ cd "$(dirname "$0")/.."
 PY=${PYTHON:-python}
 D=data/$1 OUT=${OUT:-runs/$1} TEACHERS=${TEACHERS:-teacher/teacher.pt}
 SIZES=${SIZES:-base tiny} SEEDS=${SEEDS:-0 1 2} TASK=${TASK:-}
-case "$TEACHERS / $SIZES " in *labels/base*/*" base "* | [!l]*) ;; *)
-    echo "error: students of base teach here; add base to SIZES (it is $SIZES), or give a CHECKPOINT" >&2; exit 2;;
-esac
+if echo "$TEACHERS" | grep -q labels/base && ! echo " $SIZES " | grep -q " base "; then
+    echo "error: students of base teach here; add base to SIZES (it is $SIZES), or give a CHECKPOINT" >&2
+    exit 2
+fi
 TEXTS=$D/train.tsv LOGITS=$OUT/logits/train.pt
 
 [ -e $D/train.tsv ] || $PY -m data.prepare "$1"
