@@ -30,7 +30,8 @@ GRID = {"tokenizer": "", "size": "", "pair": "", "embedding_dim": "e", "hidden_d
 DEFAULTS = {"size": "base", "pair": None, "embedding_dim": None, "hidden_dim": None, "num_layers": 1,
             "dropout": 0.0, "pooling": "last", "head": "linear", "embeddings": "teacher", "loss": "mse",
             "alpha": 0.1, "temperature": 2.0, "lr": None, "seed": 0}
-OF_PAIRS = DEFAULTS | {"pair": "align", "head": "relu"}
+OF_PAIRS = {"align": DEFAULTS | {"pair": "align", "head": "relu"},  # the one that files of pairs get
+            "siamese": DEFAULTS | {"pair": "siamese", "head": "relu", "pooling": "max"}}
 RATES = {"large": 4e-3, "base": 4e-3, "small": 8e-3, "mini": 16e-3, "tiny": 16e-3}
 
 
@@ -40,7 +41,8 @@ def parse_args(argv=None):
 
     def grid(name, *, help, **options):
         shown = "" if DEFAULTS[name] is None else f" (default: {DEFAULTS[name]})"
-        default = DEFAULTS[name] if DEFAULTS[name] == OF_PAIRS[name] else None  # else the files decide
+        same = all(of_pairs[name] == DEFAULTS[name] for of_pairs in OF_PAIRS.values())
+        default = DEFAULTS[name] if same else None  # else files and --pair decide
         arg(f"--{name.replace('_', '-')}", nargs="+", default=[default], help=f"+ {help}{shown}", **options)
 
     # data
@@ -64,7 +66,8 @@ def parse_args(argv=None):
     grid("hidden_dim", type=flags.count, metavar="N", help="of each direction, instead of the size's")
     grid("num_layers", type=flags.count, metavar="N", help="LSTM layers")
     grid("dropout", type=flags.share, metavar="P", help="on embeddings and before the head")
-    grid("pooling", choices=["last", "max", "mean", "attention"], help="states to one vector")
+    grid("pooling", choices=["last", "max", "mean", "attention"],
+         help="states to one vector; of --pair siamese max is the default")
     grid("head", choices=["linear", "relu"],
          help="relu: one hidden layer, the paper's, and the default of pairs")
     grid("embeddings", choices=["teacher", "random"],
@@ -235,11 +238,12 @@ def grid_settings(args, pairs: bool = False) -> list[tuple[str, dict]]:
     """(folder name, settings) of each combination, for files of pairs or of single texts."""
     if not pairs and any(args.pair):
         raise UserError("--pair is for files of pairs, but these have no column text2 (--text2-column)")
-    grid, defaults = [], OF_PAIRS if pairs else DEFAULTS
+    grid = []
     for values in itertools.product(*(getattr(args, name) for name in GRID)):
         settings = dict(zip(GRID, values, strict=True))
+        defaults = OF_PAIRS[settings["pair"] or "align"] if pairs else DEFAULTS
         settings = {name: defaults.get(name) if value is None else value for name, value in settings.items()}
-        grid.append((folder_name(settings, defaults),
+        grid.append((folder_name(settings, defaults | {"pair": "align" if pairs else None}),
                      settings | {"lr": settings["lr"] or RATES[settings["size"]]}))
     folders = [name for name, _ in grid]
     for name in folders:

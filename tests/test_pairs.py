@@ -401,7 +401,8 @@ ALIGN, SIAMESE = "students/mini-tok-alpha1/student.pt", "students/mini-tok-siame
 def test_align_is_what_files_with_text2_get_and_it_learns_to_compare(inside, capsys):
     align, siamese = Student.load(ALIGN), Student.load(SIAMESE)
     assert (align.config.pair, align.config.hidden_dim, align.config.head) == ("align", 8, "relu")
-    assert (siamese.config.pair, siamese.config.hidden_dim, siamese.config.head) == ("siamese", 12, "relu")
+    assert (siamese.config.pair, siamese.config.hidden_dim, siamese.config.head, siamese.config.pooling) == (
+        "siamese", 12, "relu", "max")
     run("evaluate", f"{ALIGN} {SIAMESE} --data valid.tsv --json --device cpu")
     models = json.loads(capsys.readouterr().out)["models"]
     assert models[0]["accuracy"] > 0.95  # the commonest class has 0.5
@@ -416,8 +417,8 @@ def test_align_is_what_files_with_text2_get_and_it_learns_to_compare(inside, cap
 
 def test_widths_and_head_can_be_chosen(inside, tmp_path):
     run("distill", f"{SAME} --epochs 1 --pair siamese --embedding-dim 4 --hidden-dim 6 --head linear "
-                   f"--pooling max --max-length 2 --output-dir {tmp_path}")
-    student = Student.load(tmp_path / "mini-tok-siamese-e4-h6-max-linear-alpha1/student.pt")
+                   f"--pooling last --max-length 2 --output-dir {tmp_path}")
+    student = Student.load(tmp_path / "mini-tok-siamese-e4-h6-last-linear-alpha1/student.pt")
     assert isinstance(student.head, nn.Linear) and student.head.in_features == 8 * 6
     assert student.embedding.embedding_dim == 4
     short = student.predict(["말1 말2"], ["말3"])  # each text is cut, neither takes room from the other
@@ -539,7 +540,7 @@ def test_start_takes_all_layers_but_the_head_of_another_task(copied):
 
 def test_a_start_that_does_not_fit_is_refused_with_what_differs(copied):
     out = "--output-dir a"
-    for flags, differs in ((f"--start {SIAMESE}", r"hidden_dim \(12, here 8\), pair \(siamese, here align\)"),
+    for flags, differs in ((f"--start {SIAMESE}", r"hidden_dim \(12, here 8\), pooling \(max, here last\), pair"),
                            (f"--start {ALIGN} --embedding-dim 4 --num-layers 2",
                             r"embedding_dim \(16, here 4\), num_layers \(1, here 2\)")):
         message = refused(lambda flags=flags: run("distill", f"{SAME} {out} {flags}"), differs)
