@@ -70,8 +70,9 @@ def parse_args(argv=None):
          help="states to one vector; of --pair siamese max is the default")
     grid("head", choices=["linear", "relu"],
          help="relu: one hidden layer, the paper's, and the default of pairs")
-    grid("embeddings", choices=["teacher", "random"],
-         help="where they start; random without teacher.pt, and for labels alone")
+    grid("embeddings", metavar="teacher|random|FILE",
+         help="where they start: from the first teacher.pt of the logits (at random without one, and for "
+              "labels alone), at random, or from a teacher.pt or encoder, such as models/encoder")
     arg("--max-length", type=flags.count, default=128,
         help="tokens of a text, of each of a pair; the rest is cut (default: %(default)s)")
     arg("--start", metavar="STUDENT.pt",
@@ -122,7 +123,7 @@ from data.logits import fingerprints
 from data.training import TrainingSet, encode_training_set, read_training_set
 from runtime import RANK, WORLD, UserError
 from student import Student, StudentConfig, StudentError, pack_tokenizer, widths
-from teacher import Teacher
+from teacher import Teacher, load_checkpoint
 
 # With the grid's values and the contents of the files these decide the result.
 DECISIVE = ("epochs", "max_length", "max_tokens", "warmup", "weight_decay", "clip", "deterministic",
@@ -133,14 +134,23 @@ load = partial(runtime.load_model, loaders={"teacher": Teacher.load, "student": 
 # ---- embeddings from the teacher --------------------------------------------------------------------------
 
 
-def embeddings_teacher(data: TrainingSet, args) -> Teacher | None:
-    """The first Transformer of those that teach and are there: students' embeddings can start from its."""
+def embeddings_source(source: str, data: TrainingSet, args) -> Teacher | None:
+    """The Transformer that a value of --embeddings names; None: random.
+
+    "teacher" is the first Transformer of those that teach and are there.
+    """
+    if source == "random":
+        return None
+    if source.endswith(".pt"):
+        return Teacher.load(source)
+    if source != "teacher":
+        return load_checkpoint(source, [], args.max_length)[0]
     files = [file for file in data.teachers if args.teacher or runtime.is_model(file)] if data.logits else []
     teacher = next((model for model in map(load, files) if hasattr(model, "embeddings_of")), None)
     if teacher is None and len(set(args.embeddings)) > 1:
         raise UserError("--embeddings: no teacher.pt among the teachers, so embeddings cannot start from "
                         "one; use --embeddings random" + ("" if files else ", or name it with --teacher"))
-    if teacher is None and data.teachers and "teacher" in args.embeddings:
+    if teacher is None and data.teachers:
         runtime.warn("the teacher.pt of the logits is not there, so embeddings start at random; name it with "
                      "--teacher to start from its")
     return teacher
@@ -267,6 +277,8 @@ def folder_name(settings: dict, defaults: dict) -> str:
     for name, default in defaults.items():
         if name != "size" and settings[name] != default:
             value = settings[name]
+            if name == "embeddings":  # maybe a path
+                value = Path(value).resolve().name.removesuffix(".pt")
             parts.append(f"{GRID[name]}{value:g}" if isinstance(value, float) else f"{GRID[name]}{value}")
     return "-".join(parts)
 
@@ -315,7 +327,7 @@ def write_summary(folder: Path, best: str) -> None:
     print(f"{path}: {len(rows)} students")
 
 
-def begin(grid, data: TrainingSet, teacher, start, tokenizers: dict, args, device) -> dict[str, list]:
+def begin(grid, data: TrainingSet, sources: dict, start, tokenizers: dict, args, device) -> dict[str, list]:
     """{tokenizer: (run, settings, vectors for the embeddings) of each student that is not finished}.
 
     Every folder is locked, then looked at, before the first student is trained or replaced.
@@ -325,14 +337,16 @@ def begin(grid, data: TrainingSet, teacher, start, tokenizers: dict, args, devic
         runtime.lock(Path(args.output_dir, folder, ".lock"))
     for path, tokenizer in tokenizers.items():
         vocab = tokenizer.get_vocab()
-        vectors[path] = teacher.embeddings_of(sorted(vocab, key=vocab.get)) if teacher else None
+        for source, teacher in sources.items():
+            vectors[path, source] = teacher.embeddings_of(sorted(vocab, key=vocab.get)) if teacher else None
     for folder, settings in grid:
         path = settings["tokenizer"]
-        own = vectors[path] if settings["embeddings"] == "teacher" and settings["alpha"] < 1 else None
+        source = settings["embeddings"]
+        own = None if start or (source == "teacher" and settings["alpha"] == 1) else vectors[path, source]
         if start:
             refuse_other_start(start, args.start, settings, tokenizers[path])
         decisive = {flag: getattr(args, flag) for flag in DECISIVE} | settings
-        del decisive["tokenizer"]  # a path; the fingerprint tells
+        del decisive["tokenizer"], decisive["embeddings"]  # paths; fingerprints tell
         made_by = runtime.made_by(decisive, data.what_was_read() | {
             "the tokenizer": runtime.fingerprint(tokenizers[path].to_str()),
             "the teacher's embeddings": "" if own is None else runtime.fingerprint(own),
@@ -364,8 +378,8 @@ def main(args):
     runtime.refuse_to_overwrite_inputs(
         [*args.train, args.valid, *(args.logits or ()), *data.teachers, args.start],
         [output / name / file for name, _ in grid for file in ("last.pt", "student.pt", "log.jsonl")])
-    teacher = None if start else embeddings_teacher(data, args)
-    jobs = begin(grid, data, teacher, start, tokenizers, args, device)
+    sources = {} if start else {source: embeddings_source(source, data, args) for source in args.embeddings}
+    jobs = begin(grid, data, sources, start, tokenizers, args, device)
     for path, unfinished in jobs.items():
         tokenizer = tokenizers[path]
         store, valid = encode_training_set(data, partial(encode, tokenizer, **reads[path]), output)
@@ -373,11 +387,12 @@ def main(args):
         if path == list(jobs)[-1]:
             data.logits.clear()  # the store has them: the mapped files need not stay in memory
         for run, settings, own in unfinished:
+            source = "the teacher" if settings["embeddings"] == "teacher" else settings["embeddings"]
             student = new_student(settings, tokenizer, own, data.task, args, device, start)
             print(f"{run.folder}: {sum(p.numel() for p in student.parameters()):,} parameters, "
                   + ("labels alone" if settings["alpha"] == 1 else f"alpha {settings['alpha']:g}")
                   + (f", layers from {args.start}" if start else "")
-                  + ("" if own is None else ", embeddings from the teacher"))
+                  + ("" if own is None else f", embeddings from {source}"))
             train(run, student, settings, store, valid, data, args, device)
             score = run.at["best"][f"valid_{data.task.best}"]
             print(f"{run.artifact}: validation {data.task.best} {score:.4f}")

@@ -36,13 +36,14 @@ from helpers import (
 )
 
 import distill
+import finetune_teacher
 import runtime
 import tasks
 from data import batches
 from data.examples import read_examples
 from runtime import UserError
 from student import HEADS, POOLINGS, SIZES, Student, StudentError
-from teacher import Teacher
+from teacher import Teacher, load_checkpoint
 
 ALONE = f"{LABELLED} --alpha 1 {STUDENT}"
 QUICK = f"{STUDENT} --epochs 1 --output-dir out"
@@ -360,6 +361,7 @@ def test_a_grid_looks_at_all_its_folders_before_it_trains_or_replaces(here):
     ("--lr 1e-3 0.003", ["base-lr0.001", "base-lr0.003"]), ("--alpha 0.1 --seed 0", ["base"]),
     ("--embedding-dim 50 --hidden-dim 9 --dropout 0.5 --pooling attention --head relu --embeddings random "
      "--loss kl --temperature 4", ["base-e50-h9-d0.5-attention-relu-random-kl-T4"]),
+    ("--embeddings teacher teacher/teacher.pt models/encoder", ["base", "base-teacher", "base-encoder"]),
 ])
 def test_folders_are_named_after_what_is_not_the_default(flags, names):
     given = "--train a --logits b --valid c --tokenizer t/vocab_size_3000"
@@ -427,6 +429,18 @@ def test_embeddings_start_from_the_teachers_of_the_same_tokens(here, capsys):
     assert torch.equal(start(TAUGHT), random)
     assert "teacher/teacher.pt is not there" in capsys.readouterr().err
     assert torch.equal(start(f"{TAUGHT} --teacher kept.pt"), found)
+    named = start(f"{LABELLED} --alpha 1 --embeddings ./kept.pt", "tiny-kept-alpha1")  # with labels alone too
+    assert torch.equal(named, found)
+
+
+def test_embeddings_start_from_a_published_encoder(here):
+    vocab = distill.read_tokenizer("tokenizer/vocab_size_3000").get_vocab()
+    shipped = finetune_teacher.ENCODER
+    encoder = load_checkpoint(str(shipped), [], 128)[0]
+    expected = distill.principal_components(encoder.embeddings_of(sorted(vocab, key=vocab.get)), 8)
+    found = start(f"{LABELLED} --alpha 1 --embeddings {shipped}", "tiny-encoder-alpha1")
+    assert torch.allclose(found[1:], expected[1:], atol=1e-4)
+    refused(lambda: train(f"{TAUGHT} {QUICK} --embeddings tokenizer"), "config.json")
 
 
 def test_a_student_that_teaches_has_no_embeddings_to_start_from(here, capsys):

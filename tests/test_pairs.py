@@ -540,7 +540,8 @@ def test_start_takes_all_layers_but_the_head_of_another_task(copied):
 
 def test_a_start_that_does_not_fit_is_refused_with_what_differs(copied):
     out = "--output-dir a"
-    for flags, differs in ((f"--start {SIAMESE}", r"hidden_dim \(12, here 8\), pooling \(max, here last\), pair"),
+    for flags, differs in ((f"--start {SIAMESE}",
+                            r"hidden_dim \(12, here 8\), pooling \(max, here last\), pair \(siamese"),
                            (f"--start {ALIGN} --embedding-dim 4 --num-layers 2",
                             r"embedding_dim \(16, here 4\), num_layers \(1, here 2\)")):
         message = refused(lambda flags=flags: run("distill", f"{SAME} {out} {flags}"), differs)
