@@ -12,6 +12,8 @@ from pathlib import Path
 
 import pytest
 
+import distill
+
 ROOT = Path(__file__).parent.parent
 RECIPES = {"demo.sh": [], "demo-tasks.sh": [], "mine.sh": ["reviews.tsv", "scratch"],
            "nsmc.sh": ["some/checkpoint"], "shopping.sh": [], "steam.sh": [], "hate-speech.sh": [],
@@ -131,7 +133,9 @@ def test_similarity_begins_where_inference_ended(recipe):
         "klue-nli", "korsts"]
     assert len([call for call in calls if call[0] == "train_tokenizer.py"]) == 1
     students = [parsed(call) for call in calls if call[0] == "distill.py"]
-    assert [args.start for args in students] == [None] * 2 + ["runs/klue-nli/distilled/base/student.pt"] * 2
+    folder = distill.grid_settings(students[1], pairs=True)[0][0]
+    assert [args.start for args in students] == [None] * 2 + [
+        f"{students[1].output_dir}/{folder}/student.pt"] * 2
     assert {str(path) for args in students for path in args.tokenizer} == {
         "runs/klue-nli/tokenizer/vocab_size_3000"}
 
