@@ -67,10 +67,9 @@ def parse_args(argv=None):
     grid("num_layers", type=flags.count, metavar="N", help="LSTM layers")
     grid("dropout", type=flags.share, metavar="P", help="on embeddings and before the head")
     grid("pooling", choices=["last", "max", "mean", "attention"],
-         help="states to one vector; of --pair siamese max is the default")
-    grid("head", choices=["linear", "relu"],
-         help="relu: one hidden layer, the paper's, and the default of pairs")
-    grid("embeddings", metavar="teacher|random|FILE",
+         help="states to one vector; --pair siamese: default max; align has its own")
+    grid("head", choices=["linear", "relu"], help="relu: one hidden layer, the paper's; pairs: default relu")
+    grid("embeddings", type=flags.embeddings, metavar="teacher|random|FILE",
          help="where they start: from the first teacher.pt of the logits (at random without one, and for "
               "labels alone), at random, or from a teacher.pt or encoder, such as models/encoder")
     arg("--max-length", type=flags.count, default=128,
@@ -148,8 +147,8 @@ def embeddings_source(source: str, data: TrainingSet, args) -> Teacher | None:
     files = [file for file in data.teachers if args.teacher or runtime.is_model(file)] if data.logits else []
     teacher = next((model for model in map(load, files) if hasattr(model, "embeddings_of")), None)
     if teacher is None and len(set(args.embeddings)) > 1:
-        raise UserError("--embeddings: no teacher.pt among the teachers, so embeddings cannot start from "
-                        "one; use --embeddings random" + ("" if files else ", or name it with --teacher"))
+        raise UserError("--embeddings teacher: no teacher.pt among the teachers; leave teacher out" +
+                        (", or name it with --teacher" if data.logits and not files else ""))
     if teacher is None and data.teachers:
         runtime.warn("the teacher.pt of the logits is not there, so embeddings start at random; name it with "
                      "--teacher to start from its")
@@ -259,7 +258,7 @@ def grid_settings(args, pairs: bool = False) -> list[tuple[str, dict]]:
     for name in folders:
         if folders.count(name) > 1:
             raise UserError(f"two students of the grid would share the folder {name}; give each value once, "
-                            f"tokenizers of one name in two runs with different --output-dir")
+                            f"tokenizers or embeddings of one name in two runs with different --output-dir")
     for _, settings in grid:  # an invalid value is refused before anything is trained
         StudentConfig(1, 1, *dimensions(settings), settings["num_layers"], settings["dropout"],
                       settings["pooling"], pair=settings["pair"])
@@ -346,7 +345,7 @@ def begin(grid, data: TrainingSet, sources: dict, start, tokenizers: dict, args,
         if start:
             refuse_other_start(start, args.start, settings, tokenizers[path])
         decisive = {flag: getattr(args, flag) for flag in DECISIVE} | settings
-        del decisive["tokenizer"], decisive["embeddings"]  # paths; fingerprints tell
+        del decisive["tokenizer"]  # a path; the fingerprint tells
         made_by = runtime.made_by(decisive, data.what_was_read() | {
             "the tokenizer": runtime.fingerprint(tokenizers[path].to_str()),
             "the teacher's embeddings": "" if own is None else runtime.fingerprint(own),

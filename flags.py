@@ -2,6 +2,7 @@
 
 import argparse
 import math
+import os
 
 
 def number(kind, low: float, high: float, text: str, open_low=False, open_high=False):
@@ -16,6 +17,13 @@ def number(kind, low: float, high: float, text: str, open_low=False, open_high=F
             raise argparse.ArgumentTypeError(f"{value} is not {text}")
         return found
     return parse
+
+
+def embeddings(value: str) -> str:
+    """An argparse type: teacher, random, or what looks like a file, a folder or a hub id."""
+    if value in ("teacher", "random") or value.endswith(".pt") or "/" in value or os.path.isdir(value):
+        return value
+    raise argparse.ArgumentTypeError(f"{value!r} is not teacher, random, a .pt file, a folder or a hub id")
 
 
 TASKS = ("classification", "multilabel", "regression")  # those of tasks.py: label, labels, score

@@ -3,11 +3,12 @@
 # The recipe of each corpus calls it, and says what to know of that corpus. CORPUS is a name of data.prepare.
 # CHECKPOINT is a hub id or a folder; the default is models/encoder. Run it again to continue after an interruption.
 # AUGMENT: flags of data.augment, whose variants and new pairs of the texts are added. TASK: flags of the teacher and
-# of the students, such as --best macro_f1. STUDENT: flags of the students; ALONE: of those of labels alone.
+# of the students, such as --best macro_f1. STUDENT: flags of the students; ALONE: of those of labels alone. START: where
+# students begin, --embeddings FILE or --start FILE.
 # TOKENIZER: a folder, instead of a new one. TEACHERS: what teaches, in OUT; labels/base*/student.pt: the students of
 # labels alone, all seeds together.
 set -eu
-[ $# -ge 1 ] || { sed -n '2,8p' "$0" | cut -c3- >&2; exit 2; }
+[ $# -ge 1 ] || { sed -n '2,9p' "$0" | cut -c3- >&2; exit 2; }
 [ ! -d "${2:-}" ] || set -- "$1" "$(cd "$2" && pwd)"  # a folder is meant from where this was called
 cd "$(dirname "$0")/.."
 PY=${PYTHON:-python}
@@ -28,7 +29,7 @@ case $TEACHERS in *teacher/teacher.pt*)
     $PY finetune_teacher.py --train $D/train.tsv --valid $D/valid.tsv ${2:+--checkpoint "$2"} --layer-decay 0.9 $TASK \
         --output-dir "$OUT/teacher";;
 esac
-STUDENT="--valid $D/valid.tsv --tokenizer $TOKENIZER --size $SIZES --seed $SEEDS $TASK ${STUDENT:-}"
+STUDENT="--valid $D/valid.tsv --tokenizer $TOKENIZER --size $SIZES --seed $SEEDS $TASK ${START:-} ${STUDENT:-}"
 $PY distill.py --train $D/train.tsv --alpha 1 $STUDENT ${ALONE:-} --output-dir "$OUT/labels"
 if [ -n "${AUGMENT:-}" ]; then
     # Variants are unlabelled text for the teacher to judge: worth most where a corpus is small.

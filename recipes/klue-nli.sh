@@ -4,6 +4,6 @@
 # The baselines: python -m bench.tfidf --ngrams 2 --train … --valid … --test …
 # Run it again to continue after an interruption.
 set -eu
-[ $# -gt 0 ] || export TEACHERS="labels/base*/student.pt" STUDENT="${STUDENT:---embeddings models/encoder}"
+[ $# -gt 0 ] || export TEACHERS="labels/base*/student.pt" START="${START:---embeddings models/encoder}"
 export ALONE="--dropout 0.3" AUGMENT="--times 0 --pairs 2"
 exec sh "$(dirname "$0")/corpus.sh" klue-nli "$@"

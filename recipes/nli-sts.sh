@@ -7,5 +7,5 @@ HERE=$(dirname "$0")
 export SIZES=base
 sh "$HERE/klue-nli.sh" "$@"
 [ $# -gt 0 ] && FIRST=base || FIRST=base-encoder  # its embeddings come from the checkpoint, or from models/encoder
-export TOKENIZER=runs/klue-nli/tokenizer/vocab_size_3000 STUDENT="--start runs/klue-nli/distilled/$FIRST/student.pt"
+export TOKENIZER=runs/klue-nli/tokenizer/vocab_size_3000 START="--start runs/klue-nli/distilled/$FIRST/student.pt"
 OUT=runs/nli-sts exec sh "$HERE/korsts.sh" "$@"

@@ -5,6 +5,6 @@
 # The baselines: python -m bench.tfidf --train … --valid … --test …
 # Run it again to continue after an interruption.
 set -eu
-[ $# -gt 0 ] || export TEACHERS="labels/base*/student.pt" STUDENT="${STUDENT:---embeddings models/encoder}"
+[ $# -gt 0 ] || export TEACHERS="labels/base*/student.pt" START="${START:---embeddings models/encoder}"
 export ALONE="--dropout 0.3" AUGMENT="--times 1 --pairs 1 --symmetric"
 exec sh "$(dirname "$0")/corpus.sh" paws-x "$@"

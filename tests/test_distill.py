@@ -433,7 +433,7 @@ def test_embeddings_start_from_the_teachers_of_the_same_tokens(here, capsys):
     assert torch.equal(named, found)
 
 
-def test_embeddings_start_from_a_published_encoder(here):
+def test_embeddings_start_from_a_published_encoder(here, capsys):
     vocab = distill.read_tokenizer("tokenizer/vocab_size_3000").get_vocab()
     shipped = finetune_teacher.ENCODER
     encoder = load_checkpoint(str(shipped), [], 128)[0]
@@ -441,6 +441,10 @@ def test_embeddings_start_from_a_published_encoder(here):
     found = start(f"{LABELLED} --alpha 1 --embeddings {shipped}", "tiny-encoder-alpha1")
     assert torch.allclose(found[1:], expected[1:], atol=1e-4)
     refused(lambda: train(f"{TAUGHT} {QUICK} --embeddings tokenizer"), "config.json")
+    for typo in ("techer", ""):
+        with pytest.raises(SystemExit) as stopped:
+            distill.parse_args([*LABELLED.split(), "--tokenizer", "a", "--alpha", "1", "--embeddings", typo])
+        assert stopped.value.code == 2 and "--embeddings" in capsys.readouterr().err
 
 
 def test_a_student_that_teaches_has_no_embeddings_to_start_from(here, capsys):
@@ -451,7 +455,7 @@ def test_a_student_that_teaches_has_no_embeddings_to_start_from(here, capsys):
         train(f"{TAUGHT} {QUICK} --overwrite")
         printed = capsys.readouterr()
         assert told in printed.out + printed.err
-    refused(lambda: train(f"{TAUGHT} {QUICK} --embeddings teacher random --overwrite"), "--embeddings random")
+    refused(lambda: train(f"{TAUGHT} {QUICK} --embeddings teacher random --overwrite"), "leave teacher out")
 
 
 def test_logits_of_something_else_are_refused_and_the_printed_command_makes_the_right_ones(here):
