@@ -5,6 +5,6 @@
 # The baselines: python -m bench.tfidf --train … --valid … --test …
 # Run it again to continue after an interruption.
 set -eu
-[ $# -gt 0 ] || export TEACHERS="labels/base*/student.pt" START="${START:---embeddings models/encoder}"
+[ $# -gt 0 ] || export TEACHERS="labels/base*/student.pt"
 export ALONE="--dropout 0.3" AUGMENT="--times 0 --pairs 4 --symmetric"
 exec sh "$(dirname "$0")/corpus.sh" question-pair "$@"
