@@ -133,7 +133,7 @@ class Section:
             line["taught_by"] is None or line["taught_by"] in teachers)]
         students.sort(key=lambda line: line["taught_by"] is not None)  # labels alone come first
         by = {line["name"]: line["taught_by"] for line in students}
-        self.saw, self.arms, self.students, self.files = saw, [*by], {}, {}
+        self.saw, self.arms, self.students, self.files = saw, [*by] or ["accuracy"], {}, {}
         self.taught = next((name for name in reversed(by.values()) if name), next(reversed(teachers), None))
 
         def figures(runs, teacher=None):
@@ -172,7 +172,10 @@ def sections(test: dict, lines: list[dict]) -> list[Section]:
     for line in lines:
         if line["kind"] == "student" and line["taught_by"] not in (None, *saw):
             raise UserError(f"{line['name']}: its teacher {line['taught_by']} has no line; add it again")
-    return [Section(kind, test, lines) for kind in [each for each in SAW if each in saw.values()] or [None]]
+    taught = {saw.get(line["taught_by"]) for line in lines if line["kind"] == "student"} - {None}
+    only = [line for line in lines if line["kind"] != "student"]  # of a kind that taught none
+    return [Section(kind, test, lines if kind in taught or not taught else only)
+            for kind in [each for each in SAW if each in saw.values()] or [None]]
 
 
 # ---- pages and picture -------------------------------------------------------------------------------------
@@ -208,7 +211,7 @@ def block(test: dict, parts: list[Section]) -> str:
     for part in parts:
         if part.saw:
             lines += ["", f"**Encoder saw {SAW[part.saw]}.**"]
-        others = {name: {part.arms[0] if part.arms else None: figures}
+        others = {name: {part.arms[0]: figures}
                   for name, figures in (part.teachers | part.baselines).items()}
         students = {size.capitalize(): by_arm for size, by_arm in part.students.items()}
         lines += ["", *table(["", "parameters", "bytes", *part.arms, "gain (95 %)", "without leaked rows",
@@ -286,7 +289,7 @@ def draw(test: dict, parts: list[Section], path: Path) -> None:
     from matplotlib import pyplot, ticker
 
     arms = {arm: [by_arm[arm] for by_arm in part.students.values() if arm in by_arm]
-            for part in parts for arm in part.arms}
+            for part in parts if part.students for arm in part.arms}
     int8 = {f"{part.arms[-1]}, int8": [rounded for _, rounded in part.files.values()]
             for part in parts if part.files}
     others = {name: each for part in parts for name, each in part.teachers.items()} | parts[0].baselines

@@ -367,6 +367,19 @@ def test_students_agree_with_the_teacher_of_their_own_arm():
     assert agreement == pytest.approx({"alone": 32 / 40, "by T": 35 / 40, "by T2": 39 / 40})
 
 
+def test_a_teacher_that_taught_none_has_no_students_beside_it():
+    test, lines = both_kinds()
+    lines = [line for line in lines if line.get("taught_by") != "T"]
+    texts, ratings = report.sections(test, lines)
+    assert (texts.arms, texts.students, ratings.arms) == (["accuracy"], {}, ["alone", "by R"])
+    block = report.block(test, [texts, ratings])
+    assert "| T | 20,000 | 4,000 | 90.00% | – |" in block and block.count("| Tiny | 1,000 |") == 1
+    headline = report.headline(test, [texts, ratings], "en").splitlines()
+    assert [line for line in headline if "Tiny" in line] == ["| Tiny, int8 | 1,000 | 1 KB | – | 87.50% | 10 |"]
+    none_taught = [line for line in lines if not line.get("taught_by")]
+    assert all(part.students for part in report.sections(test, none_taught))
+
+
 # ---- pages -------------------------------------------------------------------------------------------------
 
 
