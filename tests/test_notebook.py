@@ -32,7 +32,7 @@ def test_the_notebook_runs_and_the_logits_help(tmp_path):
         texts, decode(student.predict(texts), student.label_names, student.task), strict=True)]
     scores = json.loads((tmp_path / "kit/runs/quickstart/scores.json").read_text("utf-8"))["models"]
     alone, distilled, _, shipped = (model["accuracy"] for model in scores)
-    assert alone + 0.05 < distilled and shipped == pytest.approx(0.806)
+    assert alone + 0.05 < distilled and shipped == pytest.approx(0.8)
     assert any("image/png" in output.get("data", {}) for output in plot.outputs)
     assert all(re.fullmatch(r"[01] [01]\.\d\d .+", line) for line in printed(own)) and len(printed(own)) == 2
 
