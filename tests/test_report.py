@@ -374,8 +374,8 @@ def test_a_teacher_that_taught_none_has_no_students_beside_it():
     assert (texts.arms, texts.students, ratings.arms) == (["accuracy"], {}, ["alone", "by R"])
     block = report.block(test, [texts, ratings])
     assert "| T | 20,000 | 4,000 | 90.00% | – |" in block and block.count("| Tiny | 1,000 |") == 1
-    headline = report.headline(test, [texts, ratings], "en").splitlines()
-    assert [line for line in headline if "Tiny" in line] == ["| Tiny, int8 | 1,000 | 1 KB | – | 87.50% | 10 |"]
+    headline = report.headline(test, [texts, ratings], "en")
+    assert headline.count("| Tiny") == 1 and "| Tiny, int8 | 1,000 | 1 KB | – | 87.50% | 10 |" in headline
     none_taught = [line for line in lines if not line.get("taught_by")]
     assert all(part.students for part in report.sections(test, none_taught))
 
