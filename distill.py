@@ -326,12 +326,13 @@ def write_summary(folder: Path, best: str) -> None:
     print(f"{path}: {len(rows)} students")
 
 
-def begin(grid, data: TrainingSet, sources: dict, start, tokenizers: dict, args, device) -> dict[str, list]:
+def begin(grid, data: TrainingSet, start, tokenizers: dict, args, device) -> dict[str, list]:
     """{tokenizer: (run, settings, vectors for the embeddings) of each student that is not finished}.
 
     Every folder is locked, then looked at, before the first student is trained or replaced.
     """
     precision, jobs, vectors = runtime.pick_precision(args.precision, device, lstm=True), {}, {}
+    sources = {} if start else {source: embeddings_source(source, data, args) for source in args.embeddings}
     for folder, _ in grid:
         runtime.lock(Path(args.output_dir, folder, ".lock"))
     for path, tokenizer in tokenizers.items():
@@ -339,8 +340,7 @@ def begin(grid, data: TrainingSet, sources: dict, start, tokenizers: dict, args,
         for source, teacher in sources.items():
             vectors[path, source] = teacher.embeddings_of(sorted(vocab, key=vocab.get)) if teacher else None
     for folder, settings in grid:
-        path = settings["tokenizer"]
-        source = settings["embeddings"]
+        path, source = settings["tokenizer"], settings["embeddings"]
         own = None if start or (source == "teacher" and settings["alpha"] == 1) else vectors[path, source]
         if start:
             refuse_other_start(start, args.start, settings, tokenizers[path])
@@ -377,8 +377,7 @@ def main(args):
     runtime.refuse_to_overwrite_inputs(
         [*args.train, args.valid, *(args.logits or ()), *data.teachers, args.start],
         [output / name / file for name, _ in grid for file in ("last.pt", "student.pt", "log.jsonl")])
-    sources = {} if start else {source: embeddings_source(source, data, args) for source in args.embeddings}
-    jobs = begin(grid, data, sources, start, tokenizers, args, device)
+    jobs = begin(grid, data, start, tokenizers, args, device)
     for path, unfinished in jobs.items():
         tokenizer = tokenizers[path]
         store, valid = encode_training_set(data, partial(encode, tokenizer, **reads[path]), output)

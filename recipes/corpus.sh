@@ -3,8 +3,8 @@
 # The recipe of each corpus calls it, and says what to know of that corpus. CORPUS is a name of data.prepare.
 # CHECKPOINT is a hub id or a folder; the default is models/encoder. Run it again to continue after an interruption.
 # AUGMENT: flags of data.augment, whose variants and new pairs of the texts are added. TASK: flags of the teacher and
-# of the students, such as --best macro_f1. STUDENT: flags of the students; ALONE: of those of labels alone. START: where
-# students begin, --embeddings FILE or --start FILE.
+# of the students, such as --best macro_f1. STUDENT: flags of the students; ALONE: of those of labels alone.
+# START: where students begin, --embeddings FILE or --start FILE.
 # TOKENIZER: a folder, instead of a new one. TEACHERS: what teaches, in OUT; labels/base*/student.pt: the students of
 # labels alone, all seeds together.
 set -eu
