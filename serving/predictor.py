@@ -164,6 +164,8 @@ class Predictor:
                                  "this graph reads single texts, not pairs; leave out texts2")
         if texts2 is not None and not self.apart:
             columns = [list(zip(*columns, strict=True))]  # the tokenizer joins them
+        if len(columns[0]) == 1:  # as most calls of a server: making batches would cost a tenth of its time
+            return self._run([self._encode(column) for column in columns])
         result = np.empty((len(columns[0]), len(self.label_names)), np.float32)
         for start in range(0, len(result), CHUNK):
             self._fill(result[start : start + CHUNK], [column[start : start + CHUNK] for column in columns])
@@ -207,7 +209,7 @@ class Predictor:
         def encode(part):
             if large:  # without the global lock of Python, but in threads of the library
                 return [encoding.ids for encoding in self.tokenizer.encode_batch_fast(part)]
-            return [self.tokenizer.encode(*row if isinstance(row, tuple) else [row]).ids for row in part]
+            return self._encode(part)
 
         def classify(batch):  # row numbers
             result[batch] = self._run([[texts[i] for i in batch] for texts in ids])
@@ -221,6 +223,10 @@ class Predictor:
             batches.append(order[start : start + max(1, BATCH // sizes[order[start]])])
             start += len(batches[-1])
         list(each(classify, batches))
+
+    def _encode(self, texts: list) -> list[list[int]]:
+        """The token ids of texts, or of pairs of them, in this thread."""
+        return [self.tokenizer.encode(*row if isinstance(row, tuple) else [row]).ids for row in texts]
 
     def _run(self, ids: list):
         """Of each text of a row a list of token ids of all rows -> probabilities (B, C)."""
