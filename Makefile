@@ -49,8 +49,8 @@ torture: .venv/installed-test .venv/installed-test-optional
 bench: .venv/installed-bench
 	for name in distillation dumping finetuning prediction predictor serving scaling; do \
 	    $(PY) -m bench.$$name $(BENCH) || exit 1; done
-	for name in dumping finetuning; do \
-	    $(PY) -m bench.$$name --family modernbert $(BENCH) || exit 1; done
+	for name in dumping finetuning; do for family in albert modernbert; do \
+	    $(PY) -m bench.$$name --family $$family $(BENCH) || exit 1; done; done
 	$(PY) -m bench.table
 
 clean:

@@ -23,11 +23,11 @@ def parse_args(doc: str, argv=None, *, rows: tuple[int, int, int], add=None) -> 
     arg("--valid", default="data/sample/valid.tsv", metavar="FILE", help=".tsv (default: %(default)s)")
     arg("--tokenizer", metavar="DIR", help="the student's; default: one trained on --train")
     arg("--checkpoint", metavar="DIR|ID",
-        help="the teacher's; default: an ELECTRA, 6 layers, 256 wide, of random weights, which are as fast")
+        help="the teacher's (default: models/encoder)")
     # amount
     form = p.add_mutually_exclusive_group()
     form.add_argument("--tiny", dest="form", action="store_const", const="tiny", default="short",
-                      help="seconds: a new teacher has one layer; the figures mean nothing")
+                      help="seconds: the default teacher keeps one layer; the figures mean nothing")
     form.add_argument("--long", dest="form", action="store_const", const="long", help="more rows and rounds")
     arg("--rows", type=flags.count, metavar="N", help="of --train: the first N, repeated if it has fewer "
         f"(default: {rows[1]:,}; tiny {rows[0]:,}, long {rows[2]:,})")
@@ -48,8 +48,9 @@ def parse_args(doc: str, argv=None, *, rows: tuple[int, int, int], add=None) -> 
 
 def add_family(arg) -> None:
     """--family, of a comparison whose result then has another name (common.name_of)."""
-    arg("--family", default="electra", choices=["electra", "modernbert"],
-        help="of the default teacher; only transformers builds a modernbert (default: %(default)s)")
+    arg("--family", default="electra", choices=["electra", "albert", "modernbert"],
+        help="of the default teacher, models/encoder; albert has its weights too, modernbert random ones; "
+             "only transformers builds these two (default: %(default)s)")
 
 
 def settle(args: argparse.Namespace) -> argparse.Namespace:

@@ -13,6 +13,7 @@ import itertools
 import json
 import os
 import platform
+import re
 import statistics
 import subprocess
 import sys
@@ -306,7 +307,7 @@ def material(args, folder: Path, teacher: bool = True, small_head: bool = False)
         valid = valid.take(range(min(64, len(valid))))
     rows = rows.take([i % len(rows) for i in range(args.rows)])
     task = tasks.Classification.survey([*(rows.answers or ()), *(valid.answers or ())], args.train)
-    tokenizer = args.tokenizer or trained_tokenizer(args, folder / "tokenizer", "bpe")
+    tokenizer = args.tokenizer or trained_tokenizer(args, folder / "tokenizer")
     made = Material(folder, folder / "train.tsv", folder / "valid.tsv", rows.texts,
                     rows.targets(task, every_row=True)[0].tolist(), task.names, Path(tokenizer))
     made.write(args.rows, "train")
@@ -320,46 +321,66 @@ def material(args, folder: Path, teacher: bool = True, small_head: bool = False)
     return made
 
 
-def trained_tokenizer(args, folder: Path, kind: str) -> Path:
-    call(train_tokenizer, "--data", args.train, "--output-dir", folder, "--type", kind)
+def trained_tokenizer(args, folder: Path) -> Path:
+    call(train_tokenizer, "--data", args.train, "--output-dir", folder)
     return folder / "vocab_size_3000"
 
 
 def published(args, made: Material, small_head: bool) -> Path:
-    """A published folder with a head for these labels: of --checkpoint, or an ELECTRA of random weights, or a
-    ModernBERT of about its size if --family says so."""
+    """A published folder with a head for these labels: of --checkpoint, by default models/encoder, in the
+    form that --family wants."""
     transformers, folder = peer("transformers"), made.folder / "published"
     torch.manual_seed(0)
     labels = {"num_labels": len(made.names), "id2label": dict(enumerate(made.names)),
               "label2id": {name: i for i, name in enumerate(made.names)}}
-    if args.checkpoint:
-        model, report = transformers.AutoModelForSequenceClassification.from_pretrained(
-            args.checkpoint, output_loading_info=True, **labels)
-        fresh = bool(report["missing_keys"])
-        tokenizer = transformers.AutoTokenizer.from_pretrained(args.checkpoint)
-    else:  # ELECTRA's own tokenizer is WordPiece, whatever the student's
-        vocab = trained_tokenizer(args, made.folder / "wordpiece", "wordpiece") / "vocab.txt"
-        folder.mkdir()
-        (folder / "vocab.txt").write_bytes(vocab.read_bytes())
-        (folder / "tokenizer_config.json").write_text(json.dumps(
-            {"do_lower_case": False, "strip_accents": False, "tokenizer_class": "ElectraTokenizer"}), "utf-8")
-        tokenizer = transformers.AutoTokenizer.from_pretrained(folder)
-        family, sizes = "Electra", {"embedding_size": 128, "intermediate_size": 1024}
-        if getattr(args, "family", "electra") == "modernbert":
-            family, sizes = "ModernBert", {"intermediate_size": 640, "pad_token_id": tokenizer.pad_token_id}
-            tokenizer.model_input_names = ["input_ids", "attention_mask"]
-        config = getattr(transformers, f"{family}Config")(
-            vocab_size=len(tokenizer), hidden_size=256, num_hidden_layers=1 if args.tiny else 6,
-            num_attention_heads=4, **sizes, **labels,
-            initializer_range=0.05)  # at 0.02 all texts would get nearly the same logits
-        model = getattr(transformers, f"{family}ForSequenceClassification")(config)
-        fresh = True
-    if fresh and not small_head:
+    checkpoint = args.checkpoint or str(finetune_teacher.ENCODER)
+    fewer = {"num_hidden_layers": 1} if args.tiny and not args.checkpoint else {}
+    model, report = transformers.AutoModelForSequenceClassification.from_pretrained(
+        checkpoint, output_loading_info=True, dtype=torch.float32, **labels, **fewer)
+    tokenizer = transformers.AutoTokenizer.from_pretrained(checkpoint)
+    family = getattr(args, "family", "electra")
+    if family == "albert":
+        model = as_albert(model)
+    elif family == "modernbert":
+        tokenizer.model_input_names = ["input_ids", "attention_mask"]
+        model = transformers.ModernBertForSequenceClassification(transformers.ModernBertConfig(
+            vocab_size=len(tokenizer), hidden_size=256, num_hidden_layers=model.config.num_hidden_layers,
+            num_attention_heads=4, intermediate_size=640, pad_token_id=tokenizer.pad_token_id, **labels,
+            initializer_range=0.05))  # at 0.02 all texts would get nearly the same logits
+    if not small_head and (report["missing_keys"] or family != "electra"):
         *_, last = (module for module in model.modules() if isinstance(module, nn.Linear))
         nn.init.normal_(last.weight)
     model.save_pretrained(folder)
     tokenizer.save_pretrained(folder)
     return folder
+
+
+def as_albert(electra):
+    """An ELECTRA of transformers as an ALBERT: the same encoder, but only transformers builds this family.
+
+    ALBERT shares its weights within a group of layers; with a group for each layer both compute the same. Its
+    pooler and head are new.
+    """
+    transformers, shape = peer("transformers"), electra.config
+    keep = ("vocab_size", "embedding_size", "hidden_size", "num_hidden_layers", "num_attention_heads",
+            "intermediate_size", "hidden_act", "hidden_dropout_prob", "attention_probs_dropout_prob",
+            "max_position_embeddings", "type_vocab_size", "layer_norm_eps", "pad_token_id", "id2label",
+            "label2id")
+    albert = transformers.AlbertForSequenceClassification(transformers.AlbertConfig(
+        **{name: getattr(shape, name) for name in keep}, num_hidden_groups=shape.num_hidden_layers,
+        classifier_dropout_prob=0.1))
+    layer = r"encoder\.layer\.(\d+)\."
+    names = ((r"embeddings_project", r"encoder.embedding_hidden_mapping_in"),
+             (layer + r"attention\.(?:self|output)\.", r"\1.attention."),
+             (layer + r"intermediate\.dense", r"\1.ffn"), (layer + r"output\.dense", r"\1.ffn_output"),
+             (layer + r"output\.LayerNorm", r"\1.full_layer_layer_norm"),
+             (r"^(\d+)", r"encoder.albert_layer_groups.\1.albert_layers.0"))
+    weights = electra.electra.state_dict()
+    for pattern, name in names:
+        weights = {re.sub(pattern, name, key): value for key, value in weights.items()}
+    missing, unexpected = albert.albert.load_state_dict(weights, strict=False)
+    assert set(missing) <= {"pooler.weight", "pooler.bias"} and not unexpected, (missing, unexpected)
+    return albert
 
 
 def peer(name: str):

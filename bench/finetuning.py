@@ -1,17 +1,17 @@
 """finetune_teacher.py against transformers.Trainer: the same model, epochs, rates and rows per step.
 
     python -m bench.finetuning                                            # the sample, minutes
-    python -m bench.finetuning --family modernbert                        # a teacher by transformers
+    python -m bench.finetuning --family albert                            # a teacher by transformers
     python -m bench.finetuning --long --train train.tsv --valid valid.tsv --checkpoint koreview-electra
 
 The Trainer has DataCollatorWithPadding and its defaults otherwise, float32. finetune_teacher.py fills batches
 by tokens; the Trainer's batch size is the mean number of rows that gives. Only training is timed, without
 encoding and validation. Speed counts at equal accuracy: the comparison fails if the 95 % interval of the
-paired difference on --valid lies below zero. A teacher of random weights learns nothing from the sample in
-one epoch: there the result says so. Give a checkpoint and data to compare accuracies.
+paired difference on --valid lies below zero. --family modernbert has random weights and learns nothing from
+the sample in one epoch: there the result says so.
 
 writes  RESULTS/finetune-fp32.json, and finetune-bf16.json where finetune_teacher.py chooses bf16 here; with
-        --family modernbert finetune-modernbert-…
+        --family albert finetune-albert-…
 """
 
 import bench
