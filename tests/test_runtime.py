@@ -311,6 +311,8 @@ def test_a_run_that_was_interrupted_in_any_step_continues_with_the_same_bits(fol
 
 
 def test_a_second_signal_stops_at_once(folder):
+    signal.signal(signal.SIGINT, signal.default_int_handler)  # a shell's background jobs ignore it
+
     def twice(run):
         if run.at["step"] == 3:
             signal.raise_signal(signal.SIGINT)
