@@ -149,9 +149,12 @@ def embeddings_source(source: str, data: TrainingSet, args) -> Teacher | None:
     if teacher is None and len(set(args.embeddings)) > 1:
         raise UserError("--embeddings teacher: no teacher.pt among the teachers; leave teacher out" +
                         (", or name it with --teacher" if data.logits and not files else ""))
-    if teacher is None and data.teachers:
+    if teacher is None and len(files) < len(data.teachers):
         runtime.warn("the teacher.pt of the logits is not there, so embeddings start at random; name it with "
                      "--teacher to start from its")
+    elif teacher is None and files:
+        runtime.warn("no Transformer is among the teachers, so embeddings start at random; --embeddings "
+                     "models/encoder would start from those of the encoder that ships")
     return teacher
 
 

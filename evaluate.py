@@ -234,10 +234,11 @@ def write_errors(path: str, task, target, results: list[dict], examples: Example
 
 
 def text_keys(examples: Examples) -> list:
-    """What makes two rows the same text: the text, or the pair, without blanks around."""
-    texts = [text.strip() for text in examples.texts]
-    return (texts if examples.texts2 is None
-            else list(zip(texts, map(str.strip, examples.texts2), strict=True)))
+    """What makes two rows the same text: the words of the text, or of the pair. data.prepare writes blanks in
+    place of tabs and line breaks."""
+    texts, *second = ([" ".join(text.split()) for text in column]
+                      for column in (examples.texts, examples.texts2) if column is not None)
+    return list(zip(texts, *second, strict=True))
 
 
 def main(args):

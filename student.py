@@ -573,7 +573,8 @@ class Student(nn.Module):
                 raise ValueError(f"texts has {len(columns[0])} rows, texts2 has {len(columns[1])}")
         if self.pairs not in (None, texts2 is not None):
             raise StudentError("this student reads pairs of texts; texts2 is missing" if self.pairs else
-                               "this student reads single texts, not pairs; leave out texts2")
+                               "this student reads single texts, not pairs; leave out texts2, in a file the "
+                               "column text2")
         if texts2 is not None and self.config.pair is None:
             columns = [list(zip(*columns, strict=True))]  # the tokenizer joins them
         return self._run(columns, max_tokens, precision, self, len(self.label_names),

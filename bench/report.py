@@ -290,7 +290,7 @@ def draw(test: dict, parts: list[Section], path: Path) -> None:
 
     arms = {arm: [by_arm[arm] for by_arm in part.students.values() if arm in by_arm]
             for part in parts if part.students for arm in part.arms}
-    int8 = {f"{part.arms[-1]}, int8": [rounded for _, rounded in part.files.values()]
+    int8 = {f"{' / '.join(part.arms[1:] or part.arms)}, int8": [rounded for _, rounded in part.files.values()]
             for part in parts if part.files}
     others = {name: each for part in parts for name, each in part.teachers.items()} | parts[0].baselines
     figure, axes = pyplot.subplots(figsize=(9, 6.5), layout="constrained")

@@ -161,7 +161,7 @@ class Survey:
         lines_alone = len(part.header) == 1 and not self.path.lower().removesuffix(".gz").endswith(".csv")
         for row, (text, text2, line) in enumerate(
                 zip(part.texts, part.texts2 or part.texts, part.lines, strict=True), self.rows):
-            key = text.strip(), text2.strip()
+            key = " ".join(text.split()), " ".join(text2.split())
             if not all(key):
                 self.blank += 1
                 self.first_blank = self.first_blank or f"{self.path}:{line}"

@@ -22,7 +22,10 @@ def parse_args(argv=None):
     p.add_argument("onnx", metavar="FILE.onnx")
     p.add_argument("text", nargs="*",
                    help="texts to classify, of pairs two by two; default: one per line of standard input")
-    return p.parse_args(argv)
+    args, unknown = p.parse_known_args(argv)
+    if unknown:
+        p.error(f"no flag is called {unknown[0]}; put -- before texts that begin with a dash")
+    return args
 
 
 if __name__ == "__main__":

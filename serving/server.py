@@ -269,10 +269,11 @@ def columns_of(body: bytes, predictor, args) -> list[list[str]]:
         try:
             checked(column, name)
         except ValueError as error:  # a lone surrogate
-            raise HTTPException(422, str(error)) from None
+            place = f"{name}[0]", name
+            raise HTTPException(422, str(error) if first == "texts" else str(error).replace(*place)) from None
         for row, text in enumerate(column):
             if len(text) > args.max_characters:
-                at = name if name in ("text", "text2") else f"{name}[{row}]"
+                at = f"{name}[{row}]" if first == "texts" else name
                 raise HTTPException(413, f"{at} has {len(text)} characters; at most {args.max_characters}")
     return columns
 

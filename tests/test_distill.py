@@ -449,7 +449,8 @@ def test_embeddings_start_from_a_published_encoder(here, capsys):
 
 def test_a_student_that_teaches_has_no_embeddings_to_start_from(here, capsys):
     for flags, told in (("students/tiny/student.pt teacher/teacher.pt", "embeddings from the teacher"),
-                        ("students/tiny/student.pt", "start at random")):
+                        ("students/tiny/student.pt", "no Transformer is among the teachers, so embeddings "
+                         "start at random")):
         run("dump_logits", f"--teacher {flags} --data train.tsv unlabeled.tsv --overwrite")
         capsys.readouterr()
         train(f"{TAUGHT} {QUICK} --overwrite")

@@ -258,9 +258,9 @@ def unseen_accuracy(path, data, seen):
 
 
 def test_seen_texts_are_counted_and_left_out_of_unseen(case, capsys):
-    """Over several files, with blanks around, whatever their labels; a part of a text is not the text."""
+    """Over several files, with other blanks, whatever their labels; a part of a text is not the text."""
     seen = {text for text, _ in case[:25:2] + case[40:]}
-    write_rows(Path("train.tsv"), [(f"  {text} ", "other") for text, _ in case[:25:2]]
+    write_rows(Path("train.tsv"), [(f"  {text.replace(' ', '  ')} ", "other") for text, _ in case[:25:2]]
                + [(case[30][0][:-1], "neg")])
     write_rows(Path("more.tsv"), case[40:] + case[40:], "text")
     flags = ["one.pt", "two.pt", "--data", "data.tsv", "--seen", "train.tsv", "more.tsv"]

@@ -61,7 +61,7 @@ def test_the_first_ten_labels_are_shown_and_the_rest_counted(cwd):
 
 
 def test_lines_are_those_of_the_file_where_texts_have_line_breaks(cwd):
-    (cwd / "a.csv").write_text('text,label\n"가\n나",0\n"다\n라",1\n"",1\n"다\n라",0\n', encoding="utf-8")
+    (cwd / "a.csv").write_text('text,label\n"가\n나",0\n"다\n라",1\n"",1\n다  라,0\n', encoding="utf-8")
     assert look.files([survey("a.csv")], ())[1] == \
         "  texts: 1 blank (first at a.csv:6), 1 duplicate (first at a.csv:7)"
 

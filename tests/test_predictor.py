@@ -276,6 +276,9 @@ def test_arguments_and_lines_are_answered(graph, capsys, monkeypatch):
     with pytest.raises(PredictorError, match=r"line 2 .*UTF-8"):
         said(capsys, graph)
     assert capsys.readouterr().out.splitlines() == ["\t".join(expected[0])]
+    with pytest.raises(SystemExit) as stopped:
+        said(capsys, graph, "-별로")
+    assert stopped.value.code == 2 and "put -- before" in capsys.readouterr().err
 
 
 def test_pairs_are_arguments_two_by_two_or_lines_with_a_tab(tmp_path, capsys, monkeypatch):

@@ -119,7 +119,7 @@ def test_the_answers_are_those_of_predictor(folder, task):
                                  ({"texts": ["단어5"], "text2": "단어5"}, "text2"),
                                  ({"texts": ["단어5"], "texts2": ["단어5"] * 2}, "1 rows", "2"),
                                  ({"text": "단어5", "text2": 7}, "text2: not a string"),
-                                 ({"text": "단어5", "text2": "\ud800"}, "text2", "surrogate"),
+                                 ({"text": "단어5", "text2": "\ud800"}, "text2 has a lone surrogate"),
                                  ({"text": "단어5", "text2": "x" * 1501}, "text2", "1501")):
                 status, answer, _ = ask(port, body)
                 assert status in (413, 422) and all(word in answer["error"] for word in words), answer
@@ -157,7 +157,7 @@ BAD = [  # status, words of the line, body, what else ask() takes
     (422, "texts[2]: not a string", {"texts": ["단어5", "", 3, 4]}),
     (422, "texts[1]: not a string", {"texts": ["단어5", None]}),
     (422, "texts[0]: not a string", {"texts": [["단어5"]]}),
-    (422, "surrogate", {"text": "\ud800"}),
+    (422, "text has a lone surrogate", {"text": "\ud800"}),
     (422, "texts[1] has a lone surrogate", {"texts": ["단어5", "단어\udfff"]}),
     (422, "empty", {"texts": []}),
     (422, "either text or texts", {"text": "단어5", "texts": ["단어5"]}),
