@@ -639,7 +639,7 @@ def test_base_with_its_tokenizer_is_under_1_6_megabytes():
     assert 391_170 * 4 < len(Student(config, word_tokenizer(3000), ["0", "1"]).to_bytes()) < 1_600_000
 
 
-# Of "이 영화 진짜 재밌다", "돈이 아깝다", "" (column "1"), as at the commits that trained: cbea99c, 002a875.
+# Column "1" of "이 영화 진짜 재밌다", "돈이 아깝다", "", as at cbea99c and 002a875, which trained them.
 RELEASED = {"base": [0.9664173, 0.0224507, 0.5697226],
             "small": [0.9610812, 0.0185558, 0.5080944],
             "tiny": [0.965807, 0.0240958, 0.5060227]}
