@@ -38,6 +38,8 @@ def parse_args(doc: str, argv=None, *, rows: tuple[int, int, int], add=None) -> 
     if add is not None:
         add(arg)
     args = p.parse_args(argv)
+    if args.checkpoint and getattr(args, "family", "electra") != "electra":
+        p.error("--family changes the default teacher; leave out --checkpoint")
     args.tiny = args.form == "tiny"
     args.rows = args.rows or dict(zip(FORMS, rows, strict=True))[args.form]
     args.rounds = args.rounds or FORMS[args.form]

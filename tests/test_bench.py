@@ -275,6 +275,13 @@ def test_forms():
             parse(*wrong)
 
 
+def test_a_family_is_that_of_the_default_teacher(capsys):
+    assert dumping.parse_args(["--family", "albert"]).family == "albert"
+    with pytest.raises(SystemExit) as stopped:
+        dumping.parse_args(["--family", "albert", "--checkpoint", "x"])
+    assert stopped.value.code == 2 and "leave out --checkpoint" in capsys.readouterr().err
+
+
 @pytest.mark.skipif(not hasattr(os, "sched_setaffinity"), reason="Linux")
 def test_a_comparison_keeps_to_its_cores():
     code = ("import bench, os; bench.settle(bench.parse_args('', ['--cores', '1'], rows=(1, 1, 1)));"
