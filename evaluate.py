@@ -233,14 +233,6 @@ def write_errors(path: str, task, target, results: list[dict], examples: Example
     return len(rows)
 
 
-def text_keys(examples: Examples) -> list:
-    """What makes two rows the same text: the words of the text, or of the pair. data.prepare writes blanks in
-    place of tabs and line breaks."""
-    texts, *second = ([" ".join(text.split()) for text in column]
-                      for column in (examples.texts, examples.texts2) if column is not None)
-    return list(zip(texts, *second, strict=True))
-
-
 def main(args):
     device = runtime.pick_device(args.device)
     examples = read_examples(args.data, *tasks.columns(args))
@@ -253,8 +245,8 @@ def main(args):
         part = read_examples(file, args.text_column, args.text2_column, False)
         if (part.texts2 is None) != (examples.texts2 is None):
             raise UserError(f"{file} and {args.data} disagree: only one has a text2 column")
-        seen.update(text_keys(part))
-    unseen = torch.tensor([key not in seen for key in text_keys(examples)])
+        seen.update(part.words())
+    unseen = torch.tensor([key not in seen for key in examples.words()])
     task, target, results = assess(args, examples, device)
     score(task, target, results, unseen if args.seen else torch.zeros(0, dtype=torch.bool))
 

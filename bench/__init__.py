@@ -37,8 +37,9 @@ def parse_args(doc: str, argv=None, *, rows: tuple[int, int, int], add=None) -> 
     arg("--results", metavar="DIR", help="default: bench/results; with --tiny nothing is written")
     if add is not None:
         add(arg)
+    p.set_defaults(family="electra")  # of comparisons without add_family too
     args = p.parse_args(argv)
-    if args.checkpoint and getattr(args, "family", "electra") != "electra":
+    if args.checkpoint and args.family != "electra":
         p.error("--family changes the default teacher; leave out --checkpoint")
     args.tiny = args.form == "tiny"
     args.rows = args.rows or dict(zip(FORMS, rows, strict=True))[args.form]

@@ -229,7 +229,7 @@ def command(argv: list[str]) -> str:
 
 
 def name_of(what: str, args, precision: str) -> str:
-    """Of a result: dump-fp32, or dump-modernbert-fp32 of the family that --family chose."""
+    """Of a result: dump-fp32, or dump-albert-fp32 of the family that --family chose."""
     return "-".join([what, *[args.family] * (args.family != "electra"), precision])
 
 
@@ -338,16 +338,15 @@ def published(args, made: Material, small_head: bool) -> Path:
     model, report = transformers.AutoModelForSequenceClassification.from_pretrained(
         checkpoint, output_loading_info=True, dtype=torch.float32, **labels, **fewer)
     tokenizer = transformers.AutoTokenizer.from_pretrained(checkpoint)
-    family = getattr(args, "family", "electra")
-    if family == "albert":
+    if args.family == "albert":
         model = as_albert(model)
-    elif family == "modernbert":
+    elif args.family == "modernbert":
         tokenizer.model_input_names = ["input_ids", "attention_mask"]
         model = transformers.ModernBertForSequenceClassification(transformers.ModernBertConfig(
             vocab_size=len(tokenizer), hidden_size=256, num_hidden_layers=model.config.num_hidden_layers,
             num_attention_heads=4, intermediate_size=640, pad_token_id=tokenizer.pad_token_id, **labels,
             initializer_range=0.05))  # at 0.02 all texts would get nearly the same logits
-    if not small_head and (report["missing_keys"] or family != "electra"):
+    if not small_head and (report["missing_keys"] or args.family != "electra"):
         *_, last = (module for module in model.modules() if isinstance(module, nn.Linear))
         nn.init.normal_(last.weight)
     model.save_pretrained(folder)

@@ -1,13 +1,13 @@
 """dump_logits.py against a transformers loop: batches of 32 in file order, padded per batch, float32.
 
     python -m bench.dumping                                               # the sample, minutes
-    python -m bench.dumping --family modernbert                           # a teacher by transformers
+    python -m bench.dumping --family albert                               # a teacher by transformers
     python -m bench.dumping --long --train train.tsv --checkpoint koreview-electra
 
 Both sides read the file, load the teacher, encode, run and save a tensor; all of that is timed.
 
 writes  RESULTS/dump-fp32.json, and dump-bf16.json where dump_logits.py chooses bf16 here; with
-        --family modernbert dump-modernbert-…
+        --family albert dump-albert-…
 """
 
 import bench

@@ -16,7 +16,7 @@ from bench import baselines
 from bench.common import CPU
 from data.examples import read_examples
 from dump_logits import load
-from evaluate import columns_of, run_model, text_keys
+from evaluate import columns_of, run_model
 from runtime import UserError
 from student import SIZES, Student, widths
 from tasks import Classification, judge
@@ -78,8 +78,8 @@ class Runs:
         self.task = Classification(self.lines[0]["names"] if self.lines else names)
         self.examples, self.results = read_examples(args.data), {}
         self.target, _ = self.examples.targets(self.task, every_row=True)
-        keys = text_keys(self.examples)
-        seen = {key for file in args.seen for key in text_keys(read_examples(file, label_column=False))}
+        keys = self.examples.words()
+        seen = {key for file in args.seen for key in read_examples(file, label_column=False).words()}
         lengths = torch.tensor([len(text) for text in self.examples.texts])
         test = {"kind": "test", "data": Path(args.data).name, "rows": len(keys), "names": self.task.names,
                 "texts": self.examples.fingerprint(), "labels": self.target,

@@ -60,6 +60,12 @@ class Examples:
                                      (self.texts, self.texts2, self.answers, self.ids, self.lines)),
                         self.column, self.header)
 
+    def words(self) -> list[tuple[str, ...]]:
+        """What makes two rows the same text, or the same pair: the words. data.prepare writes blanks in place
+        of tabs and line breaks."""
+        columns = [self.texts] if self.texts2 is None else [self.texts, self.texts2]
+        return list(zip(*([" ".join(text.split()) for text in column] for column in columns), strict=True))
+
     def cells(self) -> dict[str, str]:
         """{answer: FILE:LINE where it first stands}, empty ones aside."""
         found = {}
@@ -159,9 +165,8 @@ class Survey:
         for cell, place in part.cells().items():
             self.cells.setdefault(cell, place)
         lines_alone = len(part.header) == 1 and not self.path.lower().removesuffix(".gz").endswith(".csv")
-        for row, (text, text2, line) in enumerate(
-                zip(part.texts, part.texts2 or part.texts, part.lines, strict=True), self.rows):
-            key = " ".join(text.split()), " ".join(text2.split())
+        for row, (key, text, line) in enumerate(
+                zip(part.words(), part.texts, part.lines, strict=True), self.rows):
             if not all(key):
                 self.blank += 1
                 self.first_blank = self.first_blank or f"{self.path}:{line}"

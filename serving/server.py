@@ -269,8 +269,8 @@ def columns_of(body: bytes, predictor, args) -> list[list[str]]:
         try:
             checked(column, name)
         except ValueError as error:  # a lone surrogate
-            place = f"{name}[0]", name
-            raise HTTPException(422, str(error) if first == "texts" else str(error).replace(*place)) from None
+            reason = str(error) if first == "texts" else str(error).replace(f"{name}[0]", name)  # no list
+            raise HTTPException(422, reason) from None
         for row, text in enumerate(column):
             if len(text) > args.max_characters:
                 at = f"{name}[{row}]" if first == "texts" else name
